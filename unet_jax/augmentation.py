@@ -1,0 +1,136 @@
+"""The augmentation of the paper (Sect. 3.1): elastic deformation, rotation, shift, mirror, grey values.
+
+The tile's coordinates in the image are built once; image, labels and weights are then sampled
+there, one gather each, mirrored outside of the image. A strength of 0 switches a part off, and with
+all of them off the tile is the middle of the image, bit for bit.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+
+def augment(
+    key: jax.Array,
+    example: dict[str, jax.Array],
+    *,
+    tile_side: int,
+    context: int,
+    elastic: float,
+    rotation: float,
+    shift: float,
+    mirror: float,
+    contrast: float,
+    brightness: float,
+) -> dict[str, jax.Array]:
+    """One augmented training tile out of one image.
+
+    Args:
+      key: random key.
+      example: `image` float32 [H, W, C], normalised; `labels` int32 [H, W]; `weights` float32
+        [H, W]; `size` int32 [2], the height and width that are in use if the arrays were
+        padded at their end.
+      tile_side: pixels, side of the network's input.
+      context: pixels that the network's output is smaller on each side.
+      elastic: pixels, see `elastic_displacement`.
+      rotation: degrees; the angle is uniform in [-rotation, rotation].
+      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle.
+      mirror: probability of a mirrored tile.
+      contrast: standard deviation of the factor on the grey values, around 1.
+      brightness: standard deviation of what is added to them, in standard deviations of the image.
+
+    Returns:
+      `image` float32 [tile_side, tile_side, C]; `labels` and `weights` for the network's output,
+      [tile_side - 2 context, tile_side - 2 context].
+    """
+    geometry_key, grey_key = jax.random.split(key)
+    coordinates = tile_coordinates(
+        geometry_key,
+        example["size"],
+        tile_side=tile_side,
+        elastic=elastic,
+        rotation=rotation,
+        shift=shift,
+        mirror=mirror,
+    )
+    output = coordinates[:, context : tile_side - context, context : tile_side - context]
+    linear = jax.vmap(lambda channel: sample(channel, coordinates, order=1), -1, -1)
+    return {
+        "image": vary_grey_values(
+            grey_key, linear(example["image"]), contrast=contrast, brightness=brightness
+        ),
+        "labels": sample(example["labels"], output, order=0),
+        # As the labels: a weight belongs to the class of its pixel.
+        "weights": sample(example["weights"], output, order=0),
+    }
+
+
+def tile_coordinates(
+    key: jax.Array,
+    size: jax.Array,
+    *,
+    tile_side: int,
+    elastic: float,
+    rotation: float,
+    shift: float,
+    mirror: float,
+) -> jax.Array:
+    """Where in an image of `size` = int32 [2] (height, width) the pixels of a random tile lie.
+
+    Returns:
+      float32 [2, tile_side, tile_side], rows and columns in pixels, mirrored into the image without
+      repeating its edge.
+    """
+    elastic_key, rotation_key, shift_key, mirror_key = jax.random.split(key, 4)
+    centre = (tile_side - 1) / 2
+    pixels = jnp.arange(tile_side, dtype=jnp.float32) - centre
+    y, x = elastic_displacement(elastic_key, tile_side, elastic)
+    y, x = pixels[:, None] + y, pixels[None, :] + x
+
+    x = jnp.where(jax.random.bernoulli(mirror_key, mirror), -x, x)
+    angle = jnp.deg2rad(rotation * jax.random.uniform(rotation_key, minval=-1.0, maxval=1.0))
+    # Not a matrix product, which some accelerators compute in reduced precision.
+    y, x = jnp.cos(angle) * y - jnp.sin(angle) * x, jnp.sin(angle) * y + jnp.cos(angle) * x
+
+    # Whole pixels, so that a shift alone does not blur.
+    moved = jnp.round(shift * size * jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5))
+    origin = (size - tile_side) // 2 + moved
+    return jnp.stack(
+        [mirrored(y + centre + origin[0], size[0]), mirrored(x + centre + origin[1], size[1])]
+    )
+
+
+def elastic_displacement(key: jax.Array, tile_side: int, strength: float) -> jax.Array:
+    """Smooth deformation: Gaussian displacements on a 3x3 grid, bicubic in between (Sect. 3.1).
+
+    Args:
+      key: random key.
+      tile_side: pixels.
+      strength: pixels, standard deviation of the displacements at the nodes; the paper's is 10.
+
+    Returns:
+      float32 [2, tile_side, tile_side], pixels down and to the right.
+    """
+    grid = strength * jax.random.normal(key, (2, 3, 3))
+    return jax.image.resize(grid, (2, tile_side, tile_side), "cubic")
+
+
+def mirrored(coordinates: jax.Array, size: jax.Array) -> jax.Array:
+    """Coordinates in pixels mirrored into [0, size - 1], without repeating the edge."""
+    period = jnp.maximum(2 * (size - 1), 1)
+    coordinates = jnp.mod(coordinates, period)
+    return jnp.minimum(jnp.minimum(coordinates, period - coordinates), size - 1)
+
+
+def sample(array: jax.Array, coordinates: jax.Array, *, order: int) -> jax.Array:
+    """[H, W] at float32 [2, h, w] coordinates inside of it; order 0 nearest, 1 linear."""
+    return map_coordinates(array, list(coordinates), order=order, mode="nearest")
+
+
+def vary_grey_values(
+    key: jax.Array, image: jax.Array, *, contrast: float, brightness: float
+) -> jax.Array:
+    """A random factor and a random offset on a normalised image [H, W, C], the same for all of it."""
+    contrast_key, brightness_key = jax.random.split(key)
+    factor = 1 + contrast * jax.random.normal(contrast_key)
+    return image * factor + brightness * jax.random.normal(brightness_key)

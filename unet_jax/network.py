@@ -1,0 +1,119 @@
+"""The network of the paper (Sect. 2, Fig. 1): a contracting and an expanding path, no padding."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def context(depth: int) -> int:
+    """Pixels that one output pixel needs around it on each side: 92 at depth 5."""
+    return 6 * 2 ** (depth - 1) - 4
+
+
+def valid_input_sides(side: int, depth: int) -> list[int]:
+    """The input sides nearest to `side` that the network takes: itself, or one below and above.
+
+    A side is valid when every 2x2 max-pooling sees an even size: 16 k + 60 at depth 5, from 188 on.
+    """
+    grid = 2 ** (depth - 1)
+    smallest = 2 * context(depth) + min(grid, 4)
+    if side <= smallest:
+        return [smallest]
+    below = side - (side - smallest) % grid
+    return [side] if below == side else [below, below + grid]
+
+
+def he_normal(incoming_nodes: int) -> nn.initializers.Initializer:
+    """Gaussian with standard deviation sqrt(2 / N), N incoming nodes of one neuron (Sect. 3).
+
+    Not Flax's `he_normal`, which truncates the Gaussian and counts four times the incoming nodes of
+    a 2x2 up-convolution.
+    """
+    return nn.initializers.normal(stddev=math.sqrt(2 / incoming_nodes))
+
+
+class UNet(nn.Module):
+    """The U-Net of Fig. 1.
+
+    Call it with float images [N, H, W, C]; it returns float32 logits
+    [N, H - 2 context, W - 2 context, classes]: 572 -> 388 at depth 5. With `train=True` it needs a
+    random key named `dropout`. Raises ValueError for a height or width that cannot be halved
+    depth - 1 times.
+
+    Attributes:
+      width: channels of the first level; each level down has twice as many.
+      depth: number of levels, the lowest included.
+      classes: number of output channels.
+      dropout_rate: rate of the drop-out "at the end of the contracting path".
+      dtype: what the convolutions compute in; the parameters are float32.
+    """
+
+    width: int = 64
+    depth: int = 5
+    classes: int = 2
+    dropout_rate: float = 0.5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:  # noqa: D102
+        for name, side in zip(("height", "width"), images.shape[1:3], strict=True):
+            nearest = valid_input_sides(side, self.depth)
+            if side not in nearest:
+                raise ValueError(
+                    f"A U-Net of depth {self.depth} cannot take an input {name} of {side} pixels; "
+                    f"the nearest valid ones: {', '.join(map(str, nearest))}."
+                )
+
+        def conv3x3_relu(x, channels, name):
+            init = he_normal(9 * x.shape[-1])
+            conv = nn.Conv(
+                channels, (3, 3), padding="VALID", kernel_init=init, dtype=self.dtype, name=name
+            )
+            return nn.relu(conv(x))
+
+        def up_conv2x2(x, channels, name):
+            # An output pixel sees one input pixel, so N is the number of input channels.
+            init = he_normal(x.shape[-1])
+            return nn.ConvTranspose(
+                channels,
+                (2, 2),
+                (2, 2),
+                padding="VALID",
+                kernel_init=init,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+
+        x = images.astype(self.dtype)
+        skips = []
+        for level in range(1, self.depth + 1):
+            channels = self.width * 2 ** (level - 1)
+            x = conv3x3_relu(x, channels, f"contracting{level}_conv1")
+            x = conv3x3_relu(x, channels, f"contracting{level}_conv2")
+            if level >= self.depth - 1:
+                x = dropout(x)
+            if level < self.depth:
+                skips.append(x)
+                x = nn.max_pool(x, (2, 2), (2, 2))
+
+        for level in range(self.depth - 1, 0, -1):
+            channels = self.width * 2 ** (level - 1)
+            x = up_conv2x2(x, channels, f"expanding{level}_up")
+            x = jnp.concatenate([centre_crop(skips.pop(), x.shape[1:3]), x], axis=-1)
+            x = conv3x3_relu(x, channels, f"expanding{level}_conv1")
+            x = conv3x3_relu(x, channels, f"expanding{level}_conv2")
+
+        init = he_normal(x.shape[-1])
+        x = nn.Conv(self.classes, (1, 1), kernel_init=init, dtype=self.dtype, name="classes")(x)
+        return x.astype(jnp.promote_types(jnp.float32, self.dtype))
+
+
+def centre_crop(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The middle [N, height, width, C] of x [N, H, W, C] for `size` = (height, width)."""
+    top, left = (x.shape[1] - size[0]) // 2, (x.shape[2] - size[1]) // 2
+    return x[:, top : top + size[0], left : left + size[1], :]

@@ -1,0 +1,84 @@
+"""Training of the paper (Sect. 3): one compiled step from the images to the updated network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from unet_jax.augmentation import augment
+from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
+from unet_jax.network import UNet, context
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes from step to step; there is no random key in it."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def create_optimiser(
+    *, steps: int, peak_learning_rate: float, warmup_steps: int, momentum: float
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """SGD with momentum, and its learning rate: linear warm-up, then cosine decay to 0.
+
+    The momentum accumulates gradients before the learning rate multiplies them.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak_learning_rate, warmup_steps, steps)
+    return optax.sgd(schedule, momentum=momentum), schedule
+
+
+def create_train_state(
+    key: jax.Array, network: UNet, optimiser: optax.GradientTransformation, channels: int
+) -> TrainState:
+    """The state before the first step, for images of so many channels."""
+    side = 2 * context(network.depth) + 2 ** (network.depth - 1)
+    tile = jnp.zeros((1, side, side, channels))
+    params = jax.jit(network.init)(key, tile)["params"]
+    return TrainState(jnp.int32(0), params, optimiser.init(params))
+
+
+def make_train_step(
+    network: UNet,
+    optimiser: optax.GradientTransformation,
+    *,
+    tile_side: int,
+    augmentation: dict[str, float],
+) -> Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict]]:
+    """The compiled train_step(state, batch, key) -> (state, metrics).
+
+    A batch is a dict of examples as `augmentation.augment` takes them, each with a leading axis of
+    the batch. One call augments, computes loss and gradient, and updates; the state passed in is
+    used up. The metrics: `loss` (Eq. 1 per pixel) and `gradient_norm`, float32 scalars.
+    """
+
+    def train_step(state, batch, key):
+        augment_key, dropout_key = jax.random.split(key)
+
+        def augment_one(key, example):
+            return augment(
+                key, example, tile_side=tile_side, context=context(network.depth), **augmentation
+            )
+
+        tiles = jax.vmap(augment_one)(jax.random.split(augment_key, batch["image"].shape[0]), batch)
+
+        def loss(params):
+            logits = network.apply(
+                {"params": params}, tiles["image"], train=True, rngs={"dropout": dropout_key}
+            )
+            return mean_over_pixels(
+                *jax.vmap(weighted_cross_entropy)(logits, tiles["labels"], tiles["weights"])
+            )
+
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
