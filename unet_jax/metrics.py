@@ -20,8 +20,8 @@ class Score(NamedTuple):
     """A metric at its best threshold, and at all of them.
 
     Attributes:
-      value: the metric in [0, 1], the least of `values`.
-      threshold: the first of `thresholds` that gives it.
+      value: the metric, in [0, 1].
+      threshold: the first of `thresholds` that gives `value`.
       thresholds: a pixel is predicted to be cell where its probability exceeds the threshold.
       values: the metric at each threshold.
     """
@@ -63,8 +63,8 @@ def rand_error(labels: np.ndarray, probabilities: np.ndarray) -> Score:
         TP + FP = sum_{j>=1} (sum_i c_ij)^2 + c0
         TP + FN = sum_i (sum_{j>=0} c_ij)^2
 
-    Slices without a labelled cell have no pairs and add nothing; if no slice has one, the error
-    is 1.
+    A slice without a labelled cell has no pairs and adds nothing, while in Fiji it makes the error
+    of the whole stack 1 (0 / 0 pairs); here the error is 1 only if no slice has a labelled cell.
 
     Args:
       labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
@@ -94,14 +94,18 @@ def _checked_slices(labels, probabilities) -> Iterator[tuple[np.ndarray, np.ndar
     if labels.dtype.kind not in "bui":
         raise ValueError(f"Labels must be bool or integer, found {labels.dtype}.")
 
-    cell = labels.max()
-    for s, y, x in np.argwhere((labels != 0) & (labels != cell))[:1]:
+    cell = max(labels.flat[np.argmax(labels != 0)], 1)  # the first value that is not 0
+    wrong = np.argwhere((labels != 0) & (labels != cell))
+    if wrong.size:
+        s, y, x = wrong[0]
         raise ValueError(
             f"Labels must be 0 (membrane) or one other value (cell), here {cell}; slice {s} holds "
             f"{labels[s, y, x]} at row {y}, column {x}."
         )
-    # NaN compares false, and so is found too.
-    for s, y, x in np.argwhere(~((probabilities >= 0) & (probabilities <= 1)))[:1]:
+    # Negated, because NaN compares false.
+    wrong = np.argwhere(~((probabilities >= 0) & (probabilities <= 1)))
+    if wrong.size:
+        s, y, x = wrong[0]
         raise ValueError(
             f"Probabilities must lie in [0, 1]; slice {s} holds {probabilities[s, y, x]} at row "
             f"{y}, column {x}."
@@ -119,26 +123,29 @@ def _components(mask: np.ndarray) -> np.ndarray:
 
 
 def _contingency(truth: np.ndarray, segments: np.ndarray) -> sparse.csr_array:
-    """c_ij, the pixels in cell i >= 1 of the labels (row i - 1) and segment j >= 0 (column j)."""
+    """c_ij, the pixels in cell i of the labels and segment j; row 0, membrane, is left empty."""
     cell = truth > 0
-    pixels = (truth[cell] - 1, segments[cell])
-    # A dense table of a noisy prediction can exceed the memory. Converting adds up duplicates.
-    shape = (truth.max(), segments.max() + 1)
-    return sparse.coo_array((np.ones(len(pixels[0]), np.int64), pixels), shape).tocsr()
+    ones = np.ones(np.count_nonzero(cell), np.int64)
+    shape = (truth.max() + 1, segments.max() + 1)
+    # Sparse, since noise has too many segments for a dense table. tocsr adds up equal (i, j).
+    return sparse.coo_array((ones, (truth[cell], segments[cell])), shape).tocsr()
 
 
 def _pair_counts(contingency: sparse.csr_array) -> tuple[int, int, int]:
     """TP, TP + FP and TP + FN of the Rand error."""
-    alone, *segments = contingency.sum(axis=0)
+    cells, segments = contingency.sum(axis=1), contingency.sum(axis=0)
+    alone = segments[0]
     true_positives = np.sum(contingency[:, 1:].data ** 2) + alone
-    return true_positives, np.sum(np.square(segments)) + alone, np.sum(contingency.sum(axis=1) ** 2)
+    return true_positives, np.sum(segments[1:] ** 2) + alone, np.sum(cells**2)
 
 
 def _f_scores(counts: np.ndarray, undefined: float) -> np.ndarray:
-    """F of TP, TP + FP and TP + FN [..., 3]; `undefined` where all are 0."""
-    true_positives, predicted, true = np.moveaxis(counts, -1, 0)
+    """F for each row (TP, TP + FP, TP + FN) of the counts [T, 3]; `undefined` where all are 0."""
+    true_positives, predicted, true = counts.T
     total = predicted + true
-    return np.where(total > 0, 2 * true_positives / np.where(total > 0, total, 1), undefined)
+    return np.divide(
+        2 * true_positives, total, out=np.full(total.shape, undefined), where=total > 0
+    )
 
 
 def _best(values: np.ndarray) -> Score:

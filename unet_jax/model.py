@@ -1,0 +1,25 @@
+"""A trained network with all that prediction needs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from unet_jax.network import UNet
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `unet_jax.load` returns and `unet_jax.predict_tiled` takes.
+
+    Attributes:
+      network: the architecture.
+      params: its parameters.
+      channels: channels of the images it was trained on.
+      percentiles: of the grey value normalisation, see `unet_jax.normalisation`.
+      description: the checkpoint's record: `step`, `config`, `class_names`, `versions`, ...
+    """
+
+    network: UNet
+    params: Any
+    channels: int
+    percentiles: tuple[float, float]
+    description: dict[str, Any]
