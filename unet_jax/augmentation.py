@@ -1,4 +1,4 @@
-"""The augmentation of the paper (Sect. 3.1): elastic deformation, rotation, shift, mirror, grey values.
+"""The augmentation of the paper (Sect. 3.1): deformation, rotation, shift, mirror, grey values.
 
 The tile's coordinates in the image are built once; image, labels and weights are then sampled
 there, one gather each, mirrored outside of the image. A strength of 0 switches a part off, and with
@@ -16,12 +16,12 @@ def augment(
     *,
     tile_side: int,
     context: int,
-    elastic: float,
-    rotation: float,
+    elastic_pixels: float,
+    rotation_degrees: float,
     shift: float,
-    mirror: float,
-    contrast: float,
-    brightness: float,
+    mirror_probability: float,
+    contrast_std: float,
+    brightness_std: float,
 ) -> dict[str, jax.Array]:
     """One augmented training tile out of one image.
 
@@ -32,12 +32,12 @@ def augment(
         padded at their end.
       tile_side: pixels, side of the network's input.
       context: pixels that the network's output is smaller on each side.
-      elastic: pixels, see `elastic_displacement`.
-      rotation: degrees; the angle is uniform in [-rotation, rotation].
+      elastic_pixels: see `elastic_displacement`.
+      rotation_degrees: the angle is uniform in plus or minus this; 180 is any.
       shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle.
-      mirror: probability of a mirrored tile.
-      contrast: standard deviation of the factor on the grey values, around 1.
-      brightness: standard deviation of what is added to them, in standard deviations of the image.
+      mirror_probability: of a mirrored tile.
+      contrast_std: standard deviation of the factor on the grey values, around 1.
+      brightness_std: standard deviation of what is added to them; the image has one of about 1.
 
     Returns:
       `image` float32 [tile_side, tile_side, C]; `labels` and `weights` for the network's output,
@@ -48,16 +48,19 @@ def augment(
         geometry_key,
         example["size"],
         tile_side=tile_side,
-        elastic=elastic,
-        rotation=rotation,
+        elastic_pixels=elastic_pixels,
+        rotation_degrees=rotation_degrees,
         shift=shift,
-        mirror=mirror,
+        mirror_probability=mirror_probability,
     )
     output = coordinates[:, context : tile_side - context, context : tile_side - context]
     linear = jax.vmap(lambda channel: sample(channel, coordinates, order=1), -1, -1)
     return {
         "image": vary_grey_values(
-            grey_key, linear(example["image"]), contrast=contrast, brightness=brightness
+            grey_key,
+            linear(example["image"]),
+            contrast_std=contrast_std,
+            brightness_std=brightness_std,
         ),
         "labels": sample(example["labels"], output, order=0),
         # As the labels: a weight belongs to the class of its pixel.
@@ -70,10 +73,10 @@ def tile_coordinates(
     size: jax.Array,
     *,
     tile_side: int,
-    elastic: float,
-    rotation: float,
+    elastic_pixels: float,
+    rotation_degrees: float,
     shift: float,
-    mirror: float,
+    mirror_probability: float,
 ) -> jax.Array:
     """Where in an image of `size` = int32 [2] (height, width) the pixels of a random tile lie.
 
@@ -84,11 +87,13 @@ def tile_coordinates(
     elastic_key, rotation_key, shift_key, mirror_key = jax.random.split(key, 4)
     centre = (tile_side - 1) / 2
     pixels = jnp.arange(tile_side, dtype=jnp.float32) - centre
-    y, x = elastic_displacement(elastic_key, tile_side, elastic)
+    y, x = elastic_displacement(elastic_key, tile_side, elastic_pixels)
     y, x = pixels[:, None] + y, pixels[None, :] + x
 
-    x = jnp.where(jax.random.bernoulli(mirror_key, mirror), -x, x)
-    angle = jnp.deg2rad(rotation * jax.random.uniform(rotation_key, minval=-1.0, maxval=1.0))
+    x = jnp.where(jax.random.bernoulli(mirror_key, mirror_probability), -x, x)
+    angle = jnp.deg2rad(
+        rotation_degrees * jax.random.uniform(rotation_key, minval=-1.0, maxval=1.0)
+    )
     # Not a matrix product, which some accelerators compute in reduced precision.
     y, x = jnp.cos(angle) * y - jnp.sin(angle) * x, jnp.sin(angle) * y + jnp.cos(angle) * x
 
@@ -128,9 +133,9 @@ def sample(array: jax.Array, coordinates: jax.Array, *, order: int) -> jax.Array
 
 
 def vary_grey_values(
-    key: jax.Array, image: jax.Array, *, contrast: float, brightness: float
+    key: jax.Array, image: jax.Array, *, contrast_std: float, brightness_std: float
 ) -> jax.Array:
-    """A random factor and a random offset on a normalised image [H, W, C], the same for all of it."""
+    """A normalised image [H, W, C] times a random factor, plus a random offset."""
     contrast_key, brightness_key = jax.random.split(key)
-    factor = 1 + contrast * jax.random.normal(contrast_key)
-    return image * factor + brightness * jax.random.normal(brightness_key)
+    factor = 1 + contrast_std * jax.random.normal(contrast_key)
+    return image * factor + brightness_std * jax.random.normal(brightness_key)

@@ -1,9 +1,15 @@
-"""The one exception that a user's input can cause."""
+"""The errors that are for the user: one line each, printed without a traceback."""
 
 
 class InputError(ValueError):
-    """An input file, setting or checkpoint that cannot be used; its text is one line for the user.
+    """An input file, setting or checkpoint that cannot be used; nothing has been written.
 
-    Raised before anything is written. The command line programs print the text and exit with
-    status 2.
+    The command line programs exit with status 2.
+    """
+
+
+class RunFailed(RuntimeError):
+    """A run that could not go on after its start; the last good checkpoint is intact.
+
+    The command line programs exit with status 1.
     """

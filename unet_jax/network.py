@@ -117,3 +117,9 @@ def centre_crop(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """The middle [N, height, width, C] of x [N, H, W, C] for `size` = (height, width)."""
     top, left = (x.shape[1] - size[0]) // 2, (x.shape[2] - size[1]) // 2
     return x[:, top : top + size[0], left : left + size[1], :]
+
+
+def init_params(key: jax.Array, network: UNet, channels: int):
+    """Random parameters for images of so many channels."""
+    side = valid_input_sides(0, network.depth)[0]
+    return network.init(key, jnp.zeros((1, side, side, channels)))["params"]

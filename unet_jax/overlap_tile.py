@@ -1,13 +1,12 @@
 """Overlap-tile prediction (Sect. 2, Fig. 2): an image of any size, mirrored at its border.
 
 Every output pixel is written by one tile that holds all of its context. Tile origins lie on the
-max-pooling grid, multiples of 2^(depth - 1), so that tiles and the whole image give the same result;
-the output side, 16 k + 4 at depth 5, is not such a multiple: the surplus is dropped.
+max-pooling grid, multiples of 2^(depth - 1), so that tiles and the whole image give the same
+result; the output side, 16 k + 4 at depth 5, is not such a multiple: the surplus is dropped.
 """
 
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
+from unet_jax.device import memory_bytes
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import grey_value_statistics, normalise
@@ -105,10 +105,11 @@ def choose_tile_side(network: UNet, height: int, width: int) -> int:
         tiles = math.ceil(height / step) * math.ceil(width / step)
         return math.ceil(tiles / batch) * batch * side**2
 
+    def fits(step):
+        return _tile_bytes(network, _side_of_step(step, network.depth)) <= memory_bytes() // 2
+
     # The smallest is always allowed: there is nothing else to try.
-    fitting = [
-        s for s in _STEPS if _tile_bytes(network, _side_of_step(s, network.depth)) <= _memory()
-    ]
+    fitting = [step for step in _STEPS if fits(step)]
     return _side_of_step(min(fitting or _STEPS[:1], key=input_pixels), network.depth)
 
 
@@ -116,12 +117,12 @@ def tiles_per_batch(network: UNet, tile_side: int) -> int:
     """Tiles that fill the device; one on a CPU, whose cores share one tile."""
     if jax.default_backend() == "cpu":
         return 1
-    fit = _memory() // _tile_bytes(network, tile_side)
+    fit = memory_bytes() // 2 // _tile_bytes(network, tile_side)
     return max(1, min(fit, _PIXELS_IN_FLIGHT // tile_side**2))
 
 
 def mirror_indices(start: int, stop: int, size: int) -> np.ndarray:
-    """int [stop - start]: where the pixels start ... stop - 1 of a mirrored line of `size` come from.
+    """Where the pixels start ... stop - 1 of a mirrored line of `size` pixels come from, int [n].
 
     The edge pixel is not repeated: 2 1 0 1 2 for start = -2.
     """
@@ -153,14 +154,6 @@ def _side_of_step(step, depth):
 
 def _tile_bytes(network, side):
     return _MAPS_ALIVE * side**2 * network.width * np.dtype(np.float32).itemsize
-
-
-def _memory():
-    """Bytes that prediction may take: half of the device's memory, whatever is in use now."""
-    statistics = jax.devices()[0].memory_stats()
-    if statistics is None:  # a CPU
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return statistics["bytes_limit"] // 2
 
 
 def _batched(items, size):

@@ -10,7 +10,7 @@ import optax
 
 from unet_jax.augmentation import augment
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
-from unet_jax.network import UNet, context, valid_input_sides
+from unet_jax.network import UNet, context, init_params
 
 
 @flax.struct.dataclass
@@ -37,9 +37,7 @@ def create_train_state(
     key: jax.Array, network: UNet, optimiser: optax.GradientTransformation, channels: int
 ) -> TrainState:
     """The state before the first step, for images of so many channels."""
-    side = valid_input_sides(0, network.depth)[0]
-    tile = jnp.zeros((1, side, side, channels))
-    params = jax.jit(network.init)(key, tile)["params"]
+    params = jax.jit(init_params, static_argnums=(1, 2))(key, network, channels)
     return TrainState(jnp.int32(0), params, optimiser.init(params))
 
 

@@ -22,7 +22,7 @@ def class_weights(labels: list[np.ndarray], classes: int) -> np.ndarray:
     Returns:
       float32 [classes]; 0, with a notice, for a class that does not occur.
     """
-    pixels = sum(np.bincount(l[l != IGNORED], minlength=classes) for l in labels)
+    pixels = sum(np.bincount(a[a != IGNORED], minlength=classes) for a in labels)
     for absent in np.flatnonzero(pixels == 0):
         logger.warning("Class %d does not occur in the training labels: its weight is 0.", absent)
     weights = pixels.sum() / (classes * np.maximum(pixels, 1))
@@ -63,8 +63,8 @@ def weight_map(
 def two_nearest_cells(instances: jax.Array, *, reach: int) -> tuple[jax.Array, jax.Array]:
     """Distance of each pixel to the nearest and to the second nearest cell.
 
-    In two passes, along rows and then along columns, each of which keeps the two nearest *different*
-    cells: a third one in a row cannot be among the nearest two of the plane. The cost depends on
+    In two passes, along rows and then along columns, each of which keeps the two nearest cells that
+    differ: a third one in a row cannot be among the nearest two of the plane. The cost depends on
     `reach`, not on the number of cells.
 
     Args:

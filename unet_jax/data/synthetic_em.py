@@ -4,6 +4,9 @@ They resemble the ISBI 2012 stack: pale cells between dark membranes, and dark o
 no membranes, which a threshold on the grey values cannot tell apart.
 """
 
+import cmath
+import math
+
 import numpy as np
 from scipy import ndimage as ndi
 
@@ -43,89 +46,92 @@ def _draw(rng, height, width):
     territories = _territories(rng, shape)
     borders = ndi.maximum_filter(territories, 2) != ndi.minimum_filter(territories, 2)
     # Where a membrane is cut obliquely it is wide, grey and blurred.
-    oblique = np.clip(_smooth_noise(rng, shape, 40) - 0.6, 0, 1.5)
-    half_width = 1.7 * np.exp(0.25 * _smooth_noise(rng, shape, 20)) + 3.5 * oblique
+    oblique = np.clip(_smooth_noise(rng, shape, 35) - 0.8, 0, 1)
+    half_width = 2 * np.exp(0.2 * _smooth_noise(rng, shape, 20)) + 5 * oblique
     cells = ndi.distance_transform_edt(~borders) > half_width
     pieces, _ = ndi.label(cells)
     instances, count = ndi.label(cells & (np.bincount(pieces.ravel()) >= 30)[pieces])
     depth = ndi.distance_transform_edt(instances)  # how far inside its cell a pixel is
 
-    grey = rng.normal(145, 12, count + 1)[instances]
-    grey += 6 * ndi.gaussian_filter(rng.standard_normal(shape), 2) * 7
+    texture = 70 * ndi.gaussian_filter(rng.standard_normal(shape), 1.2)
+    grey = rng.normal(155, 15, count + 1)[instances]
+    grey += rng.uniform(0.5, 1.5, count + 1)[instances] * texture
     _add_vesicles(rng, grey, instances, depth)
     _add_mitochondria(rng, grey, instances, depth)
-    membrane_grey = 60 + 12 * _smooth_noise(rng, shape, 15) + 15 * oblique
-    grey = np.where(instances > 0, grey, membrane_grey)
+    membrane_grey = 72 + 18 * _smooth_noise(rng, shape, 15) + 15 * oblique
+    grey = np.where(instances > 0, grey, membrane_grey + texture)
 
     sharp, blurred = ndi.gaussian_filter(grey, 0.8), ndi.gaussian_filter(grey, 2.5)
-    grey = sharp + np.minimum(oblique, 1) * (blurred - sharp)
+    grey = sharp + oblique * (blurred - sharp)
     grey += 8 * _smooth_noise(rng, shape, 150)  # illumination
-    grey += 55 * ndi.gaussian_filter(rng.standard_normal(shape), 0.7)
+    grey += 40 * ndi.gaussian_filter(rng.standard_normal(shape), 0.7)
     return np.clip(grey, 0, 255).astype(np.uint8), instances
 
 
 def _smooth_noise(rng, shape, scale):
     """Noise of about unit variance [H, W] that varies over `scale` pixels."""
     grid = rng.standard_normal([side // scale + 3 for side in shape])
-    return ndi.zoom(grid, scale)[: shape[0], : shape[1]]
+    return ndi.zoom(grid, scale, order=2)[: shape[0], : shape[1]]
+
+
+def _plane(shape):
+    """The positions of the pixels as complex numbers x + iy, which are easy to turn."""
+    y, x = np.indices(shape, np.float32)
+    return x + 1j * y
 
 
 def _territories(rng, shape):
     """Divides the plane into a multiplicatively weighted Voronoi diagram of stretched cells."""
-    y, x = np.indices(shape, np.float32)
+    plane = _plane(shape)
     # Bending the plane curves the borders.
-    y += 10 * _smooth_noise(rng, shape, 40) + 2 * _smooth_noise(rng, shape, 10)
-    x += 10 * _smooth_noise(rng, shape, 40) + 2 * _smooth_noise(rng, shape, 10)
-    radii = np.sort(rng.lognormal(np.log(11), 0.75, 1 + y.size // 1200))
+    plane += 8 * (_smooth_noise(rng, shape, 28) + 1j * _smooth_noise(rng, shape, 28))
+    radii = np.clip(rng.lognormal(np.log(14), 0.7, 1 + plane.size // 1900), 8, 55)
     nearest = np.full(shape, np.inf, np.float32)
     territories = np.zeros(shape, np.int32)
-    for number, radius in enumerate(radii[::-1]):
-        # The large ones come first, so that the small ones fill the gaps between them.
-        gaps = np.flatnonzero(nearest > 1)
+    # The large ones come first, so that the small ones fill the gaps between them.
+    for number, radius in enumerate(np.sort(radii)[::-1]):
+        gaps = np.flatnonzero(nearest > 1.2)
         if not gaps.size:
             break
-        centre = rng.choice(gaps)
-        angle, stretch = rng.uniform(0, np.pi), np.exp(rng.uniform(0, 0.7))
-        dy, dx = y - y.flat[centre], x - x.flat[centre]
-        along = (np.cos(angle) * dx + np.sin(angle) * dy) / (radius * stretch)
-        across = (np.cos(angle) * dy - np.sin(angle) * dx) / (radius / stretch)
-        distance = along**2 + across**2
+        offset = plane - plane.flat[rng.choice(gaps)]
+        offset *= cmath.rect(1 / radius, rng.uniform(0, np.pi))
+        stretch = math.exp(rng.uniform(0, 0.5))
+        distance = (offset.real / stretch) ** 2 + (offset.imag * stretch) ** 2
         territories[distance < nearest] = number
         nearest = np.minimum(nearest, distance)
     return territories
 
 
 def _add_vesicles(rng, grey, instances, depth):
-    """Darkens `grey` by dark rings, and dots, more in some cells than in others."""
-    for density, inner, outer, strength in ((0.004, 1.0, 1.8, 900), (0.004, 0, 1, 300)):
-        per_pixel = density * rng.exponential(1, instances.max() + 1) ** 2
-        points = (rng.random(grey.shape) < per_pixel[instances]) & (depth > 3)
-        points = points.astype(float)
-        rings = ndi.gaussian_filter(points, outer) - 0.5 * ndi.gaussian_filter(points, inner)
-        grey -= strength * rings
+    """Darkens `grey` by rings, the vesicles, and dots, many in some cells and few in others."""
+
+    def distance_to_points(density):
+        per_pixel = density * rng.random(instances.max() + 1) ** 3
+        points = (rng.random(grey.shape) < per_pixel[instances]) & (depth > 5)
+        return ndi.distance_transform_edt(~points)
+
+    grey[abs(distance_to_points(0.02) - 3) < 1] -= 70
+    grey[distance_to_points(0.005) < 2] -= 60
 
 
 def _add_mitochondria(rng, grey, instances, depth):
-    """Darkens ellipses of `grey` with a double outline and stripes, the cristae."""
-    y, x = np.indices(grey.shape, np.float32)
+    """Draws dark ellipses with a double outline and stripes, the cristae, into `grey`."""
+    plane = _plane(grey.shape)
     bends = 3 * _smooth_noise(rng, grey.shape, 12)
-    room = depth > 10
-    for _ in range(1 + grey.size // 25000):
+    room = depth > 12
+    for _ in range(1 + grey.size // 20000):
         places = np.flatnonzero(room)
         if not places.size:
             return
         centre = rng.choice(places)
-        half_width = min(depth.flat[centre], 28) * rng.uniform(0.6, 0.95)
+        half_width = min(depth.flat[centre], 30) * rng.uniform(0.7, 1)
         half_length = half_width * rng.uniform(1, 2)
-        angle = rng.uniform(0, np.pi)
-        dy, dx = y - y.flat[centre], x - x.flat[centre]
-        along = np.cos(angle) * dx + np.sin(angle) * dy
-        across = np.cos(angle) * dy - np.sin(angle) * dx
-        radius = np.hypot(along / half_length, across / half_width)
+        offset = (plane - plane.flat[centre]) * cmath.rect(1, rng.uniform(0, np.pi))
+        radius = np.hypot(offset.real / half_length, offset.imag / half_width)
         inside = (1 - radius) * half_width
         body = (inside > 0) & (depth > 3) & (instances == instances.flat[centre])
-        texture = 85 + 22 * np.sin(2 * np.pi * (across + bends) / 7)
-        texture[inside < 4.5] = 110
+        texture = 85 + 25 * np.sin(2 * np.pi * (offset.imag + bends) / 7)
+        texture[inside < 4.5] = 115
         texture[inside < 2] = 60
         grey[body] = texture[body]
         room &= radius > 2

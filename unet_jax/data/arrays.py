@@ -1,0 +1,49 @@
+"""Examples as the arrays that training takes, on the device if they fit."""
+
+import jax
+import numpy as np
+
+from unet_jax.data.example import Example
+from unet_jax.device import memory_bytes
+from unet_jax.normalisation import grey_value_statistics, normalise
+
+
+def training_arrays(examples: list[Example], weights: list[np.ndarray]) -> dict[str, jax.Array]:
+    """All examples as one batch for `augmentation.augment`, with their weight maps [H, W].
+
+    Arrays of different sizes are filled up at their end to the largest, [H, W].
+
+    Returns:
+      `image` float32 [N, H, W, C], normalised; `labels` int32 and `weights` float32 [N, H, W];
+      `size` int32 [N, 2]. NumPy arrays if they would take more than half of the device's memory.
+    """
+    height, width = np.max([e.labels.shape for e in examples], axis=0)
+
+    def filled(array):
+        end = [(0, height - array.shape[0]), (0, width - array.shape[1])]
+        return np.pad(array, end + [(0, 0)] * (array.ndim - 2))
+
+    images = [e.image.reshape(*e.labels.shape, -1) for e in examples]
+    arrays = {
+        "image": np.stack([filled(normalise(i, *grey_value_statistics(i))) for i in images]),
+        "labels": np.stack([filled(e.labels) for e in examples]),
+        "weights": np.stack([filled(w) for w in weights]),
+        "size": np.array([e.labels.shape for e in examples], np.int32),
+    }
+    if sum(a.nbytes for a in arrays.values()) > memory_bytes() // 2:
+        return arrays
+    return jax.device_put(arrays)
+
+
+def batch_indices(step: int, examples: int, batch_size: int, seed: int) -> np.ndarray:
+    """Which examples a step sees, int [batch_size]: in each epoch all of them in random order.
+
+    A pure function of the step, so that a run that goes on sees what it would have seen.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    return np.array(
+        [
+            np.random.default_rng([seed, p // examples]).permutation(examples)[p % examples]
+            for p in positions
+        ]
+    )

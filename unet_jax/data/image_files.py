@@ -1,0 +1,289 @@
+"""The one place where TIFF and PNG files are decoded, and where a bad file is refused."""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+
+from unet_jax.errors import InputError
+
+logger = logging.getLogger("unet_jax")
+
+#: What one file may declare, in bytes of decoded pixels.
+MAX_BYTES = 8 * 2**30
+# LZW reaches about 1,400 : 1, times eight where a bit becomes a byte. A file that declares more,
+# and is not small either way, was made to fill the memory.
+_MAX_RATIO = 12_000
+_ALWAYS_ALLOWED_BYTES = 64 * 2**20
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_PALETTE = 3
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # of each colour type
+_EXPECTED_COLOURS = "expected plain grey levels or RGB (in Fiji: Image > Lookup Tables > Grays)"
+
+# The rest is for cameras, photographs and slide scanners. Some of their decoders take the image's
+# size from the compressed data, or print.
+_COMPRESSIONS = {
+    tifffile.COMPRESSION.NONE,
+    tifffile.COMPRESSION.LZW,
+    tifffile.COMPRESSION.DEFLATE,
+    tifffile.COMPRESSION.ADOBE_DEFLATE,
+    tifffile.COMPRESSION.PACKBITS,
+    tifffile.COMPRESSION.LZMA,
+    tifffile.COMPRESSION.ZSTD,
+    tifffile.COMPRESSION.JPEG,
+}
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads every page of a TIFF file, or a PNG file, after checking what it declares.
+
+    The axes C (of ImageJ and OME files) and S (samples of a pixel) are channels; all others are
+    pages. A constant alpha channel is dropped with a notice. Whether a file is TIFF or PNG is told
+    by its content, not by its name.
+
+    Args:
+      path: the file.
+
+    Returns:
+      number [pages, H, W, C], no axis empty, as stored: any integer or floating dtype, all finite.
+      One-bit TIFF pixels come as uint8 0 and 1; PNG pixels of 1, 2 or 4 bits are scaled to 0..255,
+      as that format defines them.
+
+    Raises:
+      InputError: the file is missing, damaged or incomplete, declares an implausible size, has
+        pages that differ, NaN, infinite or complex pixels, inverted grey levels (MinIsWhite), a
+        palette, a rare compression, or an alpha channel that is not constant.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_PNG_SIGNATURE))
+    except OSError as error:
+        raise _refusal(path, f"cannot be read ({error.strerror})") from error
+    if head == _PNG_SIGNATURE:
+        pixels, has_alpha = _decode_png(path)
+    elif head[:2] in (b"II", b"MM"):
+        pixels, has_alpha = _decode_tiff(path)
+    else:
+        found = f"begins with {head[:4]!r}" if head else "is empty"
+        raise _refusal(path, f"{found}, expected a TIFF or PNG image")
+
+    if pixels.dtype.kind == "f":
+        finite = np.isfinite(pixels).all(axis=(1, 2, 3))
+        if not finite.all():
+            page = int(np.argmin(finite))
+            raise _refusal(path, f"page {page} holds NaN or infinite pixels, expected numbers")
+    if has_alpha:
+        if (pixels[..., -1] != pixels.flat[-1]).any():
+            raise _refusal(
+                path,
+                "its alpha channel is not constant, expected an image without transparency",
+            )
+        _notice_alpha(path.parent)
+        pixels = pixels[..., :-1]
+    return pixels
+
+
+def grey_as_one_channel(images: Sequence[np.ndarray], source: str) -> list[np.ndarray]:
+    """Reads RGB as one channel, with a notice, where R = G = B in every RGB image of a set.
+
+    One coloured image keeps the three channels of all: the images of a set belong together.
+
+    Args:
+      images: number [pages, H, W, C] each.
+      source: where they come from, for the notice.
+
+    Returns:
+      The images, [pages, H, W, 1] if they were grey.
+    """
+    rgb = [image for image in images if image.shape[-1] == 3]
+    if not rgb or any((image != image[..., :1]).any() for image in rgb):
+        return list(images)
+    logger.warning("%s: R, G and B are equal, read as one channel", source)
+    return [image[..., :1] if image.shape[-1] == 3 else image for image in images]
+
+
+def one_line(error: object) -> str:
+    """The text of a foreign exception as one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _refusal(path: Path, reason: str) -> InputError:
+    return InputError(" ".join(f"{path}: {reason}".splitlines()))
+
+
+@functools.cache  # once for each folder, not for each of its files
+def _notice_alpha(folder: Path) -> None:
+    logger.warning("%s: a constant alpha channel is dropped", folder)
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into an InputError, and silences its warnings and log."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
+    log = logging.getLogger("tifffile")
+    log.addFilter(drop)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise some twenty kinds
+        raise _refusal(path, f"cannot be decoded, is damaged ({one_line(error)})") from error
+    finally:
+        log.removeFilter(drop)
+
+
+def _check_declared(path: Path, declared: int) -> None:
+    """Refuses a file that declares more decoded bytes than it can plausibly hold."""
+    size = path.stat().st_size
+    limit = min(MAX_BYTES, max(_ALWAYS_ALLOWED_BYTES, _MAX_RATIO * size))
+    if declared > limit:
+        raise _refusal(
+            path,
+            f"declares {declared:,} bytes of pixels, expected at most {limit:,} of a file of"
+            f" {size:,} bytes",
+        )
+
+
+def _decode_png(path: Path) -> tuple[np.ndarray, bool]:
+    """Returns the pixels [1, H, W, C], and whether the last channel is alpha."""
+    with _decoding(path):
+        data = path.read_bytes()
+        _check_chunks(path, data)
+        width, height, bits, colour_type = struct.unpack_from(">IIBB", data, 16)
+        if colour_type == _PNG_PALETTE:
+            raise _refusal(path, f"holds palette colours, {_EXPECTED_COLOURS}")
+        channels = _PNG_CHANNELS[colour_type]
+        _check_declared(path, width * height * channels * math.ceil(bits / 8))
+        pixels = imagecodecs.png_decode(data)
+    pixels = pixels.reshape(1, height, width, -1)
+    return pixels, pixels.shape[-1] in (2, 4)
+
+
+def _check_chunks(path: Path, data: bytes) -> None:
+    """Compares the checksum of each PNG chunk; libpng lets some damage pass with a printed line."""
+    position, kind = len(_PNG_SIGNATURE), b""
+    try:
+        while kind != b"IEND":
+            length, kind = struct.unpack_from(">I4s", data, position)
+            end = position + 8 + length
+            (checksum,) = struct.unpack_from(">I", data, end)
+            if checksum != zlib.crc32(data[position + 4 : end]):
+                raise _refusal(path, f"is damaged, chunk {kind!r} does not match its checksum")
+            position = end + 4
+    except struct.error as error:
+        raise _refusal(
+            path, f"is truncated at {len(data):,} bytes, expected a PNG image's end"
+        ) from error
+
+
+def _decode_tiff(path: Path) -> tuple[np.ndarray, bool]:
+    """Returns the pixels [pages, H, W, C], and whether the last channel is alpha."""
+    with _decoding(path), tifffile.TiffFile(path) as tif:
+        if not tif.pages:
+            raise _refusal(path, "holds no page, expected an image")
+        first = tif.pages[0]
+        _check_kind(path, first)
+        _check_pages(path, tif)
+        held, declared = len(tif.pages), sum(len(series) for series in tif.series)
+        if held != declared or any(page is None for series in tif.series for page in series):
+            raise _refusal(path, f"holds {held} page(s), its description says {declared}")
+        _check_declared(path, sum(series.nbytes for series in tif.series))
+        pixels = np.concatenate([_read_series(path, series) for series in tif.series])
+        has_alpha = bool(first.extrasamples) and first.extrasamples[-1] in (
+            tifffile.EXTRASAMPLE.ASSOCALPHA,
+            tifffile.EXTRASAMPLE.UNASSALPHA,
+        )
+    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels, has_alpha
+
+
+def _check_pages(path: Path, tif: tifffile.TiffFile) -> None:
+    """Walks all pages: each is complete and like the first, and none is lost behind the last."""
+    size = path.stat().st_size
+    first = tif.pages[0]
+    offsets = set()
+    for index, page in enumerate(tif.pages):
+        if page.offset in offsets:
+            raise _refusal(path, f"page {index} leads back to an earlier page")
+        offsets.add(page.offset)
+        if page.hash != first.hash:
+            found, expected = _described(page), _described(first)
+            raise _refusal(path, f"page {index} is {found}, expected {expected} like page 0")
+        if 0 in page.shape:
+            raise _refusal(path, f"page {index} has size 0, expected an image")
+        if page.is_tiled:
+            _check_declared(path, math.prod(page.chunks) * page.bitspersample // 8)
+        if not _is_complete(page, size):
+            raise _refusal(path, f"page {index} is truncated, expected {page.nbytes:,} bytes")
+    link = tif.tiff.offsetsize
+    tif.filehandle.seek(tif.pages.next_page_offset)
+    if tif.filehandle.read(link) != bytes(link):
+        raise _refusal(path, f"is truncated or damaged after page {len(tif.pages) - 1}")
+
+
+def _described(page: tifffile.TiffPage) -> str:
+    kind = tifffile.PHOTOMETRIC(page.photometric).name
+    compression = tifffile.COMPRESSION(page.compression).name
+    return f"{page.shape} {page.dtype} ({kind}, compression {compression})"
+
+
+def _is_complete(page: tifffile.TiffPage, file_size: int) -> bool:
+    """Whether the file holds all bytes of a page's strips or tiles."""
+    if page.is_contiguous:
+        return page.dataoffsets[0] + page.nbytes <= file_size
+    segments = math.prod(page.chunked)
+    return len(page.dataoffsets) == len(page.databytecounts) == segments and all(
+        count > 0 and offset + count <= file_size
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
+
+
+def _check_kind(path: Path, page: tifffile.TiffPage) -> None:
+    if page.dtype is None or page.dtype.kind not in "buif":
+        found = page.dtype or f"of {page.bitspersample} bits, sample format {page.sampleformat}"
+        raise _refusal(path, f"pixels are {found}, expected integer or floating point numbers")
+    if page.compression not in _COMPRESSIONS:
+        known = ", ".join(compression.name for compression in _COMPRESSIONS)
+        raise _refusal(path, f"has compression {page.compression}, expected one of {known}")
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        raise _refusal(path, f"holds palette colours, {_EXPECTED_COLOURS}")
+    # Not inverted but refused: ImageJ stores masks in this way without inverting them, so that
+    # inverting would swap them silently. tifffile ("shaped") stores every boolean array so.
+    boolean_array = page.dtype == bool and page.is_shaped
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and not boolean_array:
+        raise _refusal(path, f"grey levels are inverted (MinIsWhite), {_EXPECTED_COLOURS}")
+
+
+def _read_series(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
+    """Decodes a series as [pages, H, W, C]."""
+    axes = series.axes
+    if axes.count("Y") != 1 or axes.count("X") != 1:
+        raise _refusal(path, f"has axes {axes}, expected one Y and one X")
+    pixels = series.asarray()
+    if pixels.shape != series.shape or pixels.dtype != series.dtype:
+        raise _refusal(
+            path,
+            f"decodes to {pixels.shape} {pixels.dtype}, expected the {series.shape} {series.dtype}"
+            " it declares",
+        )
+    channels = [axis for axis, letter in enumerate(axes) if letter in "CS"]
+    pages = [axis for axis, letter in enumerate(axes) if letter not in "YXCS"]
+    order = [*pages, axes.index("Y"), axes.index("X"), *channels]
+    height, width = series.shape[axes.index("Y")], series.shape[axes.index("X")]
+    count = math.prod(series.shape[axis] for axis in channels)
+    return pixels.transpose(order).reshape(-1, height, width, count)

@@ -1,0 +1,277 @@
+"""A training run: from a configuration to checkpoints, a log and pictures in one folder."""
+
+import json
+import math
+import os
+import signal
+import time
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from unet_jax import checkpoint
+from unet_jax.data.arrays import batch_indices, training_arrays
+from unet_jax.data.example import Example
+from unet_jax.data.splits import read_splits
+from unet_jax.errors import InputError, RunFailed
+from unet_jax.evaluation import em_errors
+from unet_jax.figures import save_examples, save_training_curves
+from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
+from unet_jax.model import Model
+from unet_jax.network import UNet, valid_input_sides
+from unet_jax.normalisation import PERCENTILES
+from unet_jax.overlap_tile import predict_tiled
+from unet_jax.run_log import RunLog
+from unet_jax.training import TrainState, create_optimiser, create_train_state, make_train_step
+from unet_jax.weight_map import class_weights, weight_map
+
+# Metrics are fetched this many steps at a time, so that the device need not wait for the host.
+_FETCH_EVERY = 10
+_EXAMPLES_SHOWN = 3
+_PATIENCE_HOURS = 3
+
+
+def fit(config: ConfigDict, workdir: Path) -> int:
+    """Trains as the configuration says, or goes on exactly where a run in `workdir` stopped.
+
+    Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`.
+
+    Returns:
+      The exit status: 0 when the run is finished, 128 + the signal's number when SIGINT or SIGTERM
+      stopped it after saving.
+
+    Raises:
+      InputError: a configuration, data or folder that cannot be used; nothing has been written.
+      RunFailed: the loss is no longer finite.
+    """
+    check_config(config)
+    settings = config.train
+    network = UNet(**config.model)
+    splits = read_splits(config.data, network.classes)
+    channels = _channels(splits)
+    class_weight = class_weights([e.labels for e in splits["train"]], network.classes)
+    optimiser, learning_rate = create_optimiser(
+        steps=settings.steps,
+        peak_learning_rate=settings.peak_learning_rate,
+        warmup_steps=settings.warmup_steps,
+        momentum=settings.momentum,
+    )
+    initial_key, training_key = jax.random.split(jax.random.key(settings.seed))
+    state = create_train_state(initial_key, network, optimiser, channels)
+    description = {
+        "model": config.model.to_dict(),
+        "channels": channels,
+        "percentiles": PERCENTILES,
+        "class_names": config.class_names,
+        "class_weights": class_weight.tolist(),
+        "splits": {split: [e.name for e in examples] for split, examples in splits.items()},
+        "config": config.to_dict(),
+        "versions": versions(),
+    }
+    description = json.loads(json.dumps(description))  # as it will be read: tuples become lists
+    state = _resume_or_start(workdir, state, description)
+    start = int(state.step)
+    if start == settings.steps:
+        print(f"This run is finished. Evaluate it: python eval.py --checkpoint={workdir}")
+        return 0
+
+    def with_weights(examples):
+        maps = [
+            weight_map(e.labels, e.instances, class_weight, **config.weight_map) for e in examples
+        ]
+        return examples, [np.asarray(m) for m in maps]
+
+    dataset = training_arrays(*with_weights(splits["train"]))
+    validation = with_weights(splits["validation"])
+    train_step = make_train_step(
+        network, optimiser, tile_side=settings.tile_side, augmentation=config.augmentation.to_dict()
+    )
+
+    log = RunLog(workdir / "log.jsonl", start)
+    seconds_before = log.rows[-1]["seconds"] if log.rows else 0.0
+    began = time.perf_counter()
+    fetched_later = []
+    with (
+        _StopRequest() as stop,
+        tqdm(total=settings.steps, initial=start, desc="Training", unit="step") as progress,
+    ):
+        for step in range(start + 1, settings.steps + 1):
+            indices = batch_indices(
+                step - 1, len(splits["train"]), settings.batch_size, settings.seed
+            )
+            batch = {name: array[indices] for name, array in dataset.items()}
+            state, metrics = train_step(state, batch, jax.random.fold_in(training_key, step))
+            fetched_later.append((step, metrics))
+            validate = step % settings.validate_every == 0 or step == settings.steps
+            if not (validate or stop.signal or step % _FETCH_EVERY == 0 or step == start + 1):
+                continue
+
+            rows = [
+                {
+                    "step": s,
+                    "loss": float(m["loss"]),
+                    "gradient_norm": float(m["gradient_norm"]),
+                    "learning_rate": float(learning_rate(s - 1)),
+                }
+                for s, m in fetched_later
+            ]
+            fetched_later = []
+            seconds = seconds_before + time.perf_counter() - began
+            log.write([row | {"seconds": round(seconds, 1)} for row in rows])
+            for row in rows:
+                _check_finite(row, workdir)
+            progress.update(step - progress.n)
+            progress.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
+            if step == start + 1:
+                after_compilation = time.perf_counter()
+            elif step <= start + _FETCH_EVERY:
+                per_step = (time.perf_counter() - after_compilation) / (step - start - 1)
+                _warn_if_slow(progress, per_step * (settings.steps - step))
+
+            scores = None
+            if validate:
+                model = Model(network, state.params, channels, PERCENTILES, description)
+                scores = _validate(model, *validation, workdir / "validation.png")
+                log.write([{"step": step, "seconds": round(seconds, 1), "validation": scores}])
+                save_training_curves(workdir / "training.png", log.rows)
+            if validate or stop.signal:
+                saved = description | {"step": step, "validation": scores}
+                checkpoint.save(workdir, state, saved)
+            if stop.signal and step < settings.steps:
+                progress.close()
+                print(f"Stopped and saved after step {step}. The same command goes on from there.")
+                return 128 + stop.signal
+    print(f"Finished: {workdir}. Evaluate it: python eval.py --checkpoint={workdir}")
+    return 0
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises InputError, naming the key, for a value that no run can use."""
+    model, settings, augmentation = config.model, config.train, config.augmentation
+    sides = valid_input_sides(settings.tile_side, max(model.depth, 1))
+    demands = [
+        ("model.width", model.width >= 1, "at least 1"),
+        ("model.depth", model.depth >= 1, "at least 1"),
+        ("model.classes", model.classes >= 2, "at least 2"),
+        ("model.dropout_rate", 0 <= model.dropout_rate < 1, "in [0, 1)"),
+        ("model.dtype", model.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+        ("class_names", len(config.class_names) == model.classes, "a name for each class"),
+        ("weight_map.w0", config.weight_map.w0 >= 0, "at least 0"),
+        ("weight_map.sigma", config.weight_map.sigma > 0, "above 0"),
+        ("train.tile_side", settings.tile_side in sides, f"valid, like {sides}, at this depth"),
+        ("train.batch_size", settings.batch_size >= 1, "at least 1"),
+        ("train.steps", settings.steps >= 1, "at least 1"),
+        ("train.seed", settings.seed >= 0, "at least 0"),
+        ("train.validate_every", settings.validate_every >= 1, "at least 1"),
+        ("train.warmup_steps", 0 <= settings.warmup_steps < settings.steps, "below train.steps"),
+        ("train.peak_learning_rate", settings.peak_learning_rate > 0, "above 0"),
+        ("train.momentum", 0 <= settings.momentum < 1, "in [0, 1)"),
+        *((f"augmentation.{k}", v >= 0, "at least 0") for k, v in augmentation.items()),
+    ]
+    for key, holds, wanted in demands:
+        if not holds:
+            value = config
+            for part in key.split("."):
+                value = value[part]
+            raise InputError(f"config.{key} must be {wanted}, not {value}.")
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on: the packages' versions, Python's and the device."""
+    packages = ("unet-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+    device = jax.devices()[0]
+    return {package: version(package) for package in packages} | {
+        "python": python_version(),
+        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
+    }
+
+
+def _channels(splits: dict[str, list[Example]]) -> int:
+    # The readers see to it that all examples agree.
+    image = splits["train"][0].image
+    return 1 if image.ndim == 2 else image.shape[-1]
+
+
+def _resume_or_start(workdir: Path, state: TrainState, description: dict) -> TrainState:
+    """The latest state of the same run in `workdir`, or `state` with the folder made."""
+    steps = checkpoint.saved_steps(workdir)
+    if steps:
+        saved = checkpoint.describe(workdir, steps[-1])
+        for key in ("config", "channels", "splits"):
+            _check_same(workdir, key, saved[key], description[key])
+        state = checkpoint.restore(workdir, steps[-1], state)
+        print(f"Going on after step {steps[-1]}.")
+        return state
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "log.jsonl").touch()
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be written to ({error.strerror}).") from None
+    return state
+
+
+def _check_same(workdir, key, saved, present):
+    if isinstance(saved, dict) and isinstance(present, dict) and saved.keys() == present.keys():
+        for name in saved:
+            _check_same(workdir, f"{key}.{name}", saved[name], present[name])
+    elif saved != present:
+        raise InputError(
+            f"{workdir} holds a run with {key} = {saved}, not {present}; give another --workdir."
+        )
+
+
+def _validate(model, examples, weights, picture: Path) -> dict[str, float]:
+    """Loss and errors on the validation split, and a picture of its first examples."""
+    probabilities = [predict_tiled(model, e.image) for e in examples]
+    parts = [
+        # The soft-max of these logits are the probabilities.
+        weighted_cross_entropy(np.log(np.maximum(p, np.finfo(p.dtype).tiny)), e.labels, w)
+        for p, e, w in zip(probabilities, examples, weights, strict=True)
+    ]
+    errors = em_errors(examples, [1 - p[..., 0] for p in probabilities])
+    shown = slice(_EXAMPLES_SHOWN)
+    save_examples(picture, examples[shown], probabilities[shown])
+    loss = mean_over_pixels(*np.array(parts).T)
+    return {"loss": float(loss)} | {name: error["value"] for name, error in errors.items()}
+
+
+def _check_finite(row: dict[str, Any], workdir: Path) -> None:
+    if not math.isfinite(row["loss"]):
+        steps = checkpoint.saved_steps(workdir)
+        kept = f"step {steps[-1]} is the last one saved" if steps else "no step was saved before"
+        raise RunFailed(
+            f"Step {row['step']}: the loss is {row['loss']} at a learning rate of "
+            f"{row['learning_rate']:.2g}; {kept}. Try a lower config.train.peak_learning_rate."
+        )
+
+
+def _warn_if_slow(progress: tqdm, seconds: float) -> None:
+    if jax.default_backend() == "cpu" and seconds > _PATIENCE_HOURS * 3600:
+        progress.write(
+            f"On this CPU the run will take about {seconds / 3600:.0f} hours; "
+            "configs/em_small.py trains a small network in less than one."
+        )
+
+
+class _StopRequest:
+    """Notes SIGINT and SIGTERM, so that the step in progress can end; a second one kills."""
+
+    signal = 0
+
+    def __enter__(self):
+        self._handlers = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _):
+        self.signal = number
+        signal.signal(number, self._handlers[number])

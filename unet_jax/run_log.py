@@ -1,0 +1,38 @@
+"""The log of a training run: one JSON object a line, in `log.jsonl`.
+
+A line is a training step, `{"step", "seconds", "loss", "gradient_norm", "learning_rate"}`, or a
+validation, `{"step", "seconds", "validation": {...}}`; seconds count the time spent training.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends to the log of a run, after dropping the lines of steps that will be done again."""
+
+    def __init__(self, file: Path, step: int):
+        """Opens the log of a run that goes on after `step`; 0 begins a new one."""
+        self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
+        self._file = file.open("w")
+        for row in self.rows:
+            self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows of JSON values."""
+        self.rows += rows
+        self._file.writelines(json.dumps(row) + "\n" for row in rows)
+        self._file.flush()
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The rows of a log; none if there is no file. A last line cut off by a kill is left out."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
