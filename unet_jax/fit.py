@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
 import signal
 import time
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 import jax
@@ -19,8 +16,8 @@ from unet_jax import checkpoint
 from unet_jax.data.arrays import batch_indices, training_arrays
 from unet_jax.data.example import Example
 from unet_jax.data.splits import read_splits
+from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.evaluation import em_errors
 from unet_jax.figures import save_examples, save_training_curves
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.model import Model
@@ -28,6 +25,7 @@ from unet_jax.network import UNet, valid_input_sides
 from unet_jax.normalisation import PERCENTILES
 from unet_jax.overlap_tile import predict_tiled
 from unet_jax.run_log import RunLog
+from unet_jax.scores import em_errors
 from unet_jax.training import TrainState, create_optimiser, create_train_state, make_train_step
 from unet_jax.weight_map import class_weights, weight_map
 
@@ -180,16 +178,6 @@ def check_config(config: ConfigDict) -> None:
             for part in key.split("."):
                 value = value[part]
             raise InputError(f"config.{key} must be {wanted}, not {value}.")
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on: the packages' versions, Python's and the device."""
-    packages = ("unet-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
-    device = jax.devices()[0]
-    return {package: version(package) for package in packages} | {
-        "python": python_version(),
-        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
-    }
 
 
 def _channels(splits: dict[str, list[Example]]) -> int:

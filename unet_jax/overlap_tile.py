@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from unet_jax.device import memory_bytes
+from unet_jax.environment import memory_bytes
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import grey_value_statistics, normalise

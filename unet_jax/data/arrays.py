@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from unet_jax.data.example import Example
-from unet_jax.device import memory_bytes
+from unet_jax.environment import memory_bytes
 from unet_jax.normalisation import grey_value_statistics, normalise
 
 

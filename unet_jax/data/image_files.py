@@ -31,8 +31,7 @@ _PNG_PALETTE = 3
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # of each colour type
 _EXPECTED_COLOURS = "expected plain grey levels or RGB (in Fiji: Image > Lookup Tables > Grays)"
 
-# The rest is for cameras, photographs and slide scanners. Some of their decoders take the image's
-# size from the compressed data, or print.
+# JPEG and the other codecs take the image's size from the compressed data: 1 KB filled 12 GB.
 _COMPRESSIONS = {
     tifffile.COMPRESSION.NONE,
     tifffile.COMPRESSION.LZW,
@@ -41,7 +40,6 @@ _COMPRESSIONS = {
     tifffile.COMPRESSION.PACKBITS,
     tifffile.COMPRESSION.LZMA,
     tifffile.COMPRESSION.ZSTD,
-    tifffile.COMPRESSION.JPEG,
 }
 
 
@@ -63,7 +61,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
       InputError: the file is missing, damaged or incomplete, declares an implausible size, has
         pages that differ, NaN, infinite or complex pixels, inverted grey levels (MinIsWhite), a
-        palette, a rare compression, or an alpha channel that is not constant.
+        palette, lossy compression, or an alpha channel that is not constant.
     """
     path = Path(path)
     try:
@@ -135,8 +133,9 @@ def _decoding(path: Path) -> Iterator[None]:
     def drop(record: logging.LogRecord) -> bool:
         return False
 
-    log = logging.getLogger("tifffile")
-    log.addFilter(drop)
+    logs = logging.getLogger("tifffile"), logging.getLogger("imagecodecs")
+    for log in logs:
+        log.addFilter(drop)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -145,7 +144,8 @@ def _decoding(path: Path) -> Iterator[None]:
     except Exception as error:  # damaged files raise some twenty kinds
         raise _refusal(path, f"cannot be decoded, is damaged ({one_line(error)})") from error
     finally:
-        log.removeFilter(drop)
+        for log in logs:
+            log.removeFilter(drop)
 
 
 def _check_declared(path: Path, declared: int) -> None:
@@ -200,9 +200,7 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool]:
         first = tif.pages[0]
         _check_kind(path, first)
         _check_pages(path, tif)
-        held, declared = len(tif.pages), sum(len(series) for series in tif.series)
-        if held != declared or any(page is None for series in tif.series for page in series):
-            raise _refusal(path, f"holds {held} page(s), its description says {declared}")
+        _check_description(path, tif)
         _check_declared(path, sum(series.nbytes for series in tif.series))
         pixels = np.concatenate([_read_series(path, series) for series in tif.series])
         has_alpha = bool(first.extrasamples) and first.extrasamples[-1] in (
@@ -236,6 +234,16 @@ def _check_pages(path: Path, tif: tifffile.TiffFile) -> None:
         raise _refusal(path, f"is truncated or damaged after page {len(tif.pages) - 1}")
 
 
+def _check_description(path: Path, tif: tifffile.TiffFile) -> None:
+    """Refuses a file with fewer or more pages than its writer's description of it says."""
+    # Where the description cannot be true, tifffile groups the pages without it.
+    is_described = tif.is_imagej or tif.is_shaped or tif.is_ome
+    is_ignored = is_described and tif.series[0].kind in ("uniform", "generic")
+    pages = [page for series in tif.series for page in series]
+    if is_ignored or len(pages) != len(tif.pages) or None in pages:
+        raise _refusal(path, f"holds {len(tif.pages)} page(s), its description says otherwise")
+
+
 def _described(page: tifffile.TiffPage) -> str:
     kind = tifffile.PHOTOMETRIC(page.photometric).name
     compression = tifffile.COMPRESSION(page.compression).name
@@ -258,8 +266,8 @@ def _check_kind(path: Path, page: tifffile.TiffPage) -> None:
         found = page.dtype or f"of {page.bitspersample} bits, sample format {page.sampleformat}"
         raise _refusal(path, f"pixels are {found}, expected integer or floating point numbers")
     if page.compression not in _COMPRESSIONS:
-        known = ", ".join(compression.name for compression in _COMPRESSIONS)
-        raise _refusal(path, f"has compression {page.compression}, expected one of {known}")
+        found = tifffile.COMPRESSION(page.compression).name
+        raise _refusal(path, f"is compressed by {found}, expected Deflate, LZW, ZSTD or none")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
         raise _refusal(path, f"holds palette colours, {_EXPECTED_COLOURS}")
     # Not inverted but refused: ImageJ stores masks in this way without inverting them, so that

@@ -1,7 +1,8 @@
 """Labelled pictures that look like electron micrographs of nerve tissue, for users without data.
 
-They resemble the ISBI 2012 stack: pale cells between dark membranes, and dark organelles that are
-no membranes, which a threshold on the grey values cannot tell apart.
+They resemble the ISBI 2012 stack: pale cells between dark membranes, and organelles as dark as
+membranes, so that a threshold on the grey values segments them poorly. Sizes are in pixels; they
+and the grey values were set by eye against real slices.
 """
 
 import cmath
@@ -16,9 +17,10 @@ from unet_jax.data.example import Example
 def synthetic_examples(
     seed: int, count: int, *, height: int = 512, width: int = 512
 ) -> list[Example]:
-    """Makes `count` examples, of which the first ones are the same for every `count`.
+    """Makes `count` examples named `picture 0`, `picture 1`, ...
 
-    Their images are uint8 [H, W], their labels 1 where a cell is and 0 on membranes.
+    Example i depends on the seed, i and the size alone, not on `count`. The images are uint8
+    [H, W]; the labels are 1 in cells and 0 on membranes.
     """
     examples = []
     for i in range(count):
@@ -31,12 +33,12 @@ def synthetic_examples(
 def synthetic_em(
     seed: int, *, height: int = 512, width: int = 512
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes a picture and its cells, the same for the same seed and size.
+    """Makes a picture and its cells, always the same for the same seed and size.
 
     Returns:
-      picture: uint8 [H, W], grey values.
-      instances: int32 [H, W], 0 = membrane, n = cell n of 1, 2, ... Each cell is one 4-connected
-        component, and membranes separate the cells.
+      picture: uint8 [H, W], grey values from 0 = black to 255 = white.
+      instances: int32 [H, W], 0 = membrane, n = cell n from 1 on. The cells are the 4-connected
+        components of the pixels that are not membrane.
     """
     return _draw(np.random.default_rng(seed), height, width)
 
@@ -45,13 +47,14 @@ def _draw(rng, height, width):
     shape = (height, width)
     territories = _territories(rng, shape)
     borders = ndi.maximum_filter(territories, 2) != ndi.minimum_filter(territories, 2)
-    # Where a membrane is cut obliquely it is wide, grey and blurred.
+    # Where a membrane is cut obliquely (up to 1) it is wide, grey and blurred.
     oblique = np.clip(_smooth_noise(rng, shape, 35) - 0.8, 0, 1)
     half_width = 2 * np.exp(0.2 * _smooth_noise(rng, shape, 20)) + 5 * oblique
-    cells = ndi.distance_transform_edt(~borders) > half_width
-    pieces, _ = ndi.label(cells)
-    instances, count = ndi.label(cells & (np.bincount(pieces.ravel()) >= 30)[pieces])
-    depth = ndi.distance_transform_edt(instances)  # how far inside its cell a pixel is
+    not_membrane = ndi.distance_transform_edt(~borders) > half_width
+    pieces, _ = ndi.label(not_membrane)
+    specks = np.bincount(pieces.ravel()) < 30
+    instances, count = ndi.label(not_membrane & ~specks[pieces])
+    depth = ndi.distance_transform_edt(instances)  # distance to the membrane, 0 on it
 
     texture = 70 * ndi.gaussian_filter(rng.standard_normal(shape), 1.2)
     grey = rng.normal(155, 15, count + 1)[instances]
@@ -63,8 +66,8 @@ def _draw(rng, height, width):
 
     sharp, blurred = ndi.gaussian_filter(grey, 0.8), ndi.gaussian_filter(grey, 2.5)
     grey = sharp + oblique * (blurred - sharp)
-    grey += 8 * _smooth_noise(rng, shape, 150)  # illumination
-    grey += 40 * ndi.gaussian_filter(rng.standard_normal(shape), 0.7)
+    grey += 8 * _smooth_noise(rng, shape, 150)  # uneven illumination
+    grey += 40 * ndi.gaussian_filter(rng.standard_normal(shape), 0.7)  # the sensor's noise
     return np.clip(grey, 0, 255).astype(np.uint8), instances
 
 
@@ -75,20 +78,19 @@ def _smooth_noise(rng, shape, scale):
 
 
 def _plane(shape):
-    """The positions of the pixels as complex numbers x + iy, which are easy to turn."""
+    """The pixels' positions as complex numbers x + iy, which a multiplication turns and scales."""
     y, x = np.indices(shape, np.float32)
     return x + 1j * y
 
 
 def _territories(rng, shape):
-    """Divides the plane into a multiplicatively weighted Voronoi diagram of stretched cells."""
+    """Divides the plane [H, W] among cells: a weighted Voronoi diagram, stretched and bent."""
     plane = _plane(shape)
-    # Bending the plane curves the borders.
     plane += 8 * (_smooth_noise(rng, shape, 28) + 1j * _smooth_noise(rng, shape, 28))
     radii = np.clip(rng.lognormal(np.log(14), 0.7, 1 + plane.size // 1900), 8, 55)
     nearest = np.full(shape, np.inf, np.float32)
     territories = np.zeros(shape, np.int32)
-    # The large ones come first, so that the small ones fill the gaps between them.
+    # The large cells come first, so that the small ones fill the gaps between them.
     for number, radius in enumerate(np.sort(radii)[::-1]):
         gaps = np.flatnonzero(nearest > 1.2)
         if not gaps.size:
@@ -105,8 +107,8 @@ def _territories(rng, shape):
 def _add_vesicles(rng, grey, instances, depth):
     """Darkens `grey` by rings, the vesicles, and dots, many in some cells and few in others."""
 
-    def distance_to_points(density):
-        per_pixel = density * rng.random(instances.max() + 1) ** 3
+    def distance_to_points(most_per_pixel):
+        per_pixel = most_per_pixel * rng.random(instances.max() + 1) ** 3
         points = (rng.random(grey.shape) < per_pixel[instances]) & (depth > 5)
         return ndi.distance_transform_edt(~points)
 
@@ -122,7 +124,7 @@ def _add_mitochondria(rng, grey, instances, depth):
     for _ in range(1 + grey.size // 20000):
         places = np.flatnonzero(room)
         if not places.size:
-            return
+            break
         centre = rng.choice(places)
         half_width = min(depth.flat[centre], 30) * rng.uniform(0.7, 1)
         half_length = half_width * rng.uniform(1, 2)

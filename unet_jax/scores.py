@@ -1,4 +1,4 @@
-"""Evaluation: the figures of predictions on annotated images, beside two baselines."""
+"""The scores of predictions on annotated images, and of two baselines without a network."""
 
 from typing import Any
 

@@ -1,0 +1,287 @@
+"""A user's own data: a folder of images and a folder of masks, paired by file name."""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from unet_jax.data.example import IGNORED, Example
+from unet_jax.data.image_files import grey_as_one_channel, read_image
+from unet_jax.errors import InputError
+
+logger = logging.getLogger("unet_jax")
+
+_SUFFIXES = (".tif", ".tiff", ".png")
+_MASK_RULES = ("binary", "classes", "instances")
+
+
+def read_folder(
+    images: str | os.PathLike,
+    labels: str | os.PathLike,
+    *,
+    mask_rule: str,
+    classes: int,
+    ignore_value: int,
+    channels: int | None = None,
+) -> list[Example]:
+    """Reads images with their masks, one example for each page of each file.
+
+    An image and its mask have the same name up to the suffix, .tif, .tiff or .png, and the same
+    pages and shape. Hidden files are left out.
+
+    Args:
+      images: the folder of images, all of the same number of channels.
+      labels: the folder of masks, of one channel and whole numbers.
+      mask_rule: what the numbers of a mask mean.
+        'binary': 0 and one other number, such as 255, in all masks; the other is class 1.
+        'classes': the class of a pixel, below ``classes``.
+        'instances': 0 = background, n = cell n, which is class 1.
+        Under the first two rules a cell is a 4-connected component of one class other than 0.
+      classes: the number of classes, background included.
+      ignore_value: mask pixels of this number are labelled ``IGNORED``; -1 = there are none.
+      channels: what a trained network takes; by default what the first image has. Grey images
+        stored as RGB fit 1 channel and 3; by default they are read as 1 if all are grey.
+
+    Returns:
+      The examples in the order of file names, then pages, named ``stem``, or ``stem page k`` with
+      k from 0 for files of several pages.
+
+    Raises:
+      InputError: a folder is missing or holds no image; a file cannot be read, has no partner, or
+        does not fit it; the masks break their rule.
+    """
+    if mask_rule not in _MASK_RULES:
+        raise InputError(f"mask_rule is {mask_rule!r}, expected one of {', '.join(_MASK_RULES)}")
+    image_files, mask_files = _find_files(images), _find_files(labels)
+    for files, others, missing in (
+        (image_files, mask_files, f"a mask in {labels}"),
+        (mask_files, image_files, f"an image in {images}"),
+    ):
+        alone = [path.name for stem, path in files.items() if stem not in others]
+        if alone:
+            shown = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
+            raise InputError(
+                f"{len(alone)} file(s) without {missing}: {shown}; expected the same names"
+            )
+
+    pictures = _read_pictures(image_files, images, channels)
+    masks = _read_masks(mask_files, labels)
+    for stem, path in mask_files.items():
+        if masks[stem].shape != pictures[stem].shape[:3]:
+            raise InputError(
+                f"{path}: pages, height and width are {masks[stem].shape}, expected"
+                f" {pictures[stem].shape[:3]} as in {image_files[stem].name}"
+            )
+    _check_values(mask_files, masks, labels, mask_rule, classes, ignore_value)
+
+    examples = []
+    for stem, picture in pictures.items():
+        for name, image, mask in zip(
+            _page_names(stem, len(picture)), picture, masks[stem], strict=True
+        ):
+            ignored = mask == ignore_value
+            cells = np.where(ignored, 0, mask)
+            target = cells if mask_rule == "classes" else (cells > 0).astype(np.int32)
+            instances = cells if mask_rule == "instances" else connected_cells(target)
+            target = np.where(ignored, np.int32(IGNORED), target)
+            examples.append(Example(name, _without_single_channel(image), target, instances))
+    return examples
+
+
+def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.ndarray]]:
+    """Reads images without masks, for prediction.
+
+    Args:
+      path: a file, or a folder as in ``read_folder``.
+      channels: what the network takes. Grey images stored as RGB fit 1 channel and 3.
+
+    Returns:
+      (name, number [H, W] or, for several channels, [H, W, C]) for each page of each file, named
+      and ordered as by ``read_folder``.
+
+    Raises:
+      InputError: nothing is there, a file cannot be read, or has other channels.
+    """
+    path = Path(path)
+    files = {path.stem: path} if path.is_file() else _find_files(path)
+    named = []
+    for stem, picture in _read_pictures(files, path, channels).items():
+        planes = map(_without_single_channel, picture)
+        named.extend(zip(_page_names(stem, len(picture)), planes, strict=True))
+    return named
+
+
+def connected_cells(labels: np.ndarray) -> np.ndarray:
+    """Numbers the 4-connected components of equal class; touching classes are different cells.
+
+    Args:
+      labels: int [H, W], classes; 0 and below are no cell.
+
+    Returns:
+      int32 [H, W], the cell each pixel belongs to, 1..n, 0 = none.
+    """
+    instances = np.zeros(labels.shape, np.int32)
+    count = 0
+    for label in np.unique(labels[labels > 0]):
+        cells, found = ndimage.label(labels == label)
+        instances[cells > 0] = cells[cells > 0] + count
+        count += found
+    return instances
+
+
+def split_by_stem(
+    examples: Sequence[Example], validation_fraction: float, test_fraction: float, seed: int
+) -> dict[str, list[Example]]:
+    """Splits examples at random so that the pages of a file stay together.
+
+    The pages of a single file are cut into three blocks of neighbours: training, validation, test.
+    The order of the examples does not matter.
+
+    Args:
+      examples: as named by ``read_folder``.
+      validation_fraction: share of the files, in (0, 1), rounded to at least one file.
+      test_fraction: share of the files, in (0, 1), rounded to at least one file.
+      seed: of the shuffle.
+
+    Returns:
+      The examples of 'train', 'validation' and 'test', none of them empty.
+
+    Raises:
+      InputError: too few files, or pages of the only file.
+    """
+    files: dict[str, list[Example]] = {}
+    for example in sorted(examples, key=lambda example: _stem_and_page(example.name)):
+        files.setdefault(_stem_and_page(example.name)[0], []).append(example)
+    if len(files) == 1:
+        kind = "page(s) of one file"
+        groups = [[page] for pages in files.values() for page in pages]
+    else:
+        kind = "file(s)"
+        order = np.random.default_rng(seed).permutation(len(files))
+        groups = [list(files.values())[index] for index in order]
+
+    validation = max(1, round(validation_fraction * len(groups)))
+    test = max(1, round(test_fraction * len(groups)))
+    train = len(groups) - validation - test
+    if train < 1:
+        raise InputError(
+            f"{len(groups)} {kind} cannot be split into training, validation_fraction"
+            f" {validation_fraction} and test_fraction {test_fraction}, expected at least one each"
+        )
+    parts = {
+        "train": groups[:train],
+        "validation": groups[train : train + validation],
+        "test": groups[train + validation :],
+    }
+    return {name: [page for group in part for page in group] for name, part in parts.items()}
+
+
+def _find_files(folder: str | os.PathLike) -> dict[str, Path]:
+    """The images of a folder by their stem, sorted."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder, expected one with {', '.join(_SUFFIXES)}")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.suffix)):
+        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
+            continue
+        if path.stem in files:
+            raise InputError(f"{path}: {files[path.stem].name} has the same name, expected one")
+        files[path.stem] = path
+    if not files:
+        raise InputError(f"{folder}: holds no image, expected {', '.join(_SUFFIXES)}")
+    return files
+
+
+def _read_pictures(
+    files: dict[str, Path], source: str | os.PathLike, channels: int | None
+) -> dict[str, np.ndarray]:
+    """Number [pages, H, W, C] by stem, C the same for all."""
+    pictures = [read_image(path) for path in files.values()]
+    if channels in (None, 1):
+        pictures = grey_as_one_channel(pictures, str(source))
+    reason = "that the network takes"
+    if channels is None:
+        channels = pictures[0].shape[-1]
+        reason = f"as in {next(iter(files.values())).name}"
+    for path, picture in zip(files.values(), pictures, strict=True):
+        if picture.shape[-1] != channels:
+            found = picture.shape[-1]
+            raise InputError(f"{path}: has {found} channel(s), expected {channels} {reason}")
+    return dict(zip(files, pictures, strict=True))
+
+
+def _read_masks(files: dict[str, Path], folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """int32 [pages, H, W] by stem."""
+    masks = {}
+    raw = grey_as_one_channel([read_image(path) for path in files.values()], str(folder))
+    for (stem, path), mask in zip(files.items(), raw, strict=True):
+        if mask.shape[-1] != 1:
+            raise InputError(
+                f"{path}: has {mask.shape[-1]} channels, expected one, or R = G = B in all masks"
+            )
+        low, high = float(mask.min()), float(mask.max())
+        if low < -(2**31) or high >= 2**31 or (mask % 1 != 0).any():
+            raise InputError(
+                f"{path}: mask values from {low:g} to {high:g}, expected whole numbers of 32 bits"
+            )
+        masks[stem] = mask[..., 0].astype(np.int32)
+    return masks
+
+
+def _check_values(
+    files: dict[str, Path],
+    masks: dict[str, np.ndarray],
+    folder: str | os.PathLike,
+    mask_rule: str,
+    classes: int,
+    ignore_value: int,
+) -> None:
+    """Refuses masks that break their rule."""
+    ignored = set() if ignore_value == -1 else {ignore_value}
+    found = {stem: set(np.unique(mask).tolist()) - ignored for stem, mask in masks.items()}
+    values = set.union(*found.values())
+    fitting = _fitting_rules(values, classes)
+    if mask_rule not in fitting:
+        # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
+        breaking = (s for s in files if mask_rule not in _fitting_rules(found[s], classes))
+        stem = next(breaking, None)
+        source, shown = (folder, values) if stem is None else (files[stem], found[stem])
+        first = ", ".join(map(str, sorted(shown)[:10])) + (", ..." if len(shown) > 10 else "")
+        remedies = [repr(rule) for rule in fitting]
+        if mask_rule in _fitting_rules(values - {max(values)}, classes):
+            remedies.append(f"{mask_rule!r} with ignore_value {max(values)}")
+        raise InputError(
+            f"{source}: mask values {first} do not fit mask_rule {mask_rule!r} with"
+            f" {classes} classes; all masks fit {', or '.join(remedies) or 'no rule'}"
+        )
+    if mask_rule == "binary" and values - {0, 1}:
+        logger.warning("%s: mask values 0 and %d are read as classes 0 and 1", folder, max(values))
+
+
+def _fitting_rules(values: set[int], classes: int) -> list[str]:
+    if min(values, default=0) < 0:
+        return []
+    fits = {
+        "binary": len(values - {0}) <= 1,
+        "classes": max(values, default=0) < classes,
+        "instances": True,
+    }
+    return [rule for rule in _MASK_RULES if fits[rule]]
+
+
+def _page_names(stem: str, pages: int) -> list[str]:
+    return [stem] if pages == 1 else [f"{stem} page {page}" for page in range(pages)]
+
+
+def _stem_and_page(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.*) page (\d+)", name)
+    return (match[1], int(match[2])) if match else (name, 0)
+
+
+def _without_single_channel(image: np.ndarray) -> np.ndarray:
+    return image[..., 0] if image.shape[-1] == 1 else image

@@ -1,0 +1,122 @@
+"""The EM segmentation challenge of ISBI 2012: 30 slices of a fly's ventral nerve cord.
+
+Cite Cardona et al. 2010 (doi 10.1371/journal.pbio.1000502) and Arganda-Carreras et al. 2015
+(doi 10.3389/fnana.2015.00142). The terms forbid redistribution: everybody downloads it from its
+home.
+"""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pooch
+
+from unet_jax.data.example import Example
+from unet_jax.data.folder import connected_cells
+from unet_jax.data.image_files import one_line, read_image
+from unet_jax.errors import InputError
+
+ADDRESS = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
+#: Published for the files in the zip.
+MD5 = {
+    "train-volume.tif": "465461edbe0254630c4ec5577f1e7764",
+    "train-labels.tif": "657fe6b728c6dd0152e295c6d800001d",
+    "test-volume.tif": "9767660d7abe4e0ecbdd0061a16058ad",
+}
+#: Of the pixels in C order, so that other lossless copies pass too.
+PIXEL_SHA256 = {
+    "train-volume.tif": "200da3d452d726e6c9ca1ce04b869d4edb727320d23b516d01cce707dc8c4760",
+    "train-labels.tif": "a7cb64000a1a7e542682927e19c91339f58f9f178e0bcce4e207371116f0ca36",
+    "test-volume.tif": "1b58fa7ec1d0ff9d39a855622db3ff66a97863036339b0d04be51b2f5a99b0e9",
+}
+
+
+def read_isbi2012() -> list[Example]:
+    """Reads the 30 training slices, downloading them on first use.
+
+    They are looked for in ``$UNET_JAX_DATA/isbi2012``, then in the user's cache folder.
+
+    Returns:
+      Examples ``slice 0`` to ``slice 29``: image uint8 [512, 512]; class 0 = membrane, 1 = cell;
+      a cell is a 4-connected component within its slice.
+
+    Raises:
+      InputError: the data cannot be downloaded, or is not what was published.
+    """
+    images, drawings = _read_volume("train-volume.tif"), _read_volume("train-labels.tif")
+    examples = []
+    for index, (image, drawing) in enumerate(zip(images, drawings, strict=True)):
+        labels = (drawing == 255).astype(np.int32)
+        examples.append(Example(f"slice {index}", image, labels, connected_cells(labels)))
+    return examples
+
+
+def read_isbi2012_test_images() -> np.ndarray:
+    """Reads the 30 slices whose labels are kept by the challenge, uint8 [30, 512, 512].
+
+    Found, downloaded and checked like ``read_isbi2012``, with the same errors.
+    """
+    return _read_volume("test-volume.tif")
+
+
+def _read_volume(name: str) -> np.ndarray:
+    """uint8 [slices, H, W], verified."""
+    path = _find(name)
+    pixels = read_image(path)[..., 0]
+    found = hashlib.sha256(pixels.tobytes()).hexdigest()
+    if found != PIXEL_SHA256[name]:
+        raise InputError(
+            f"{path}: SHA-256 of its pixels is {found}, expected {PIXEL_SHA256[name]}; remove it"
+        )
+    return pixels
+
+
+def _find(name: str) -> Path:
+    cache = pooch.os_cache("unet_jax") / "isbi2012"
+    own = os.environ.get("UNET_JAX_DATA")
+    if own and (Path(own) / "isbi2012" / name).is_file():
+        return Path(own) / "isbi2012" / name
+    if not (cache / name).is_file():
+        _download(cache)
+    return cache / name
+
+
+def _download(folder: Path) -> None:
+    """Puts the files of the zip into a folder once all of them are verified."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside the folder, so that moving out of it is a rename.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+            archive = Path(temporary, "challenge.zip")
+            pooch.HTTPDownloader(progressbar=True)(ADDRESS, str(archive), None)
+            _unpack(archive)
+            for name in MD5:
+                os.replace(archive.with_name(name), folder / name)
+    except OSError as error:
+        raise InputError(
+            f"{ADDRESS}: cannot be downloaded ({one_line(error)}); put {', '.join(MD5)} into"
+            f" {folder}, or run `make demo`, which needs no data"
+        ) from error
+
+
+def _unpack(archive: Path) -> None:
+    """Puts the files beside their zip, wherever they lie inside it, and verifies them."""
+    try:
+        with zipfile.ZipFile(archive) as challenge:
+            members = {PurePosixPath(member).name: member for member in challenge.namelist()}
+            for name, md5 in MD5.items():
+                if name not in members:
+                    raise InputError(f"{ADDRESS}: holds no {name}, expected {', '.join(MD5)}")
+                path = archive.with_name(name)
+                path.write_bytes(challenge.read(members[name]))
+                found = pooch.file_hash(str(path), alg="md5")
+                if found != md5:
+                    raise InputError(f"{ADDRESS}: MD5 of {name} is {found}, expected {md5}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise InputError(
+            f"{ADDRESS}: what came is not a whole zip file ({one_line(error)}), try again"
+        ) from error
