@@ -43,6 +43,8 @@ def get_config():
     config.train.tile_side = 572  # Fig. 1, pixels of the input
     config.train.batch_size = 1  # Sect. 3: large tiles rather than a large batch
     config.train.momentum = 0.99  # Sect. 3
+    config.train.initial_momentum = 0.9  # see `create_optimiser`
+    config.train.momentum_warmup_steps = 2000
     config.train.peak_learning_rate = 2e-3  # the paper gives none
     config.train.warmup_steps = 100
     config.train.validate_every = 500  # steps

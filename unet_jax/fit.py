@@ -59,6 +59,8 @@ def fit(config: ConfigDict, workdir: Path) -> int:
         peak_learning_rate=settings.peak_learning_rate,
         warmup_steps=settings.warmup_steps,
         momentum=settings.momentum,
+        initial_momentum=settings.initial_momentum,
+        momentum_warmup_steps=settings.momentum_warmup_steps,
     )
     initial_key, training_key = jax.random.split(jax.random.key(settings.seed))
     state = create_train_state(initial_key, network, optimiser, channels)
@@ -170,6 +172,8 @@ def check_config(config: ConfigDict) -> None:
         ("train.warmup_steps", 0 <= settings.warmup_steps < settings.steps, "below train.steps"),
         ("train.peak_learning_rate", settings.peak_learning_rate > 0, "above 0"),
         ("train.momentum", 0 <= settings.momentum < 1, "in [0, 1)"),
+        ("train.initial_momentum", 0 <= settings.initial_momentum < 1, "in [0, 1)"),
+        ("train.momentum_warmup_steps", settings.momentum_warmup_steps >= 1, "at least 1"),
         *((f"augmentation.{k}", v >= 0, "at least 0") for k, v in augmentation.items()),
     ]
     for key, holds, wanted in demands:

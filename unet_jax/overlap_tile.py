@@ -78,7 +78,8 @@ def predict_tiled(
         probabilities = np.asarray(tile_probabilities(model.network, model.params, inputs))
         for (_, write), tile_output in zip(batch, probabilities, strict=False):
             write(tile_output)
-    return output
+    # Averages may exceed 1 by rounding.
+    return np.clip(output, 0, 1, out=output)
 
 
 @functools.partial(jax.jit, static_argnums=0)
