@@ -1,0 +1,29 @@
+# Each target does its own set-up, in a virtual environment of its own.
+PYTHON ?= python3
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	.venv/bin/python train.py --config=configs/demo.py --workdir=runs/demo
+	.venv/bin/python eval.py --checkpoint=runs/demo
+	@echo "Look at $(CURDIR)/runs/demo/evaluation/none.png"
+
+test: .venv/installed-test
+	.venv/bin/python -m pytest
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: setup.cfg .venv/bin/pip
+	.venv/bin/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: setup.cfg .venv/bin/pip
+	.venv/bin/pip install --quiet --editable .[test]
+	touch $@
+
+clean:
+	rm -rf .venv runs

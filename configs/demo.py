@@ -1,0 +1,30 @@
+"""A small U-Net on made-up electron micrographs: needs no data and a few minutes of a laptop's CPU.
+
+    python train.py --config=configs/demo.py --workdir=runs/demo
+    python eval.py --checkpoint=runs/demo
+"""
+
+from ml_collections import ConfigDict
+
+from configs import em
+
+
+def get_config():
+    config = em.get_config()
+    config.model.width = 8
+    config.model.depth = 4
+
+    config.data = ConfigDict()
+    config.data.source = "synthetic"
+    config.data.seed = 0
+    config.data.height = 256
+    config.data.width = 256
+    config.data.train = (0, 24)
+    config.data.validation = (24, 28)
+    config.data.test = (28, 36)
+
+    config.train.tile_side = 252
+    config.train.steps = 2000
+    config.train.momentum_warmup_steps = 1000
+    config.train.validate_every = 250
+    return config

@@ -1,0 +1,28 @@
+"""Your own images and masks: two folders of TIFF or PNG files, paired by file name.
+
+    python train.py --config=configs/folder.py --workdir=runs/mine \\
+        --config.data.images=my/images --config.data.labels=my/masks
+    python eval.py --checkpoint=runs/mine
+"""
+
+from ml_collections import ConfigDict
+
+from configs import em_small
+
+
+def get_config():
+    config = em_small.get_config()
+    config.class_names = ("background", "cell")
+
+    config.data = ConfigDict()
+    config.data.source = "folder"
+    config.data.images = "images"
+    config.data.labels = "masks"
+    # What the numbers in a mask mean: "binary", 0 and one other such as 255; "classes", the class of
+    # each pixel; "instances", 0 = background and n = cell n.
+    config.data.mask_rule = "binary"
+    config.data.ignore_value = -1  # this number in a mask: no matter; -1 = there is none
+    config.data.validation_fraction = 0.15  # of the files: chooses the best step
+    config.data.test_fraction = 0.15  # opened by eval.py only
+    config.data.split_seed = 0
+    return config

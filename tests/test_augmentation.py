@@ -1,0 +1,196 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_jax.augmentation import (
+    augment,
+    elastic_displacement,
+    mirrored,
+    tile_coordinates,
+    vary_grey_values,
+)
+
+OFF = dict(
+    elastic_pixels=0.0,
+    rotation_degrees=0.0,
+    shift=0.0,
+    mirror_probability=0.0,
+    contrast_std=0.0,
+    brightness_std=0.0,
+)
+PAPER = dict(
+    elastic_pixels=10.0,
+    rotation_degrees=180.0,
+    shift=1.0,
+    mirror_probability=0.5,
+    contrast_std=0.1,
+    brightness_std=0.1,
+)
+GEOMETRY = dict(elastic_pixels=10.0, rotation_degrees=180.0, shift=1.0, mirror_probability=0.5)
+
+
+def example(height=64, width=80, channels=2):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.normal(size=(height, width, channels)).astype(np.float32),
+        "labels": rng.integers(0, 3, (height, width)).astype(np.int32),
+        "weights": rng.uniform(1, 5, (height, width)).astype(np.float32),
+        "size": np.int32([height, width]),
+    }
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("tile_side", [44, 45, 100])
+def test_zero_strength_is_the_identity_bit_for_bit(transform, tile_side):
+    source = example()
+    tile = transform(lambda k, e: augment(k, e, tile_side=tile_side, context=6, **OFF))(
+        jax.random.key(0), source
+    )
+    top, left = (64 - tile_side) // 2, (80 - tile_side) // 2
+    # Mirrored without repeating the edge, as NumPy's "reflect" does.
+    padding = [(40, 40), (40, 40)]
+
+    def cut(array, margin):
+        padded = np.pad(array, padding + [(0, 0)] * (array.ndim - 2), mode="reflect")
+        side = tile_side - 2 * margin
+        y, x = top + 40 + margin, left + 40 + margin
+        return padded[y : y + side, x : x + side]
+
+    assert np.array_equal(tile["image"], cut(source["image"], 0))
+    assert np.array_equal(tile["labels"], cut(source["labels"], 6))
+    assert np.array_equal(tile["weights"], cut(source["weights"], 6))
+
+
+def test_elastic_displacement_equals_pillow_bicubic():
+    key = jax.random.key(5)
+    grid = 10 * np.asarray(jax.random.normal(key, (2, 3, 3)))
+    field = elastic_displacement(key, 572, 10.0)
+    for axis in (0, 1):
+        expected = Image.fromarray(grid[axis], mode="F").resize(
+            (572, 572), Image.Resampling.BICUBIC
+        )
+        np.testing.assert_allclose(field[axis], expected, atol=1e-4)
+
+
+def test_elastic_displacement_has_the_stated_strength():
+    fields = jax.vmap(lambda key: elastic_displacement(key, 60, 10.0))(
+        jax.random.split(jax.random.key(0), 2000)
+    )
+    std = np.std(fields, axis=(0, 1))
+    assert std[30, 30] == pytest.approx(10, rel=0.05)  # a node
+    assert np.sqrt(np.mean(std**2)) == pytest.approx(8.8, rel=0.05)  # per pixel
+
+
+def test_image_labels_and_weights_stay_aligned():
+    """A coarse checkerboard warped as image, as labels and as weights agrees, borders aside."""
+    y, x = np.indices((200, 160))
+    board = ((y // 20 + x // 20) % 2).astype(np.int32)
+    source = {
+        "image": board[..., None].astype(np.float32),
+        "labels": board,
+        "weights": board.astype(np.float32),
+        "size": np.int32([200, 160]),
+    }
+
+    @jax.jit
+    def warp(key):
+        strengths = PAPER | dict(contrast_std=0.0, brightness_std=0.0)
+        return augment(key, source, tile_side=140, context=20, **strengths)
+
+    for seed in range(5):
+        tile = warp(jax.random.key(seed))
+        image = np.asarray(tile["image"][20:-20, 20:-20, 0])
+        certain = (image == 0) | (image == 1)
+        assert certain.mean() > 0.8
+        assert np.array_equal(image[certain], tile["labels"][certain])
+        np.testing.assert_array_equal(np.round(image), tile["weights"])
+        assert 0.2 < image.mean() < 0.8
+
+
+def test_each_part_does_what_it_says():
+    size = np.int32([101, 101])
+
+    def tile(seed, **on):
+        strengths = dict.fromkeys(GEOMETRY, 0.0) | on
+        return np.asarray(tile_coordinates(jax.random.key(seed), size, tile_side=21, **strengths))
+
+    still = tile(0)
+    assert np.array_equal(still[0][:, 0], np.arange(40, 61))
+    assert np.array_equal(tile(0, mirror_probability=1.0), still[:, :, ::-1])
+    for seed in range(20):
+        shifted = tile(seed, shift=0.5) - still
+        assert (shifted == shifted[:, :1, :1]).all() and (shifted % 1 == 0).all()
+        assert abs(shifted).max() <= 25.5
+        turned = tile(seed, rotation_degrees=30.0)
+        centred = turned - 50
+        assert np.allclose((centred**2).sum(0), ((still - 50) ** 2).sum(0), atol=1e-3)
+        angle = np.degrees(np.arctan2(centred[0, 10, 20], centred[1, 10, 20]))
+        assert abs(angle) <= 30.01
+        assert abs(tile(seed, elastic_pixels=1.0) - still).max() < 6
+    angles = [tile(s, rotation_degrees=180.0)[0, 10, 20] for s in range(20)]
+    assert np.ptp(angles) > 15
+    assert len({tile(s, shift=1.0).tobytes() for s in range(20)}) > 15
+    assert {tile(s, mirror_probability=0.5)[1, 0, 0] for s in range(20)} == {40, 60}
+
+
+def test_shift_reaches_the_whole_image_equally():
+    """With mirroring every pixel is seen about as often as any other, the corners too."""
+    seen = np.zeros((40, 30))
+    tiles = jax.vmap(
+        lambda key: tile_coordinates(
+            key, np.int32([40, 30]), tile_side=16, **dict.fromkeys(GEOMETRY, 0.0) | {"shift": 1.0}
+        )
+    )(jax.random.split(jax.random.key(0), 4000))
+    rows, columns = np.asarray(tiles).astype(int).transpose(1, 0, 2, 3).reshape(2, -1)
+    np.add.at(seen, (rows, columns), 1)
+    inner = seen[1:-1, 1:-1]  # mirroring does not repeat the edge, which is seen half as often
+    assert inner.min() > 0.75 * inner.mean() and inner.max() < 1.25 * inner.mean()
+
+
+def test_mirrored():
+    assert np.array_equal(mirrored(jnp.arange(-4.0, 7), 3), [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2])
+    assert not mirrored(jnp.linspace(-5, 5, 33), 1).any()
+
+
+def test_filled_up_pixels_are_never_seen():
+    source = example(30, 20)
+    filled = {
+        name: np.pad(a, [(0, 9), (0, 7)] + [(0, 0)] * (a.ndim - 2), constant_values=99)
+        if name != "size"
+        else a
+        for name, a in source.items()
+    }
+
+    @jax.jit
+    def warp(key, e):
+        return augment(key, e, tile_side=60, context=10, **PAPER)
+
+    for seed in range(3):
+        small, large = (warp(jax.random.key(seed), e) for e in (source, filled))
+        assert all(np.array_equal(small[name], large[name]) for name in small)
+
+
+def test_grey_values_vary_by_one_factor_and_one_offset():
+    image = example()["image"]
+    varied = vary_grey_values(jax.random.key(1), image, contrast_std=0.3, brightness_std=0.5)
+    factor, offset = np.polyfit(image.ravel(), np.ravel(varied), 1)
+    np.testing.assert_allclose(varied, factor * image + offset, atol=1e-5)
+    assert factor != 1 and offset != 0
+
+
+def test_plain_jitted_and_vmapped_agree():
+    source = example()
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def one(key):
+        return augment(key, source, tile_side=50, context=5, **PAPER)
+
+    plain = [one(key) for key in keys]
+    batched = jax.jit(jax.vmap(one))(keys)
+    for i, tile in enumerate(plain):
+        # Rounding may move a coordinate across the middle between two labels.
+        np.testing.assert_allclose(batched["image"][i], tile["image"], atol=1e-3)
+        assert np.mean(batched["labels"][i] != tile["labels"]) < 1e-3
+        assert np.mean(batched["weights"][i] != tile["weights"]) < 1e-3

@@ -1,0 +1,80 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from unet_jax.normalisation import grey_value_statistics, normalise
+
+
+def by_numpy(channel, percentiles=(1, 99)):
+    low, high = np.percentile(channel.astype(np.float32).astype(float), percentiles)
+    inside = channel[(channel >= low) & (channel <= high)].astype(float)
+    return inside.mean(), inside.std()
+
+
+def images():
+    rng = np.random.default_rng(0)
+    return {
+        "uint8": rng.integers(0, 256, (60, 70)).astype(np.uint8),
+        "uint16": rng.integers(0, 65536, (61, 30)).astype(np.uint16),
+        "few values": rng.integers(-3, 3, (20, 30)),
+        "float with an offset": (rng.normal(size=(40, 50)) - 1e4).astype(np.float32),
+        "signs": rng.normal(size=(41, 50)).astype(np.float32),
+        "heavy tails": rng.standard_cauchy((50, 50)).astype(np.float32),
+        "bool": rng.random((30, 30)) > 0.5,
+        "a view": rng.normal(size=(90, 80)).astype(np.float32)[::-2, 3:40].T,
+    }
+
+
+@pytest.mark.parametrize("name", images())
+def test_statistics_equal_numpy(name):
+    image = images()[name]
+    mean, std = grey_value_statistics(image[..., None])
+    expected_mean, expected_std = by_numpy(image)
+    assert mean[0] == pytest.approx(expected_mean, rel=1e-6, abs=1e-6)
+    assert std[0] == pytest.approx(expected_std, rel=1e-5)
+
+
+def test_other_percentiles():
+    image = images()["heavy tails"]
+    mean, std = grey_value_statistics(image[..., None], (20.0, 70.0))
+    assert (mean[0], std[0]) == pytest.approx(by_numpy(image, (20, 70)), rel=1e-5)
+
+
+def test_one_outlier_changes_nothing_and_nothing_is_clipped():
+    image = images()["uint16"][..., None].astype(np.float32)
+    spoilt = image.copy()
+    spoilt[5, 5] = 1e9
+    clean_statistics, statistics = grey_value_statistics(image), grey_value_statistics(spoilt)
+    np.testing.assert_allclose(statistics, clean_statistics, rtol=2e-3)
+    assert normalise(spoilt, *statistics)[5, 5, 0] > 1e4
+
+
+def test_channels_are_independent_and_normalised():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(50, 50, 2)) * [3, 500] + [10, -70]
+    result = normalise(image, *grey_value_statistics(image))
+    assert result.dtype == np.float32
+    for channel in (0, 1):
+        assert by_numpy(result[..., channel]) == pytest.approx((0, 1), abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 3), (20, 20)])
+def test_constant_and_tiny_images_become_finite(shape):
+    constant = np.full((*shape, 1), 7.0)
+    assert not normalise(constant, *grey_value_statistics(constant)).any()
+    ramp = np.arange(np.prod(shape), dtype=float).reshape(*shape, 1)
+    assert np.isfinite(normalise(ramp, *grey_value_statistics(ramp))).all()
+
+
+def test_memory_does_not_grow_with_the_image():
+    def peak(side):
+        image = np.zeros((side, side, 1), np.float32)
+        image[::2] = 1
+        tracemalloc.start()
+        grey_value_statistics(image)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    assert peak(3000) < 1.1 * peak(1500)
