@@ -18,10 +18,10 @@ def get_config():
     config.data.source = "folder"
     config.data.images = "images"
     config.data.labels = "masks"
-    # What the numbers in a mask mean: "binary", 0 and one other such as 255; "classes", the class of
-    # each pixel; "instances", 0 = background and n = cell n.
+    # What the numbers in a mask mean: "binary", 0 and one other such as 255; "classes", the class
+    # of each pixel; "instances", 0 = background and n = cell n.
     config.data.mask_rule = "binary"
-    config.data.ignore_value = -1  # this number in a mask: no matter; -1 = there is none
+    config.data.ignore_value = -1  # mask pixels that do not count; -1 = there are none
     config.data.validation_fraction = 0.15  # of the files: chooses the best step
     config.data.test_fraction = 0.15  # opened by eval.py only
     config.data.split_seed = 0

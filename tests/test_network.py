@@ -58,7 +58,7 @@ def test_invalid_size_names_the_nearest_valid_ones():
 
 
 def test_context_is_exact():
-    """The outputs of one max-pooling cell see that cell and the context around it, no pixel less."""
+    """The outputs of one max-pooling cell see that cell and the context around it, all of it."""
     network = UNet(width=2, depth=3)
     grid, side = 4, valid_input_sides(0, 3)[0] + 12
     params = init_params(jax.random.key(3), network, 1)

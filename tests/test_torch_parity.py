@@ -186,7 +186,7 @@ def gradient_errors(dtype, seed=1, **mistake):
 
 def test_loss_and_gradient_agree(dtype):
     # Where the input of a ReLU is almost 0, rounding in float32 can leave it on in one network and
-    # off in the other, which changes the gradient by far more than rounding. One seed in about ten
+    # off in the other, which changes the gradient by far more than rounding. One seed in 30
     # has such a pixel, so one may fail; a mistake shows with every seed, and in float64.
     for seed in (1, 2, 3) if dtype == np.float32 else (1,):
         errors = gradient_errors(dtype, seed)

@@ -1,11 +1,11 @@
 import logging
-import os
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tifffile
 from scipy import ndimage
 
 from unet_jax.data.example import IGNORED
@@ -62,8 +62,6 @@ def test_equals_brute_force_on_synthetic_em_and_with_other_settings():
 
 
 def test_equals_brute_force_on_real_labels(real_data):
-    import tifffile
-
     labels = tifffile.imread(real_data / "isbi2012" / "train-labels.tif")[3] > 0
     assert_equals_brute_force(ndimage.label(labels)[0].astype(np.int32))
 
@@ -112,12 +110,3 @@ def test_absent_class_weighs_nothing_with_a_notice(caplog):
     np.testing.assert_allclose(weights, [4 / 3, 0, 4 / 9])
     assert "Class 1 does not occur" in caplog.text
     assert not class_weights([np.full((2, 2), IGNORED)], 2).any()
-
-
-@pytest.fixture
-def real_data():
-    from pathlib import Path
-
-    if "UNET_JAX_DATA" not in os.environ:
-        pytest.skip("UNET_JAX_DATA is not set")
-    return Path(os.environ["UNET_JAX_DATA"])

@@ -1,0 +1,29 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from configs import demo
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real data sets."""
+    if "UNET_JAX_DATA" not in os.environ:
+        pytest.skip("UNET_JAX_DATA is not set")
+    return Path(os.environ["UNET_JAX_DATA"])
+
+
+@pytest.fixture
+def tiny_config():
+    """A run of seconds on made-up pictures."""
+    config = demo.get_config()
+    config.model.width = 2
+    config.model.depth = 2
+    config.data.height = config.data.width = 60
+    config.data.train, config.data.validation, config.data.test = (0, 3), (3, 5), (5, 7)
+    config.train.tile_side = 44
+    config.train.steps = 12
+    config.train.warmup_steps = 3
+    config.train.validate_every = 4
+    return config

@@ -1,0 +1,111 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from unet_jax import checkpoint, load
+from unet_jax.errors import InputError
+from unet_jax.network import UNet
+from unet_jax.training import create_optimiser, create_train_state
+
+FIELDS = dict(width=2, depth=2, classes=2, dropout_rate=0.5, dtype="float32")
+
+
+def a_state(seed=0):
+    optimiser, _ = create_optimiser(
+        steps=10,
+        peak_learning_rate=0.1,
+        warmup_steps=1,
+        momentum=0.99,
+        initial_momentum=0.9,
+        momentum_warmup_steps=5,
+    )
+    return create_train_state(jax.random.key(seed), UNet(**FIELDS), optimiser, 1)
+
+
+def a_description(step, loss=None):
+    return {
+        "step": step,
+        "model": FIELDS,
+        "channels": 1,
+        "percentiles": [1.0, 99.0],
+        "validation": None if loss is None else {"loss": loss},
+    }
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    for step, loss in [(2, 0.5), (4, 0.3), (6, 0.4), (7, None)]:
+        checkpoint.save(tmp_path, a_state(step), a_description(step, loss))
+    return tmp_path
+
+
+def same_bits(a, b):
+    return all(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
+        )
+    )
+
+
+def test_best_and_latest_are_kept_and_come_back_bit_for_bit(workdir):
+    assert checkpoint.saved_steps(workdir) == [4, 7]
+    assert checkpoint.best_step(workdir) == 4
+    for step, expected in [("best", 4), ("latest", 7), (7, 7), ("4", 4)]:
+        model = load(workdir, step)
+        assert model.description["step"] == expected
+        assert same_bits(model.params, a_state(expected).params)
+        assert model.network == UNet(**FIELDS)
+    restored = checkpoint.restore(workdir, 7, a_state(0))
+    assert restored.step == 7
+    assert same_bits(restored.opt_state, a_state(7).opt_state)
+
+
+def test_saving_a_step_again_replaces_it(workdir):
+    checkpoint.save(workdir, a_state(99), a_description(7, 0.1))
+    assert checkpoint.saved_steps(workdir) == [7]
+    assert same_bits(load(workdir).params, a_state(99).params)
+
+
+def test_an_unfinished_save_is_no_checkpoint(workdir):
+    folder = workdir / "checkpoints"
+    (folder / "000007").rename(folder / "000009.unfinished")
+    assert checkpoint.saved_steps(workdir) == [4]
+    checkpoint.save(workdir, a_state(), a_description(9))
+    assert sorted(p.name for p in folder.iterdir()) == ["000004", "000009"]
+
+
+def refused(workdir, step="best"):
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(InputError) as refusal:
+        load(workdir, step)
+    assert "\n" not in str(refusal.value)
+    assert sorted(workdir.rglob("*")) == before, "reading creates nothing"
+    return str(refusal.value)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    assert "no checkpoint in this folder" in refused(tmp_path)
+    assert "no checkpoint in this folder" in refused(tmp_path / "missing")
+
+
+def test_a_step_that_is_not_there(workdir):
+    assert "no step 5; there are: best, latest, 4, 7" in refused(workdir, 5)
+    assert "no step newest" in refused(workdir, "newest")
+
+
+def test_damaged_checkpoints(workdir):
+    file = workdir / "checkpoints" / "000004" / "checkpoint.json"
+    text = file.read_text()
+    file.write_text(text[:30])
+    assert "not a readable checkpoint description" in refused(workdir, 4)
+    file.write_text(json.dumps(a_description(4) | {"model": {"breadth": 3}}))
+    assert "not a description of a U-Net" in refused(workdir, 4)
+    # A wider network than the one saved.
+    file.write_text(json.dumps(a_description(4) | {"model": FIELDS | {"width": 3}}))
+    assert "cannot be restored" in refused(workdir, 4)
+    file.write_text(text)
+    shutil.rmtree(file.parent / "params")
+    assert "cannot be restored" in refused(workdir, 4)

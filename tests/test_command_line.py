@@ -1,0 +1,72 @@
+"""The programs as a user starts them: exit status, one line on standard error, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--config=configs/demo.py",
+    "--config.model.width=2",
+    "--config.model.depth=2",
+    "--config.data.height=60",
+    "--config.data.width=60",
+    "--config.data.train=(0, 2)",
+    "--config.data.validation=(2, 3)",
+    "--config.data.test=(3, 5)",
+    "--config.train.tile_side=44",
+    "--config.train.steps=4",
+    "--config.train.warmup_steps=1",
+    "--config.train.validate_every=2",
+]
+
+
+def call(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_train_then_evaluate(tmp_path):
+    workdir = tmp_path / "run"
+    trained = call("train.py", *TINY, f"--workdir={workdir}")
+    assert trained.returncode == 0, trained.stderr
+    evaluated = call("eval.py", f"--checkpoint={workdir}", "--averaging=symmetries")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "this network" in evaluated.stdout and "blurred grey value" in evaluated.stdout
+    assert {p.name for p in (workdir / "evaluation").iterdir()} == {
+        "symmetries.json",
+        "symmetries.png",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.py", "--workdir=WORK"], "--config"),
+        (["train.py", "--config=configs/demo.py"], "--workdir"),
+        (["train.py", "--config=configs/missing.py", "--workdir=WORK"], "missing.py"),
+        (["train.py", *TINY, "--workdir=WORK", "--config.model.witdh=3"], "width"),
+        (["train.py", *TINY, "--workdir=WORK", "--config.model.width=wide"], "wide"),
+        (["train.py", *TINY, "--workdir=WORK", "--config.train.steps=-3"], "train.steps"),
+        (["train.py", *TINY, "--workdir=WORK", "stray"], "stray"),
+        (["train.py", "--config=configs/folder.py", "--workdir=WORK"], "images"),
+        (["eval.py"], "--checkpoint"),
+        (["eval.py", "--checkpoint=WORK"], "no checkpoint"),
+        (["eval.py", "--checkpoint=WORK", "--averaging=mean"], "mean"),
+        (["eval.py", "--checkpoint=WORK", "--chekpoint=x"], "chekpoint"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tmp_path, arguments, message):
+    workdir = tmp_path / "run"
+    done = call(*[a.replace("WORK", str(workdir)) for a in arguments])
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not workdir.exists()

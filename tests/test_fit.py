@@ -1,0 +1,188 @@
+import json
+import logging
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from unet_jax import checkpoint, load, predict_tiled
+from unet_jax import fit as fit_module
+from unet_jax.errors import InputError, RunFailed
+from unet_jax.fit import fit
+from unet_jax.run_log import RunLog, read_log
+
+
+def log_without_time(workdir):
+    return [
+        {k: v for k, v in row.items() if k != "seconds"} for row in read_log(workdir / "log.jsonl")
+    ]
+
+
+def latest_state(workdir):
+    step = checkpoint.saved_steps(workdir)[-1]
+    files = sorted((workdir / "checkpoints" / f"{step:06d}").rglob("*"))
+    assert files
+    return step, load(workdir, "latest").params
+
+
+def interrupt_at(monkeypatch, step, number=signal.SIGINT):
+    """Sends the signal while the batch of a step is put together."""
+    original = fit_module.batch_indices
+
+    def interrupting(current, *args):
+        if current == step - 1:
+            os.kill(os.getpid(), number)
+        return original(current, *args)
+
+    monkeypatch.setattr(fit_module, "batch_indices", interrupting)
+
+
+def test_a_run_leaves_what_it_promises(tiny_config, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert fit(tiny_config, workdir) == 0
+    assert {p.name for p in workdir.iterdir()} == {
+        "checkpoints",
+        "log.jsonl",
+        "training.png",
+        "validation.png",
+    }
+    rows = read_log(workdir / "log.jsonl")
+    assert [r["step"] for r in rows if "loss" in r] == list(range(1, 13))
+    validations = {r["step"]: r["validation"] for r in rows if "validation" in r}
+    assert list(validations) == [4, 8, 12]
+    assert set(validations[4]) == {"loss", "pixel_error", "rand_error"}
+    best = min(validations, key=lambda s: validations[s]["loss"])
+    assert checkpoint.best_step(workdir) == best
+    assert checkpoint.saved_steps(workdir) == sorted({best, 12})
+
+    model = load(str(workdir))
+    assert model.description["step"] == best
+    assert model.description["splits"]["test"] == ["picture 5", "picture 6"]
+    assert model.description["class_names"] == ["membrane", "cell"]
+    assert model.description["config"] == json.loads(json.dumps(tiny_config.to_dict()))
+    assert "jax" in model.description["versions"]
+    assert predict_tiled(model, np.eye(33)).shape == (33, 33, 2)
+
+    assert fit(tiny_config, workdir) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_continued_ends_with_the_same_bits(
+    tiny_config, tmp_path, monkeypatch, capsys, number
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert fit(tiny_config, whole) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6, number)
+        assert fit(tiny_config, parts) == 128 + number
+    assert "same command" in capsys.readouterr().out
+    assert checkpoint.saved_steps(parts)[-1] == 6
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9, number)
+        assert fit(tiny_config, parts) == 128 + number
+    assert fit(tiny_config, parts) == 0
+    assert log_without_time(parts) == log_without_time(whole)
+
+    (step, params), (other_step, other_params) = latest_state(whole), latest_state(parts)
+    assert step == other_step == 12
+    same = jax.tree.map(
+        lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, other_params
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def test_seeds_differ(tiny_config, tmp_path):
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    fit(tiny_config, tmp_path / "0")
+    tiny_config.train.seed = 1
+    fit(tiny_config, tmp_path / "1")
+    logs = [log_without_time(tmp_path / name) for name in "01"]
+    assert all(a["loss"] != b["loss"] for a, b in zip(*logs, strict=True) if "loss" in a)
+
+
+def test_steps_that_will_be_done_again_leave_the_log(tmp_path):
+    file = tmp_path / "log.jsonl"
+    RunLog(file, 0).write([{"step": s, "seconds": 0.0} for s in (1, 2, 3)])
+    file.write_text(file.read_text() + '{"step": 4, "sec')  # cut off by a kill
+    assert [row["step"] for row in read_log(file)] == [1, 2, 3]
+    log = RunLog(file, 2)
+    log.write([{"step": 3, "seconds": 1.0}])
+    assert [row["step"] for row in read_log(file)] == [1, 2, 3]
+    assert read_log(file)[-1]["seconds"] == 1.0
+    assert read_log(tmp_path / "missing.jsonl") == []
+
+
+def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    fit(tiny_config, workdir)
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    tiny_config.augmentation.shift = 0.5
+    with pytest.raises(InputError, match=r"config\.augmentation\.shift = 1\.0, not 0\.5"):
+        fit(tiny_config, workdir)
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.width", 0, "model.width must be at least 1, not 0"),
+        ("model.depth", 0, "model.depth"),
+        ("model.classes", 1, "model.classes"),
+        ("model.dropout_rate", 1.0, "model.dropout_rate"),
+        ("model.dtype", "int8", "float32 or bfloat16"),
+        ("model.classes", 3, "class_names"),
+        ("train.tile_side", 45, r"\[44, 46\]"),
+        ("train.steps", 0, "train.steps"),
+        ("train.batch_size", 0, "train.batch_size"),
+        ("train.warmup_steps", 12, "train.warmup_steps"),
+        ("train.momentum", 1.0, "train.momentum"),
+        ("train.peak_learning_rate", 0.0, "train.peak_learning_rate"),
+        ("train.validate_every", 0, "train.validate_every"),
+        ("train.seed", -1, "train.seed"),
+        ("weight_map.sigma", 0.0, "weight_map.sigma"),
+        ("augmentation.shift", -1.0, "augmentation.shift"),
+        ("data.source", "nowhere", "isbi2012, synthetic or folder, not 'nowhere'"),
+        ("data.test", (9, 9), r"data.test = \(9, 9\) is no range"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_written(
+    tiny_config, tmp_path, key, value, message
+):
+    tiny_config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=message) as refusal:
+        fit(tiny_config, tmp_path / "run")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tiny_config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        fit(tiny_config, tmp_path / "file" / "run")
+
+
+def test_an_infinite_loss_stops_and_keeps_the_last_good_step(tiny_config, tmp_path):
+    tiny_config.train.peak_learning_rate = 1e30
+    tiny_config.train.validate_every = 2
+    with pytest.raises(RunFailed, match=r"Step \d+: the loss is .*learning rate of .* saved"):
+        fit(tiny_config, tmp_path / "run")
+    for step in checkpoint.saved_steps(tmp_path / "run"):
+        params = load(tmp_path / "run", step).params
+        assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
+
+
+def test_a_slow_cpu_is_told_of_the_small_configuration(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fit_module, "_PATIENCE_HOURS", 0)
+    fit(tiny_config, tmp_path / "run")
+    assert "configs/em_small.py" in capsys.readouterr().out
+
+
+def test_an_absent_class_trains_with_a_notice(tiny_config, tmp_path, caplog):
+    tiny_config.model.classes = 3
+    tiny_config.class_names = ("membrane", "cell", "nothing")
+    with caplog.at_level(logging.WARNING, "unet_jax"):
+        assert fit(tiny_config, tmp_path / "run") == 0
+    assert "Class 2 does not occur" in caplog.text

@@ -1,0 +1,261 @@
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from unet_jax import overlap_tile
+from unet_jax.model import Model
+from unet_jax.network import UNet, context, init_params
+from unet_jax.normalisation import PERCENTILES, grey_value_statistics, normalise
+from unet_jax.overlap_tile import (
+    choose_tile_side,
+    mirror_indices,
+    predict_tiled,
+    tile_probabilities,
+    tile_step,
+)
+
+
+def he_model(depth=5, channels=1, classes=2, width=4):
+    network = UNet(width=width, depth=depth, classes=classes)
+    params = jax.jit(lambda key: init_params(key, network, channels))(jax.random.key(0))
+    return Model(network, params, channels, PERCENTILES, {})
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return he_model()
+
+
+@pytest.fixture(scope="module")
+def small():
+    return he_model(depth=2, width=2)
+
+
+def picture(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return (ndimage.gaussian_filter(rng.normal(size=(height, width)), 1.5) * 300 + 100).astype("f4")
+
+
+def whole(model, image):
+    """The network on the whole image, mirrored by NumPy; few canvas sizes, as each is compiled."""
+    image = image.reshape(*image.shape[:2], -1)
+    height, width, _ = image.shape
+    margin = context(model.network.depth)
+    canvas = next(side for side in (60, 260, 700, 1516) if side >= max(height, width)) + 2 * margin
+    normalised = normalise(image, *grey_value_statistics(image))
+    after = [(margin, canvas - margin - side) for side in (height, width)]
+    mirrored = np.pad(normalised, [*after, (0, 0)], mode="reflect")
+    probabilities = tile_probabilities(model.network, model.params, mirrored[None])
+    return np.asarray(probabilities)[0, :height, :width]
+
+
+def assert_same(tiled, expected):
+    assert tiled.shape == expected.shape and tiled.dtype == np.float32
+    assert np.abs(tiled - expected).max() < 1e-5
+    top = np.sort(expected, axis=-1)
+    clear = top[..., -1] - top[..., -2] > 2e-5
+    assert np.array_equal(tiled.argmax(-1)[clear], expected.argmax(-1)[clear])
+
+
+def sizes():
+    rng = np.random.default_rng(1)
+    tiny = [(1, 1), (1, 2), (2, 1), (3, 3), (1, 57), (58, 1), (5, 16), (17, 16), (20, 59), (4, 4)]
+    small = [tuple(rng.integers(1, 260, 2).tolist()) for _ in range(18)]
+    medium = [(512, 512), (513, 511), (388, 389), (384, 768 - 92), (1, 700), (700, 3), (572, 572)]
+    medium += [tuple(rng.integers(260, 680, 2).tolist()) for _ in range(5)]
+    return [
+        *[(size, sides) for size in tiny for sides in [(None, 204, 572)]],
+        *[(size, sides) for size in small for sides in [(None, 252, 380)]],
+        *[(size, sides) for size in medium for sides in [(None, 380, 572)]],
+        ((1500, 1100), (None, 572)),
+        ((1100, 1500), (444,)),
+    ]
+
+
+@pytest.mark.parametrize(("size", "tile_sides"), sizes())
+def test_tiles_equal_the_whole_image(paper, size, tile_sides):
+    image = picture(*size)
+    expected = whole(paper, image)
+    for tile_side in tile_sides:
+        assert_same(predict_tiled(paper, image, tile_side=tile_side), expected)
+
+
+def test_enough_sizes_are_tried():
+    assert len({size for size, _ in sizes()}) >= 40
+
+
+def test_origins_off_the_pooling_grid_are_found_out(paper, monkeypatch):
+    image = picture(512, 512)
+    expected = whole(paper, image)
+    monkeypatch.setattr(overlap_tile, "tile_step", lambda side, depth: side - 2 * context(depth))
+    with pytest.raises(AssertionError):
+        assert_same(predict_tiled(paper, image, tile_side=572), expected)
+
+
+def test_two_runs_are_bit_identical(paper):
+    image = picture(300, 200)
+    runs = [predict_tiled(paper, image, tile_side=252).tobytes() for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_other_depths_channels_and_classes(depth):
+    model = he_model(depth, channels=3, classes=4, width=2)
+    image = np.stack([picture(50, 41, seed) for seed in range(3)], axis=-1)
+    expected = whole(model, image)
+    for tile_side in (None, 2 * context(depth) + 20, 2 * context(depth) + 36):
+        tiled = predict_tiled(model, image, tile_side=tile_side)
+        assert_same(tiled, expected)
+        np.testing.assert_allclose(tiled.sum(-1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float64", "float16", "bool"])
+def test_dtypes(small, dtype):
+    image = picture(30, 30).clip(0, 255).astype(dtype)
+    np.testing.assert_allclose(
+        predict_tiled(small, image), whole(small, image.astype("f4")), atol=1e-5
+    )
+
+
+def test_symmetries_average_what_comes_back(small):
+    image = picture(37, 50)
+    views = []
+    for turns in range(4):
+        turned = np.rot90(image, turns)
+        views.append(np.rot90(predict_tiled(small, turned), -turns))
+        views.append(np.rot90(np.fliplr(predict_tiled(small, np.fliplr(turned))), -turns))
+    averaged = predict_tiled(small, image, averaging="symmetries")
+    np.testing.assert_allclose(averaged, np.mean(views, axis=0), atol=1e-6)
+    assert np.abs(averaged - views[0]).max() > 0.01
+    turned = predict_tiled(small, np.rot90(image), averaging="symmetries")
+    np.testing.assert_allclose(np.rot90(averaged), turned, atol=1e-5)
+
+
+def test_rotations_average_what_comes_back(small):
+    """Against the whole image turned by SciPy, a route of its own."""
+    image = picture(61, 45)
+    padded = np.pad(image, 80, mode="reflect")
+    statistics = grey_value_statistics(image[..., None])
+    expected = np.zeros((61, 45, 2))
+    for k in range(7):
+        turned = ndimage.rotate(padded, k * 360 / 7, reshape=False, order=1, mode="mirror")
+        normalised = normalise(turned[None, ..., None], *statistics)
+        margin = context(2)
+        # The image begins at row and column 80, which is a multiple of the pooling grid.
+        probabilities = np.asarray(tile_probabilities(small.network, small.params, normalised))[0]
+        whole_canvas = np.pad(probabilities, [(margin, margin), (margin, margin), (0, 0)])
+        back = ndimage.rotate(whole_canvas, -k * 360 / 7, reshape=False, order=1)
+        expected += back[80:-80, 80:-80] / 7
+    averaged = predict_tiled(small, image, averaging="rotations")
+    np.testing.assert_allclose(averaged.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(averaged, expected, atol=1e-4)
+    other_tiles = predict_tiled(small, image, averaging="rotations", tile_side=2 * context(2) + 22)
+    np.testing.assert_allclose(averaged, other_tiles, atol=1e-5)
+
+
+@pytest.mark.parametrize("averaging", ["none", "rotations", "symmetries"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (2, 3)])
+def test_averaging_takes_tiny_images(small, averaging, size):
+    result = predict_tiled(small, picture(*size), averaging=averaging)
+    assert result.shape == (*size, 2)
+    np.testing.assert_allclose(result.sum(-1), 1, atol=1e-5)
+
+
+def test_one_compilation_for_each_tile_side():
+    model = he_model(depth=2, width=3)
+    before = tile_probabilities._cache_size()
+    for size in [(10, 10), (100, 31), (64, 200)]:
+        for averaging in ("none", "rotations", "symmetries"):
+            predict_tiled(model, picture(*size), tile_side=44, averaging=averaging)
+    assert tile_probabilities._cache_size() == before + 1
+
+
+def test_memory_beyond_input_and_output_does_not_grow(small):
+    def extra(side, averaging):
+        image = picture(side, side)
+        predict_tiled(small, image[:50, :50], tile_side=148, averaging=averaging)
+        tracemalloc.start()
+        output = predict_tiled(small, image, tile_side=148, averaging=averaging)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak - output.nbytes
+
+    for averaging in ("none", "symmetries"):
+        # The statistics take chunks of 2^20 pixels: both images are larger.
+        assert extra(2200, averaging) < 1.1 * extra(1500, averaging)
+
+
+def test_tile_side_is_chosen_by_size_and_memory(monkeypatch):
+    network = UNet()
+    assert choose_tile_side(network, 50, 60) == 252
+    assert choose_tile_side(network, 512, 512) == 700
+    assert choose_tile_side(network, 384, 384) == 572
+    assert choose_tile_side(network, 20_000, 20_000) == 1212
+    monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 2 * 2**30)
+    assert choose_tile_side(network, 20_000, 20_000) == 700
+    monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 1)
+    assert choose_tile_side(network, 20_000, 20_000) == 252
+    assert all(tile_step(s, 5) % 16 == 0 for s in (252, 572, 1212))
+    assert tile_step(572, 5) == 384  # 388 is not a multiple of 16
+
+
+def test_tiles_fill_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 80 * 2**30)
+    assert overlap_tile.tiles_per_batch(UNet(), 572) == 3
+    assert overlap_tile.tiles_per_batch(UNet(), 252) == 16
+    monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 3 * 2**30)
+    assert overlap_tile.tiles_per_batch(UNet(), 572) == 2
+    image, model = picture(70, 90), he_model(depth=2, width=2)
+    assert overlap_tile.tiles_per_batch(model.network, 36) > 1
+    np.testing.assert_allclose(
+        predict_tiled(model, image, tile_side=36), whole(model, image), atol=1e-5
+    )
+
+
+def test_mirror_indices_do_not_repeat_the_edge():
+    assert mirror_indices(-3, 6, 3).tolist() == [1, 2, 1, 0, 1, 2, 1, 0, 1]
+    line = np.arange(7)
+    assert np.array_equal(line[mirror_indices(-20, 25, 7)], np.pad(line, (20, 18), mode="reflect"))
+    assert not mirror_indices(-5, 5, 1).any()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((5, 5, 1)), r"\[H, W\], not one of shape \[5, 5, 1\]"),
+        (np.zeros((2, 5, 5)), r"\[H, W\], not one of shape \[2, 5, 5\]"),
+        (np.zeros((0, 5)), r"\[H, W\], not one of shape \[0, 5\]"),
+        (np.full((3, 3), np.nan), "NaN"),
+        (np.array([[np.inf, -np.inf]]), "NaN or infinite"),
+        (np.zeros((3, 3), complex), "complex"),
+    ],
+)
+def test_bad_images_are_refused(small, image, message):
+    with pytest.raises(ValueError, match=message):
+        predict_tiled(small, image)
+
+
+def test_a_multi_channel_model_names_both_shapes():
+    model = he_model(depth=1, channels=3, width=1)
+    for shape in [(4, 4), (4, 4, 2)]:
+        with pytest.raises(ValueError, match=r"\[H, W, 3\], not one of shape \[4, 4"):
+            predict_tiled(model, np.zeros(shape))
+
+
+def test_bad_settings_are_refused(paper):
+    image = picture(20, 20)
+    with pytest.raises(ValueError, match="nearest valid ones: 396, 412"):
+        predict_tiled(paper, image, tile_side=400)
+    with pytest.raises(ValueError, match="nearest valid ones: 204"):
+        predict_tiled(paper, image, tile_side=188)
+    with pytest.raises(ValueError, match="none, rotations, symmetries, not 'mean'"):
+        predict_tiled(paper, image, averaging="mean")
+
+
+def test_progress_bar_only_on_long_work(small, capfd):
+    predict_tiled(small, picture(40, 40))
+    assert not capfd.readouterr().err
