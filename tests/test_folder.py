@@ -173,9 +173,10 @@ def test_files_without_partner_are_named_up_to_three(folders):
     for name in "bcdef":
         write(images / f"{name}.tif", IMAGE)
     assert f"5 file(s) without a mask in {labels}: b.tif, c.tif, d.tif, ...;" in refusal(folders)
-    for name in "bcdefg":
+    for name in "bcdefghi":
         write(labels / f"{name}.tif", MASK)
-    assert f"1 file(s) without an image in {images}: g.tif;" in refusal(folders)
+    text = refusal(folders)
+    assert f"3 file(s) without an image in {images}: g.tif, h.tif, i.tif;" in text
 
 
 @pytest.mark.parametrize("mask", [MASK[:4], np.stack([MASK, MASK])])
@@ -201,6 +202,7 @@ def test_mask_of_another_shape_or_page_count_is_refused(folders, mask):
             "all masks fit 'binary', or 'instances', or 'classes' with ignore_value 255",
         ),
         ((0, 1, 2), {"classes": 3}, "fit 'classes', or 'instances'"),
+        ((1, 2) * 15, {}, "values 1, 2 do not fit mask_rule 'binary'"),
         ((0, 1, 3), {"mask_rule": "classes", "classes": 3}, "values 0, 1, 3 do not fit"),
         (tuple(range(30)), {}, "values 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... do not fit"),
         (
@@ -228,11 +230,17 @@ def test_masks_that_break_the_rule_only_together(folders):
 
 
 @pytest.mark.parametrize(
-    "mask", [MASK * np.float32(0.5), MASK * np.float32(2**31), MASK * np.uint64(2**63)]
+    ("mask", "found"),
+    [
+        (MASK * np.float32(0.5), "0 to 0.5"),
+        (MASK * np.float32(2**31), "0 to 2.14748e+09"),
+        (MASK * np.int64(-(2**31) - 1), "-2.14748e+09 to 0"),
+        (MASK * np.uint64(2**63), "0 to 9.22337e+18"),
+    ],
 )
-def test_masks_of_other_numbers_are_refused(folders, mask):
+def test_masks_of_other_numbers_are_refused(folders, mask, found):
     one_pair(folders, mask)
-    assert f"from 0 to {mask.max():g}, expected whole numbers" in refusal(folders)
+    assert f"from {found}, expected whole numbers" in refusal(folders)
 
 
 def test_read_images_of_a_folder_and_of_a_file(tmp_path):

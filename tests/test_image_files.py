@@ -2,6 +2,7 @@ import io
 import logging
 import random
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from unet_jax.data.image_files import grey_as_one_channel, read_image
+from unet_jax.data.image_files import grey_as_one_channel, one_line, read_image
 from unet_jax.errors import InputError
 
 STACK = np.random.default_rng(0).integers(0, 200, (5, 20, 30), np.uint8)
@@ -59,7 +60,8 @@ def refusal(path, content):
     with pytest.raises(InputError) as caught:
         read_image(path)
     text = str(caught.value)
-    assert text.startswith(f"{path}: ") and text.splitlines() == [text]
+    assert text.startswith(f"{path}: ") and text.count(str(path)) == 1
+    assert text.splitlines() == [text]
     return text
 
 
@@ -208,12 +210,29 @@ def test_missing_file_and_folder(tmp_path):
         (png_bytes(STACK[0], "P"), "palette"),
         (tiff_bytes(STACK).replace(b"[5, 20, 30]", b"[9, 20, 30]"), "5 page(s)"),
         (imagej_stack_behind_one_header()[:-1], "1 page(s)"),
+        (
+            tiff_bytes(
+                STACK, metadata=None, compression="zlib", description="ImageJ=1.54f\nslices=3\n"
+            ),
+            "decodes to (5, 20, 30) uint8, expected the (3, 20, 30) uint8",
+        ),
+        (
+            tiff_bytes(STACK, ome=True, metadata={"axes": "ZYX"}).replace(
+                b'PlaneCount="5"', b'PlaneCount="4"'
+            ),
+            "5 page(s)",
+        ),
+        (
+            with_tags(tiff_bytes(STACK[0], compression="zlib", rowsperstrip=7), {278: 5}),
+            "truncated",
+        ),
         (with_tags(tiff_bytes(STACK[0]), {257: 0}), "page 0 has size 0"),
         (tiff_bytes(STACK, metadata={"axes": "ZCT"}), "axes ZCT"),
     ],
 )
-def test_unusable_files_are_refused(path, content, says):
+def test_unusable_files_are_refused(path, caplog, content, says):
     assert says in refusal(path, content)
+    assert not caplog.records
 
 
 def test_error_is_one_line_even_if_the_file_name_is_not(tmp_path):
@@ -253,6 +272,34 @@ def test_chain_of_pages_that_ends_nowhere_or_loops_is_refused(path):
     assert "page 2 leads back" in refusal(path, content)
 
 
+def test_strip_that_was_never_written_is_refused(path):
+    content = bytearray(tiff_bytes(STACK[0], compression="zlib", rowsperstrip=7))
+    path.write_bytes(content)
+    with tifffile.TiffFile(path) as tif:
+        byte_counts = tif.pages[0].tags["StripByteCounts"]
+    assert byte_counts.count == 3
+    struct.pack_into("<H", content, byte_counts.valueoffset + 2, 0)
+    assert "page 0 is truncated" in refusal(path, content)
+
+
+def test_warnings_of_the_decoder_do_not_leak(path, monkeypatch):
+    decode = tifffile.TiffPageSeries.asarray
+
+    def decode_and_warn(series):
+        warnings.warn("the next NumPy will not like this", DeprecationWarning, stacklevel=1)
+        return decode(series)
+
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", decode_and_warn)
+    path.write_bytes(tiff_bytes(STACK))
+    np.testing.assert_array_equal(read_image(path), STACK[..., None])
+
+
+def test_foreign_errors_become_one_short_line():
+    assert one_line(ValueError("first\n  second\r\n")) == "first second"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("x" * 999))) == 200
+
+
 def test_bombs_are_refused_before_they_are_decoded(path):
     zeros = np.zeros((64, 64), np.uint8)
     tags = {256: 100_000, 257: 100_000, 278: 100_000}
@@ -262,6 +309,8 @@ def test_bombs_are_refused_before_they_are_decoded(path):
     tags = {322: 100_000, 323: 100_000}
     assert "declares 10,000,000,000 bytes" in refusal(path, with_tags(tiled, tags))
     assert "declares 3,600,000,000 bytes" in refusal(path, png_of_header(60_000, 60_000, b""))
+    large = png_of_header(100_000, 100_000, random.Random(0).randbytes(800_000))
+    assert "expected at most 8,589,934,592" in refusal(path, large)
 
 
 def test_mutated_files_are_read_or_refused_in_one_line(path, capfd, caplog):

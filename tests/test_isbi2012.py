@@ -149,11 +149,12 @@ def test_tampered_or_truncated_zip_leaves_nothing_behind(cache, serve, content, 
     assert list(cache.iterdir()) == []
 
 
-def test_damage_inside_the_zip_leaves_nothing_behind(cache, serve):
+@pytest.mark.parametrize("byte", [0, 20])  # of the compressed data
+def test_damage_inside_the_zip_leaves_nothing_behind(cache, serve, byte):
     content = bytearray(zip_bytes(FILES))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        start = archive.getinfo("challenge/test-volume.tif").header_offset
-    content[start + 100] ^= 1
+        member = archive.getinfo("challenge/test-volume.tif")
+    content[member.header_offset + 30 + len(member.filename) + byte] ^= 0xFF
     serve(content)
     assert "not a whole zip file" in refusal()
     assert list(cache.iterdir()) == []

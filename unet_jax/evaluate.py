@@ -94,18 +94,11 @@ def _examples(model: Model, images, labels, mask_rule) -> list[Example]:
         return read_splits(data, classes)["test"]
     if images is None or labels is None:
         raise InputError("--images and --labels go together.")
-    examples = read_folder(
+    return read_folder(
         images,
         labels,
         mask_rule=mask_rule or data.get("mask_rule", "binary"),
         classes=classes,
         ignore_value=data.get("ignore_value", -1),
+        channels=model.channels,
     )
-    for example in examples:
-        channels = 1 if example.image.ndim == 2 else example.image.shape[-1]
-        if channels != model.channels:
-            raise InputError(
-                f"{images}: {example.name} has {channels} channels, "
-                f"the checkpoint was trained on {model.channels}."
-            )
-    return examples

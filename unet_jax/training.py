@@ -106,7 +106,8 @@ def make_train_step(
         value, gradient = jax.value_and_grad(loss)(state.params)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+        squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)]
+        metrics = {"loss": value, "gradient_norm": jnp.sqrt(sum(squares))}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -116,7 +116,7 @@ def _unpack(archive: Path) -> None:
                 found = pooch.file_hash(str(path), alg="md5")
                 if found != md5:
                     raise InputError(f"{ADDRESS}: MD5 of {name} is {found}, expected {md5}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{ADDRESS}: what came is not a whole zip file ({one_line(error)}), try again"
         ) from error

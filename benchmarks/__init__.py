@@ -1,0 +1,1 @@
+"""Measurements whose results lie in benchmarks/results."""
