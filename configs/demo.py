@@ -1,7 +1,7 @@
 """A small U-Net on made-up electron micrographs: needs no data and a few minutes of a laptop's CPU.
 
-    python train.py --config=configs/demo.py --workdir=runs/demo
-    python eval.py --checkpoint=runs/demo
+python train.py --config=configs/demo.py --workdir=runs/demo
+python eval.py --checkpoint=runs/demo
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config():
     config.data.test = (52, 60)
 
     config.train.tile_side = 252
-    config.train.steps = 2400
+    config.train.steps = 3600
     config.train.momentum_warmup_steps = 1000
-    config.train.validate_every = 250
+    config.train.validate_every = 300
     return config

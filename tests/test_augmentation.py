@@ -80,7 +80,9 @@ def test_elastic_displacement_has_the_stated_strength():
     )
     std = np.std(fields, axis=(0, 1))
     assert std[30, 30] == pytest.approx(10, rel=0.05)  # a node
-    assert np.sqrt(np.mean(std**2)) == pytest.approx(8.8, rel=0.05)  # per pixel
+    assert np.sqrt(np.mean(std**2)) == pytest.approx(8.94, rel=0.02)  # all pixels
+    assert std.min() == pytest.approx(5.62, rel=0.1)
+    assert std.max() == pytest.approx(12.8, rel=0.1)
 
 
 def test_image_labels_and_weights_stay_aligned():

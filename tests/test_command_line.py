@@ -46,6 +46,14 @@ def test_train_then_evaluate(tmp_path):
     }
 
 
+@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+def test_help(program):
+    done = call(program, "--help")
+    assert done.returncode == 0
+    assert f"python {program}" in done.stdout
+    assert ("--workdir" if program == "train.py" else "--averaging") in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -164,10 +164,19 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny_config, tmp_path):
         fit(tiny_config, tmp_path / "file" / "run")
 
 
-def test_an_infinite_loss_stops_and_keeps_the_last_good_step(tiny_config, tmp_path):
+@pytest.mark.parametrize(
+    ("validate_every", "message"),
+    [
+        (12, r"Step \d+: the loss is .* at a learning rate of .*; no step was saved"),
+        (2, "output is no longer finite. Try a lower"),
+    ],
+)
+def test_an_infinite_loss_stops_and_keeps_the_last_good_step(
+    tiny_config, tmp_path, validate_every, message
+):
     tiny_config.train.peak_learning_rate = 1e30
-    tiny_config.train.validate_every = 2
-    with pytest.raises(RunFailed, match=r"Step \d+: the loss is .*learning rate of .* saved"):
+    tiny_config.train.validate_every = validate_every
+    with pytest.raises(RunFailed, match=message):
         fit(tiny_config, tmp_path / "run")
     for step in checkpoint.saved_steps(tmp_path / "run"):
         params = load(tmp_path / "run", step).params

@@ -78,17 +78,18 @@ def test_same_key_same_step_other_key_another():
 
 
 def test_learning_reduces_the_loss():
-    """The membranes of one picture, learnt by heart."""
-    optimiser, _ = create_optimiser(**SCHEDULE | {"peak_learning_rate": 0.002})
-    state = create_train_state(jax.random.key(0), NETWORK, optimiser, 1)
+    """One picture whose labels are its sign, learnt by heart."""
+    network = NETWORK.clone(width=4, dropout_rate=0.0)
+    optimiser, _ = create_optimiser(**SCHEDULE | {"peak_learning_rate": 0.0005})
+    state = create_train_state(jax.random.key(0), network, optimiser, 1)
     batch = a_batch(1)
     batch["labels"] = (batch["image"][..., 0] > 0).astype(np.int32)
-    step = make_train_step(NETWORK, optimiser, tile_side=36, augmentation=STILL)
+    step = make_train_step(network, optimiser, tile_side=36, augmentation=STILL)
     losses = []
     for i in range(100):
         state, metrics = step(state, batch, jax.random.key(i))
         losses.append(float(metrics["loss"]))
-    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
 
 
 def test_momentum_and_learning_rate_warm_up_together():

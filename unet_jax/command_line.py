@@ -13,9 +13,12 @@ def run(main: Callable[[], int]) -> None:
     """Parses the flags, calls `main` and exits the process with the status it returns.
 
     Bad flags and `InputError` exit with 2, `RunFailed` and errors of the operating system with 1,
-    each with one line on standard error.
+    Ctrl-C with 130, each with one line on standard error.
     """
     logging.basicConfig(format="%(message)s")
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        sys.exit(0)
     try:
         try:
             rest = flags.FLAGS(sys.argv)[1:]
@@ -31,6 +34,9 @@ def run(main: Callable[[], int]) -> None:
     except (RunFailed, OSError) as error:
         _say(error)
         status = 1
+    except KeyboardInterrupt:
+        _say("stopped")
+        status = 130
     sys.exit(status)
 
 

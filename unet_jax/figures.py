@@ -68,11 +68,10 @@ def save_training_curves(file: Path, rows: list[dict[str, Any]]) -> None:
     losses.plot(steps, values, label="training, augmented")
     if validation:
         steps = [row["step"] for row in validation]
-        names = validation[0]["validation"].keys()
         losses.plot(steps, [r["validation"]["loss"] for r in validation], "o-", label="validation")
-        for name in names - {"loss"}:
+        for name, label in (("pixel_error", "pixel error"), ("rand_error", "Rand error")):
             values = [row["validation"][name] for row in validation]
-            errors.plot(steps, values, "o-", label=name.replace("_", " "))
+            errors.plot(steps, values, "o-", label=label)
         errors.set(xlabel="step", ylim=(0, None), title="validation errors")
         errors.legend()
     losses.set(xlabel="step", ylim=(0, None), title="weighted cross-entropy per pixel")

@@ -33,6 +33,7 @@ from unet_jax.weight_map import class_weights, weight_map
 _FETCH_EVERY = 10
 _EXAMPLES_SHOWN = 3
 _PATIENCE_HOURS = 3
+_ADVICE = "Try a lower config.train.peak_learning_rate."
 
 
 def fit(config: ConfigDict, workdir: Path) -> int:
@@ -221,6 +222,8 @@ def _check_same(workdir, key, saved, present):
 def _validate(model, examples, weights, picture: Path) -> dict[str, float]:
     """Loss and errors on the validation split, and a picture of its first examples."""
     probabilities = [predict_tiled(model, e.image) for e in examples]
+    if not all(np.isfinite(p).all() for p in probabilities):
+        raise RunFailed("The network's output is no longer finite. " + _ADVICE)
     parts = [
         # The soft-max of these logits are the probabilities.
         weighted_cross_entropy(np.log(np.maximum(p, np.finfo(p.dtype).tiny)), e.labels, w)
@@ -239,7 +242,7 @@ def _check_finite(row: dict[str, Any], workdir: Path) -> None:
         kept = f"step {steps[-1]} is the last one saved" if steps else "no step was saved before"
         raise RunFailed(
             f"Step {row['step']}: the loss is {row['loss']} at a learning rate of "
-            f"{row['learning_rate']:.2g}; {kept}. Try a lower config.train.peak_learning_rate."
+            f"{row['learning_rate']:.2g}; {kept}. {_ADVICE}"
         )
 
 

@@ -15,16 +15,14 @@ class RunLog:
     def __init__(self, file: Path, step: int):
         """Opens the log of a run that goes on after `step`; 0 begins a new one."""
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
-        self._file = file.open("w")
-        for row in self.rows:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._file = file
+        file.write_text(_lines(self.rows))
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows of JSON values."""
         self.rows += rows
-        self._file.writelines(json.dumps(row) + "\n" for row in rows)
-        self._file.flush()
+        with self._file.open("a") as file:
+            file.write(_lines(rows))
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
@@ -36,3 +34,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+def _lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -48,7 +48,7 @@ def _draw(rng, height, width):
     territories = _territories(rng, shape)
     borders = ndi.maximum_filter(territories, 2) != ndi.minimum_filter(territories, 2)
     # Where a membrane is cut obliquely (up to 1) it is wide, grey and blurred.
-    oblique = np.clip(_smooth_noise(rng, shape, 35) - 0.8, 0, 1)
+    oblique = np.clip(_smooth_noise(rng, shape, 35) - 1.1, 0, 1)
     half_width = 2 * np.exp(0.2 * _smooth_noise(rng, shape, 20)) + 5 * oblique
     not_membrane = ndi.distance_transform_edt(~borders) > half_width
     pieces, _ = ndi.label(not_membrane)
