@@ -38,14 +38,7 @@ def cost(config, batch):
     """Seconds of one step, and of its augmentation alone."""
     network = UNet(**config.model)
     settings = config.train
-    optimiser, _ = create_optimiser(
-        steps=settings.steps,
-        peak_learning_rate=settings.peak_learning_rate,
-        warmup_steps=settings.warmup_steps,
-        momentum=settings.momentum,
-        initial_momentum=settings.initial_momentum,
-        momentum_warmup_steps=settings.momentum_warmup_steps,
-    )
+    optimiser, _ = create_optimiser(steps=settings.steps, **config.optimiser)
     state = create_train_state(jax.random.key(0), network, optimiser, batch["image"].shape[-1])
     strengths = config.augmentation.to_dict()
     train_step = make_train_step(

@@ -25,7 +25,7 @@ def get_config():
     config.data.test = (52, 60)
 
     config.train.tile_side = 252
-    config.train.steps = 3600
-    config.train.momentum_warmup_steps = 1000
+    config.train.steps = 3000
+    config.optimiser.momentum_warmup_steps = 1000
     config.train.validate_every = 300
     return config

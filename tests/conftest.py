@@ -24,6 +24,6 @@ def tiny_config():
     config.data.train, config.data.validation, config.data.test = (0, 3), (3, 5), (5, 7)
     config.train.tile_side = 44
     config.train.steps = 12
-    config.train.warmup_steps = 3
+    config.optimiser.warmup_steps = 3
     config.train.validate_every = 4
     return config

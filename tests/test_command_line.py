@@ -18,7 +18,7 @@ TINY = [
     "--config.data.test=(3, 5)",
     "--config.train.tile_side=44",
     "--config.train.steps=4",
-    "--config.train.warmup_steps=1",
+    "--config.optimiser.warmup_steps=1",
     "--config.train.validate_every=2",
 ]
 

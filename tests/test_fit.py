@@ -137,9 +137,9 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("train.tile_side", 45, r"\[44, 46\]"),
         ("train.steps", 0, "train.steps"),
         ("train.batch_size", 0, "train.batch_size"),
-        ("train.warmup_steps", 12, "train.warmup_steps"),
-        ("train.momentum", 1.0, "train.momentum"),
-        ("train.peak_learning_rate", 0.0, "train.peak_learning_rate"),
+        ("optimiser.warmup_steps", 12, "optimiser.warmup_steps"),
+        ("optimiser.momentum", 1.0, "optimiser.momentum"),
+        ("optimiser.peak_learning_rate", 0.0, "optimiser.peak_learning_rate"),
         ("train.validate_every", 0, "train.validate_every"),
         ("train.seed", -1, "train.seed"),
         ("weight_map.sigma", 0.0, "weight_map.sigma"),
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny_config, tmp_path):
 def test_an_infinite_loss_stops_and_keeps_the_last_good_step(
     tiny_config, tmp_path, validate_every, message
 ):
-    tiny_config.train.peak_learning_rate = 1e30
+    tiny_config.optimiser.peak_learning_rate = 1e30
     tiny_config.train.validate_every = validate_every
     with pytest.raises(RunFailed, match=message):
         fit(tiny_config, tmp_path / "run")

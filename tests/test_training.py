@@ -79,8 +79,8 @@ def test_same_key_same_step_other_key_another():
 
 def test_learning_reduces_the_loss():
     """One picture whose labels are its sign, learnt by heart."""
-    network = NETWORK.clone(width=4, dropout_rate=0.0)
-    optimiser, _ = create_optimiser(**SCHEDULE | {"peak_learning_rate": 0.0005})
+    network = NETWORK.clone(width=8, dropout_rate=0.0)
+    optimiser, _ = create_optimiser(**SCHEDULE | {"peak_learning_rate": 0.0001})
     state = create_train_state(jax.random.key(0), network, optimiser, 1)
     batch = a_batch(1)
     batch["labels"] = (batch["image"][..., 0] > 0).astype(np.int32)

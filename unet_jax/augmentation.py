@@ -108,8 +108,8 @@ def tile_coordinates(
 def elastic_displacement(key: jax.Array, tile_side: int, strength: float) -> jax.Array:
     """Smooth deformation: Gaussian displacements on a 3x3 grid, bicubic in between (Sect. 3.1).
 
-    With 10 pixels at the nodes, the standard deviation along each axis is 8.9 pixels over all pixels
-    of a tile: from 5.6 between the nodes to 12.8 in the corners, which lie outside of them.
+    With 10 pixels at the nodes, the standard deviation along each axis is 8.9 pixels over all
+    pixels of a tile: from 5.6 between the nodes to 12.8 in the corners, which lie outside of them.
 
     Args:
       key: random key.

@@ -22,7 +22,10 @@ def run(main: Callable[[], int]) -> None:
     try:
         try:
             rest = flags.FLAGS(sys.argv)[1:]
-        # Everything a wrong --config can raise: it is a Python file.
+            for name in flags.FLAGS:
+                # A --config that could not be loaded raises when it is first looked into.
+                getattr(flags.FLAGS[name].value, "items", None)
+        # Everything that a --config can raise: it is a Python file.
         except Exception as error:
             raise InputError(_one_line(error)) from error
         if rest:

@@ -2,10 +2,8 @@
 
 import json
 import math
-import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unet_jax import checkpoint
+from unet_jax.configuration import check_config
 from unet_jax.data.arrays import batch_indices, training_arrays
 from unet_jax.data.example import Example
 from unet_jax.data.splits import read_splits
@@ -21,11 +20,12 @@ from unet_jax.errors import InputError, RunFailed
 from unet_jax.figures import save_examples, save_training_curves
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.model import Model
-from unet_jax.network import UNet, valid_input_sides
+from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
 from unet_jax.overlap_tile import predict_tiled
 from unet_jax.run_log import RunLog
 from unet_jax.scores import em_errors
+from unet_jax.stop_request import StopRequest
 from unet_jax.training import TrainState, create_optimiser, create_train_state, make_train_step
 from unet_jax.weight_map import class_weights, weight_map
 
@@ -33,7 +33,7 @@ from unet_jax.weight_map import class_weights, weight_map
 _FETCH_EVERY = 10
 _EXAMPLES_SHOWN = 3
 _PATIENCE_HOURS = 3
-_ADVICE = "Try a lower config.train.peak_learning_rate."
+_ADVICE = "Try a lower config.optimiser.peak_learning_rate."
 
 
 def fit(config: ConfigDict, workdir: Path) -> int:
@@ -55,14 +55,7 @@ def fit(config: ConfigDict, workdir: Path) -> int:
     splits = read_splits(config.data, network.classes)
     channels = _channels(splits)
     class_weight = class_weights([e.labels for e in splits["train"]], network.classes)
-    optimiser, learning_rate = create_optimiser(
-        steps=settings.steps,
-        peak_learning_rate=settings.peak_learning_rate,
-        warmup_steps=settings.warmup_steps,
-        momentum=settings.momentum,
-        initial_momentum=settings.initial_momentum,
-        momentum_warmup_steps=settings.momentum_warmup_steps,
-    )
+    optimiser, learning_rate = create_optimiser(steps=settings.steps, **config.optimiser)
     initial_key, training_key = jax.random.split(jax.random.key(settings.seed))
     state = create_train_state(initial_key, network, optimiser, channels)
     description = {
@@ -95,44 +88,30 @@ def fit(config: ConfigDict, workdir: Path) -> int:
     )
 
     log = RunLog(workdir / "log.jsonl", start)
-    seconds_before = log.rows[-1]["seconds"] if log.rows else 0.0
-    began = time.perf_counter()
-    fetched_later = []
-    with (
-        _StopRequest() as stop,
-        tqdm(total=settings.steps, initial=start, desc="Training", unit="step") as progress,
-    ):
+    began = time.perf_counter() - (log.rows[-1]["seconds"] if log.rows else 0)
+    pending = []
+    with StopRequest() as stop, _progress_bar(start, settings.steps) as progress:
         for step in range(start + 1, settings.steps + 1):
             indices = batch_indices(
                 step - 1, len(splits["train"]), settings.batch_size, settings.seed
             )
             batch = {name: array[indices] for name, array in dataset.items()}
             state, metrics = train_step(state, batch, jax.random.fold_in(training_key, step))
-            fetched_later.append((step, metrics))
+            pending.append(metrics | {"learning_rate": learning_rate(step - 1)})
             validate = step % settings.validate_every == 0 or step == settings.steps
             if not (validate or stop.signal or step % _FETCH_EVERY == 0 or step == start + 1):
                 continue
 
-            rows = [
-                {
-                    "step": s,
-                    "loss": float(m["loss"]),
-                    "gradient_norm": float(m["gradient_norm"]),
-                    "learning_rate": float(learning_rate(s - 1)),
-                }
-                for s, m in fetched_later
-            ]
-            fetched_later = []
-            seconds = seconds_before + time.perf_counter() - began
-            log.write([row | {"seconds": round(seconds, 1)} for row in rows])
-            for row in rows:
-                _check_finite(row, workdir)
+            seconds = time.perf_counter() - began
+            log.write(_training_rows(step, pending, seconds))
+            pending = []
+            _check_finite(log.rows, workdir)
+            progress.set_postfix(loss=f"{log.rows[-1]['loss']:.3f}", refresh=False)
             progress.update(step - progress.n)
-            progress.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
             if step == start + 1:
-                after_compilation = time.perf_counter()
+                compiled_after = seconds
             elif step <= start + _FETCH_EVERY:
-                per_step = (time.perf_counter() - after_compilation) / (step - start - 1)
+                per_step = (seconds - compiled_after) / (step - start - 1)
                 _warn_if_slow(progress, per_step * (settings.steps - step))
 
             scores = None
@@ -150,39 +129,6 @@ def fit(config: ConfigDict, workdir: Path) -> int:
                 return 128 + stop.signal
     print(f"Finished: {workdir}. Evaluate it: python eval.py --checkpoint={workdir}")
     return 0
-
-
-def check_config(config: ConfigDict) -> None:
-    """Raises InputError, naming the key, for a value that no run can use."""
-    model, settings, augmentation = config.model, config.train, config.augmentation
-    sides = valid_input_sides(settings.tile_side, max(model.depth, 1))
-    demands = [
-        ("model.width", model.width >= 1, "at least 1"),
-        ("model.depth", model.depth >= 1, "at least 1"),
-        ("model.classes", model.classes >= 2, "at least 2"),
-        ("model.dropout_rate", 0 <= model.dropout_rate < 1, "in [0, 1)"),
-        ("model.dtype", model.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
-        ("class_names", len(config.class_names) == model.classes, "a name for each class"),
-        ("weight_map.w0", config.weight_map.w0 >= 0, "at least 0"),
-        ("weight_map.sigma", config.weight_map.sigma > 0, "above 0"),
-        ("train.tile_side", settings.tile_side in sides, f"valid, like {sides}, at this depth"),
-        ("train.batch_size", settings.batch_size >= 1, "at least 1"),
-        ("train.steps", settings.steps >= 1, "at least 1"),
-        ("train.seed", settings.seed >= 0, "at least 0"),
-        ("train.validate_every", settings.validate_every >= 1, "at least 1"),
-        ("train.warmup_steps", 0 <= settings.warmup_steps < settings.steps, "below train.steps"),
-        ("train.peak_learning_rate", settings.peak_learning_rate > 0, "above 0"),
-        ("train.momentum", 0 <= settings.momentum < 1, "in [0, 1)"),
-        ("train.initial_momentum", 0 <= settings.initial_momentum < 1, "in [0, 1)"),
-        ("train.momentum_warmup_steps", settings.momentum_warmup_steps >= 1, "at least 1"),
-        *((f"augmentation.{k}", v >= 0, "at least 0") for k, v in augmentation.items()),
-    ]
-    for key, holds, wanted in demands:
-        if not holds:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            raise InputError(f"config.{key} must be {wanted}, not {value}.")
 
 
 def _channels(splits: dict[str, list[Example]]) -> int:
@@ -236,14 +182,28 @@ def _validate(model, examples, weights, picture: Path) -> dict[str, float]:
     return {"loss": float(loss)} | {name: error["value"] for name, error in errors.items()}
 
 
-def _check_finite(row: dict[str, Any], workdir: Path) -> None:
-    if not math.isfinite(row["loss"]):
-        steps = checkpoint.saved_steps(workdir)
-        kept = f"step {steps[-1]} is the last one saved" if steps else "no step was saved before"
-        raise RunFailed(
-            f"Step {row['step']}: the loss is {row['loss']} at a learning rate of "
-            f"{row['learning_rate']:.2g}; {kept}. {_ADVICE}"
-        )
+def _progress_bar(start: int, steps: int) -> tqdm:
+    return tqdm(total=steps, initial=start, desc="Training", unit="step", mininterval=1)
+
+
+def _training_rows(step: int, metrics: list[dict], seconds: float) -> list[dict[str, float]]:
+    """The log's rows for the steps up to this one; waits until the device has done them."""
+    return [
+        {"step": step - len(metrics) + i, "seconds": round(seconds, 1)}
+        | {name: float(value) for name, value in values.items()}
+        for i, values in enumerate(metrics, 1)
+    ]
+
+
+def _check_finite(rows: list[dict], workdir: Path) -> None:
+    for row in rows[-_FETCH_EVERY:]:
+        if not math.isfinite(row.get("loss", 0)):
+            steps = checkpoint.saved_steps(workdir)
+            kept = f"step {steps[-1]} is the last one saved" if steps else "no step was saved"
+            raise RunFailed(
+                f"Step {row['step']}: the loss is {row['loss']} at a learning rate of "
+                f"{row['learning_rate']:.2g}; {kept}. {_ADVICE}"
+            )
 
 
 def _warn_if_slow(progress: tqdm, seconds: float) -> None:
@@ -252,21 +212,3 @@ def _warn_if_slow(progress: tqdm, seconds: float) -> None:
             f"On this CPU the run will take about {seconds / 3600:.0f} hours; "
             "configs/em_small.py trains a small network in less than one."
         )
-
-
-class _StopRequest:
-    """Notes SIGINT and SIGTERM, so that the step in progress can end; a second one kills."""
-
-    signal = 0
-
-    def __enter__(self):
-        self._handlers = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, _):
-        self.signal = number
-        signal.signal(number, self._handlers[number])
