@@ -19,7 +19,9 @@ def versions() -> dict[str, str]:
     """What a result depends on: the packages' versions, Python's and the device."""
     packages = ("unet-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
     device = jax.devices()[0]
+    # A process may be confined to some of the cores; macOS and Windows do not tell.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {package: version(package) for package in packages} | {
         "python": python_version(),
-        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        "device": f"{device.device_kind}, {cores} CPU cores",
     }
