@@ -13,7 +13,7 @@ from absl import app
 from ml_collections import config_flags
 
 from unet_jax.augmentation import augment, sample, tile_coordinates
-from unet_jax.data.arrays import training_arrays
+from unet_jax.data.arrays import training_arrays, weight_maps
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
 from unet_jax.network import UNet, context
@@ -102,10 +102,7 @@ def main(_):
     config = _CONFIG.value
     examples = read_splits(config.data, config.model.classes)["train"][:1]
     class_weight = class_weights([e.labels for e in examples], config.model.classes)
-    weights = [
-        np.asarray(weight_map(e.labels, e.instances, class_weight, **config.weight_map))
-        for e in examples
-    ]
+    weights = weight_maps(examples, class_weight, **config.weight_map)
     batch = {k: v[:1] for k, v in training_arrays(examples, weights).items()}
     result = cost(config, batch) | moved_against_recomputed(config, examples[0], weights[0])
     print(json.dumps(result | {"versions": versions()}, indent=1))

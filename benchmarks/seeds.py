@@ -11,11 +11,12 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from unet_jax import load, predict_tiled
+from unet_jax.data.arrays import weight_maps
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
 from unet_jax.fit import fit
 from unet_jax.run_log import read_log
-from unet_jax.weight_map import class_weights, weight_map
+from unet_jax.weight_map import class_weights
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/em_small.py")
 _FOLDER = flags.DEFINE_string("folder", "runs/seeds", "Where the runs go.")
@@ -27,8 +28,9 @@ def best_constant_loss(config, splits):
     """The lowest validation loss of a prediction that is the same everywhere."""
     class_weight = class_weights([e.labels for e in splits["train"]], config.model.classes)
     total, pixels = np.zeros(config.model.classes), 0
-    for e in splits["validation"]:
-        weights = weight_map(e.labels, e.instances, class_weight, **config.weight_map)
+    validation = splits["validation"]
+    maps = weight_maps(validation, class_weight, **config.weight_map)
+    for e, weights in zip(validation, maps, strict=True):
         total += np.bincount(e.labels.ravel(), np.ravel(weights), config.model.classes)
         pixels += e.labels.size
     return float(-(total * np.log(total / total.sum())).sum() / pixels)

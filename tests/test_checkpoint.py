@@ -1,12 +1,9 @@
-import json
-import shutil
-
 import jax
 import numpy as np
 import pytest
 
 from unet_jax import checkpoint, load
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
 from unet_jax.training import create_optimiser, create_train_state
 
@@ -96,16 +93,37 @@ def test_a_step_that_is_not_there(workdir):
     assert "no step newest" in refused(workdir, "newest")
 
 
-def test_damaged_checkpoints(workdir):
-    file = workdir / "checkpoints" / "000004" / "checkpoint.json"
-    text = file.read_text()
-    file.write_text(text[:30])
-    assert "not a readable checkpoint description" in refused(workdir, 4)
-    file.write_text(json.dumps(a_description(4) | {"model": {"breadth": 3}}))
-    assert "not a description of a U-Net" in refused(workdir, 4)
-    # A wider network than the one saved.
-    file.write_text(json.dumps(a_description(4) | {"model": FIELDS | {"width": 3}}))
-    assert "cannot be restored" in refused(workdir, 4)
-    file.write_text(text)
-    shutil.rmtree(file.parent / "params")
-    assert "cannot be restored" in refused(workdir, 4)
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "missing", "no digests"])
+def test_every_damaged_file_is_found(workdir, damage):
+    folder = workdir / "checkpoints" / "000004"
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    assert len(files) > 5
+    if damage == "no digests":
+        (folder / "sha256.json").write_text("{}")
+        assert "damaged" in refused(workdir, 4)
+        return
+    for file in files:
+        content = file.read_bytes()
+        if damage == "missing":
+            file.unlink()
+        elif damage == "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        else:
+            middle = len(content) // 2
+            file.write_bytes(
+                content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            )
+        message = refused(workdir, 4)
+        assert "damaged" in message or "no step 4" in message, file
+        file.write_bytes(content)
+    assert load(workdir, 4).description["step"] == 4
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_steps_before(workdir, monkeypatch):
+    def full(*_):
+        raise ValueError("RESOURCE_EXHAUSTED:\n No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "save", full)
+    with pytest.raises(RunFailed, match=r"000009: cannot be saved \(RESOURCE_EXHAUSTED: No space"):
+        checkpoint.save(workdir, a_state(), a_description(9))
+    assert checkpoint.saved_steps(workdir) == [4, 7]

@@ -65,6 +65,15 @@ def test_help(program):
         (["train.py", *TINY, "--workdir=WORK", "--config.train.steps=-3"], "train.steps"),
         (["train.py", *TINY, "--workdir=WORK", "stray"], "stray"),
         (["train.py", "--config=configs/folder.py", "--workdir=WORK"], "images"),
+        (
+            [
+                "train.py",
+                "--config=configs/folder.py",
+                "--workdir=WORK",
+                "--config.data.source=Folder",
+            ],
+            "Folder",
+        ),
         (["eval.py"], "--checkpoint"),
         (["eval.py", "--checkpoint=WORK"], "no checkpoint"),
         (["eval.py", "--checkpoint=WORK", "--averaging=mean"], "mean"),

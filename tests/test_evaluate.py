@@ -73,12 +73,52 @@ def test_bad_input_writes_nothing(workdir, own_data, tmp_path):
         return str(refusal.value)
 
     assert "go together" in refused(images=images)
+    assert "--mask_rule with them" in refused(mask_rule="binary")
     assert "no step 3" in refused(step="3")
     assert "mask_rule" in refused(images=images, labels=labels, mask_rule="guess")
     assert "is not a folder" in refused(images=tmp_path / "missing", labels=labels)
     tifffile.imwrite(images / "0.tif", np.zeros((50, 60, 3), np.uint8) + np.uint8([1, 2, 3]))
     tifffile.imwrite(images / "1.tif", np.zeros((70, 40, 3), np.uint8) + np.uint8([1, 2, 3]))
     assert "channel" in refused(images=images, labels=labels)
+
+
+def test_the_test_split_is_the_one_of_the_run(tiny_config, own_data, tmp_path):
+    """Files that come later neither join it nor push training images into it."""
+    images, labels = own_data
+    for i in range(2, 5):
+        picture, instances = synthetic_em(i, height=50, width=50)
+        tifffile.imwrite(images / f"{i}.tif", picture)
+        tifffile.imwrite(labels / f"{i}.tif", (instances > 0).astype(np.uint8) * 255)
+    use_folder(tiny_config, images, labels, mask_rule="binary", ignore_value=-1)
+    workdir = tmp_path / "run"
+    fit(tiny_config, workdir)
+    names = load(workdir).description["splits"]["test"]
+    for i in range(5, 9):
+        tifffile.imwrite(images / f"{i}.tif", picture)
+        tifffile.imwrite(labels / f"{i}.tif", (instances > 0).astype(np.uint8) * 255)
+    evaluate(workdir, **DEFAULTS)
+    result = json.loads((workdir / "evaluation" / "none.json").read_text())
+    assert result["examples"] == names
+
+    for folder in own_data:
+        next(folder.glob(f"{names[0]}.*")).unlink()
+    with pytest.raises(InputError, match=f"{names[0]} of the run's test split"):
+        evaluate(workdir, **DEFAULTS)
+
+
+def use_folder(config, images, labels, *, mask_rule, ignore_value):
+    with config.unlocked():
+        config.data = dict(
+            source="folder",
+            images=str(images),
+            labels=str(labels),
+            mask_rule=mask_rule,
+            ignore_value=ignore_value,
+            validation_fraction=0.25,
+            test_fraction=0.25,
+            split_seed=0,
+        )
+    config.train.steps = config.train.validate_every = 4
 
 
 def test_training_on_a_folder(tiny_config, own_data, tmp_path):
@@ -92,18 +132,7 @@ def test_training_on_a_folder(tiny_config, own_data, tmp_path):
         tifffile.imwrite(labels / f"{i}.tif", mask)
     tiny_config.model.classes = 3
     tiny_config.class_names = ("background", "nucleus", "cell")
-    with tiny_config.unlocked():
-        tiny_config.data = dict(
-            source="folder",
-            images=str(images),
-            labels=str(labels),
-            mask_rule="classes",
-            ignore_value=200,
-            validation_fraction=0.25,
-            test_fraction=0.25,
-            split_seed=0,
-        )
-    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    use_folder(tiny_config, images, labels, mask_rule="classes", ignore_value=200)
     workdir = tmp_path / "run"
     assert fit(tiny_config, workdir) == 0
     assert evaluate(workdir, **DEFAULTS) == 0

@@ -9,6 +9,7 @@ import pytest
 
 from unet_jax import checkpoint, load, predict_tiled
 from unet_jax import fit as fit_module
+from unet_jax.data.example import IGNORED
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.fit import fit
 from unet_jax.run_log import RunLog, read_log
@@ -144,6 +145,8 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("train.seed", -1, "train.seed"),
         ("weight_map.sigma", 0.0, "weight_map.sigma"),
         ("augmentation.shift", -1.0, "augmentation.shift"),
+        ("augmentation.mirror_probability", 2.0, "mirror_probability must be at most 1"),
+        ("weight_map.w0", float("inf"), "weight_map.w0 must be finite"),
         ("data.source", "nowhere", "isbi2012, synthetic or folder, not 'nowhere'"),
         ("data.test", (9, 9), r"data.test = \(9, 9\) is no range"),
     ],
@@ -195,3 +198,28 @@ def test_an_absent_class_trains_with_a_notice(tiny_config, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "unet_jax"):
         assert fit(tiny_config, tmp_path / "run") == 0
     assert "Class 2 does not occur" in caplog.text
+
+
+def test_missing_parts_of_a_configuration_are_named(tiny_config, tmp_path):
+    with tiny_config.unlocked():
+        del tiny_config.data["height"]
+    with pytest.raises(InputError, match="data.height is missing"):
+        fit(tiny_config, tmp_path / "run")
+    with tiny_config.unlocked():
+        del tiny_config["optimiser"]
+    with pytest.raises(InputError, match="config.optimiser is missing"):
+        fit(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_without_a_pixel_that_counts_is_refused(tiny_config, tmp_path, monkeypatch):
+    original = fit_module.read_splits
+
+    def ignored(*args):
+        splits = original(*args)
+        nothing = [e._replace(labels=np.full_like(e.labels, IGNORED)) for e in splits["validation"]]
+        return splits | {"validation": nothing}
+
+    monkeypatch.setattr(fit_module, "read_splits", ignored)
+    with pytest.raises(InputError, match="All pixels of the validation split are ignored"):
+        fit(tiny_config, tmp_path / "run")

@@ -118,6 +118,9 @@ def test_dtypes(small, dtype):
     np.testing.assert_allclose(
         predict_tiled(small, image), whole(small, image.astype("f4")), atol=1e-5
     )
+    turned = predict_tiled(small, image, averaging="rotations")
+    as_float = predict_tiled(small, image.astype("f4"), averaging="rotations")
+    np.testing.assert_allclose(turned, as_float, atol=1e-4)
 
 
 def test_symmetries_average_what_comes_back(small):
@@ -230,7 +233,8 @@ def test_mirror_indices_do_not_repeat_the_edge():
         (np.zeros((2, 5, 5)), r"\[H, W\], not one of shape \[2, 5, 5\]"),
         (np.zeros((0, 5)), r"\[H, W\], not one of shape \[0, 5\]"),
         (np.full((3, 3), np.nan), "NaN"),
-        (np.array([[np.inf, -np.inf]]), "NaN or infinite"),
+        (np.array([[np.inf, -np.inf]]), "infinite"),
+        (np.array([[1e300, 0]]), "beyond float32"),
         (np.zeros((3, 3), complex), "complex"),
     ],
 )

@@ -3,25 +3,28 @@
     checkpoints/000400/params/        the network's parameters (Orbax)
     checkpoints/000400/opt_state/     the optimiser's state (Orbax)
     checkpoints/000400/checkpoint.json   configuration, normalisation, class names, versions, ...
+    checkpoints/000400/sha256.json       the other files' digests, since Orbax does not check them
 
 A folder appears under its name when it is complete. Nothing in it is ever executed.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.model import Model
 from unet_jax.network import UNet, init_params
 from unet_jax.training import TrainState
 
 _DESCRIPTION = "checkpoint.json"
+_DIGESTS = "sha256.json"
+_UNFINISHED = ".unfinished"
 
 
 def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
@@ -34,36 +37,48 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
         `percentiles`; `validation["loss"]`, where there is one, decides which step is best.
     """
     folder = _step_folder(workdir, description["step"])
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for leftover in folder.parent.glob("*" + _UNFINISHED):  # of a kill
+        shutil.rmtree(leftover)
+    unfinished = folder.with_name(folder.name + _UNFINISHED)
     unfinished.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(unfinished.absolute() / "params", state.params)
-        checkpointer.save(unfinished.absolute() / "opt_state", state.opt_state)
-        checkpointer.wait_until_finished()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished.absolute() / "params", state.params)
+            checkpointer.save(unfinished.absolute() / "opt_state", state.opt_state)
+            checkpointer.wait_until_finished()
+    except ValueError as error:  # a full disk, for example
+        raise RunFailed(f"{folder}: cannot be saved ({one_line(error)}).") from error
     (unfinished / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    digests = {
+        file.relative_to(unfinished).as_posix(): _digest(file)
+        for file in sorted(unfinished.rglob("*"))
+        if file.is_file()
+    }
+    (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
+    _remove(folder)
     unfinished.rename(folder)
 
     kept = {best_step(workdir), max(saved_steps(workdir))}
     for step in saved_steps(workdir):
         if step not in kept:
-            shutil.rmtree(_step_folder(workdir, step))
+            _remove(_step_folder(workdir, step))
 
 
 def saved_steps(workdir: Path) -> list[int]:
     """The steps that have a complete checkpoint, ascending."""
-    folders = (workdir / "checkpoints").glob("*/" + _DESCRIPTION)
+    folders = (workdir / "checkpoints").glob("*/" + _DIGESTS)
     return sorted(int(f.parent.name) for f in folders if f.parent.name.isdecimal())
 
 
 def describe(workdir: Path, step: int) -> dict[str, Any]:
-    """The description that was saved with a step."""
-    file = _step_folder(workdir, step) / _DESCRIPTION
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a readable checkpoint description ({error}).") from None
+    """The description that was saved with a step.
+
+    Raises:
+      InputError: it is not what was saved.
+    """
+    folder = _step_folder(workdir, step)
+    _verify(folder, [_DESCRIPTION])
+    return json.loads((folder / _DESCRIPTION).read_text())
 
 
 def best_step(workdir: Path) -> int:
@@ -81,8 +96,8 @@ def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
     folder = _step_folder(workdir, step)
     return TrainState(
         step=jax.numpy.int32(step),
-        params=_restore(folder / "params", like.params),
-        opt_state=_restore(folder / "opt_state", like.opt_state),
+        params=_restore(folder, "params", like.params),
+        opt_state=_restore(folder, "opt_state", like.opt_state),
     )
 
 
@@ -110,28 +125,42 @@ def load(workdir: str | Path, step: str | int = "best") -> Model:
         kept = ", ".join(map(str, steps))
         raise InputError(f"{workdir}: no step {step}; there are: best, latest, {kept}.")
     description = describe(workdir, int(step))
-    try:
-        network = UNet(**description["model"])
-        channels = description["channels"]
-        percentiles = tuple(description["percentiles"])
-    except (KeyError, TypeError) as error:
-        file = _step_folder(workdir, int(step)) / _DESCRIPTION
-        raise InputError(f"{file}: not a description of a U-Net ({error}).") from None
+    network = UNet(**description["model"])
+    channels = description["channels"]
     params = jax.eval_shape(lambda key: init_params(key, network, channels), jax.random.key(0))
-    params = _restore(_step_folder(workdir, int(step)) / "params", params)
-    return Model(network, params, channels, percentiles, description)
+    params = _restore(_step_folder(workdir, int(step)), "params", params)
+    return Model(network, params, channels, tuple(description["percentiles"]), description)
 
 
-def _restore(folder, like):
+def _restore(folder, name, like):
+    _verify(folder)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=device), like)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            return checkpointer.restore(folder.absolute(), like)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            # Orbax describes every array of both sides; the first line says what kind of thing.
-            first = next((line for line in str(error).splitlines() if line.strip()), "damaged")
-            raise InputError(f"{folder}: cannot be restored ({first[:200]}).") from None
+        return checkpointer.restore(folder.absolute() / name, like)
+
+
+def _verify(folder: Path, names: list[str] | None = None) -> None:
+    """Raises InputError unless the files, all by default, are those that were saved."""
+    try:
+        digests = json.loads((folder / _DIGESTS).read_text())
+        for name in names or digests:
+            if _digest(folder / name) != digests[name]:
+                raise ValueError("another SHA-256 than was saved")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        damaged = f"{folder}: the checkpoint is damaged ({one_line(error)})"
+        raise InputError(f"{damaged}; use another step.") from error
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    """Removes a step so that a kill on the way leaves nothing that looks complete."""
+    if folder.exists():
+        shutil.rmtree(folder.rename(folder.with_name(folder.name + _UNFINISHED)))
 
 
 def _step_folder(workdir, step):

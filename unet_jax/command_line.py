@@ -4,16 +4,17 @@ import logging
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import flags
 
-from unet_jax.errors import InputError, RunFailed
+from unet_jax.errors import InputError, RunFailed, one_line
 
 
 def run(main: Callable[[], int]) -> None:
     """Parses the flags, calls `main` and exits the process with the status it returns.
 
-    Bad flags and `InputError` exit with 2, `RunFailed` and errors of the operating system with 1,
-    Ctrl-C with 130, each with one line on standard error.
+    Bad flags and `InputError` exit with 2; `RunFailed`, errors of the operating system and lack of
+    memory with 1; Ctrl-C with 130; each with one line on standard error.
     """
     logging.basicConfig(format="%(message)s")
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -25,16 +26,18 @@ def run(main: Callable[[], int]) -> None:
             for name in flags.FLAGS:
                 # A --config that could not be loaded raises when it is first looked into.
                 getattr(flags.FLAGS[name].value, "items", None)
+        except (flags.Error, OSError) as error:
+            raise InputError(one_line(error)) from error
         # Everything that a --config can raise: it is a Python file.
         except Exception as error:
-            raise InputError(_one_line(error)) from error
+            raise InputError(f"--config: {type(error).__name__}: {one_line(error)}") from error
         if rest:
             raise InputError(f"Not understood: {' '.join(rest)} (flags begin with --).")
         status = main()
     except InputError as error:
         _say(error)
         status = 2
-    except (RunFailed, OSError) as error:
+    except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _say(error)
         status = 1
     except KeyboardInterrupt:
@@ -44,10 +47,4 @@ def run(main: Callable[[], int]) -> None:
 
 
 def _say(error):
-    print(f"{sys.argv[0]}: {_one_line(error)}", file=sys.stderr)
-
-
-def _one_line(error):
-    # A KeyError shows its text quoted.
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()) or type(error).__name__
+    print(f"{sys.argv[0]}: {one_line(error)}", file=sys.stderr)

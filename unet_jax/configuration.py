@@ -1,14 +1,22 @@
 """What a configuration, see `configs/em.py`, may hold."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from unet_jax.errors import InputError
 from unet_jax.network import valid_input_sides
 
+_PARTS = ("model", "class_names", "data", "weight_map", "augmentation", "optimiser", "train")
+
 
 def check_config(config: ConfigDict) -> None:
     """Raises InputError, naming the key, for a value that no run can use."""
+    for part in _PARTS:
+        if part not in config:
+            raise InputError(f"config.{part} is missing; configs/em.py shows what belongs there.")
     model, optimiser, settings = config.model, config.optimiser, config.train
+    augmentation = config.augmentation
     sides = valid_input_sides(settings.tile_side, max(model.depth, 1))
     demands = [
         ("model.width", model.width >= 1, "at least 1"),
@@ -33,7 +41,8 @@ def check_config(config: ConfigDict) -> None:
         ("optimiser.momentum", 0 <= optimiser.momentum < 1, "in [0, 1)"),
         ("optimiser.initial_momentum", 0 <= optimiser.initial_momentum < 1, "in [0, 1)"),
         ("optimiser.momentum_warmup_steps", optimiser.momentum_warmup_steps >= 1, "at least 1"),
-        *((f"augmentation.{k}", v >= 0, "at least 0") for k, v in config.augmentation.items()),
+        ("augmentation.mirror_probability", augmentation.mirror_probability <= 1, "at most 1"),
+        *((f"augmentation.{k}", v >= 0, "at least 0") for k, v in augmentation.items()),
     ]
     for key, holds, wanted in demands:
         if not holds:
@@ -41,3 +50,7 @@ def check_config(config: ConfigDict) -> None:
             for part in key.split("."):
                 value = value[part]
             raise InputError(f"config.{key} must be {wanted}, not {value}.")
+    for part in ("weight_map", "augmentation", "optimiser"):
+        for key, value in config[part].items():
+            if not math.isfinite(value):
+                raise InputError(f"config.{part}.{key} must be finite, not {value}.")

@@ -13,3 +13,8 @@ class RunFailed(RuntimeError):
 
     The command line programs exit with status 1.
     """
+
+
+def one_line(error: object) -> str:
+    """The text of an exception as one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -17,6 +17,8 @@ from unet_jax.model import Model
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
 from unet_jax.scores import baselines, class_scores, em_errors
 
+_EXAMPLES_SHOWN = 8
+
 
 def evaluate(
     workdir: Path,
@@ -47,6 +49,12 @@ def evaluate(
     """
     model = checkpoint.load(workdir, step)
     examples = _examples(model, images, labels, mask_rule)
+    out = out or workdir / "evaluation"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{averaging}.json").touch()
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written to ({error.strerror}).") from None
     began = time.perf_counter()
     probabilities = [
         predict_tiled(model, e.image, averaging=averaging)
@@ -69,14 +77,12 @@ def evaluate(
         "baselines": baselines(examples),
         "versions": versions(),
     }
-    out = out or workdir / "evaluation"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written to ({error.strerror}).") from None
     (out / f"{averaging}.json").write_text(json.dumps(result, indent=1) + "\n")
     threshold = scores["pixel_error"]["threshold"]
-    save_examples(out / f"{averaging}.png", examples, probabilities, threshold=threshold)
+    shown = slice(_EXAMPLES_SHOWN)
+    save_examples(
+        out / f"{averaging}.png", examples[shown], probabilities[shown], threshold=threshold
+    )
 
     print(f"{len(examples)} images, step {result['step']}, averaging {averaging}:")
     print(f"{'':22}{'pixel error':>12}{'Rand error':>12}")
@@ -90,10 +96,10 @@ def evaluate(
 def _examples(model: Model, images, labels, mask_rule) -> list[Example]:
     data = model.description["config"]["data"]
     classes = model.network.classes
-    if images is None and labels is None:
-        return read_splits(data, classes)["test"]
+    if images is None and labels is None and mask_rule is None:
+        return _held_out(model)
     if images is None or labels is None:
-        raise InputError("--images and --labels go together.")
+        raise InputError("--images and --labels go together, and --mask_rule with them.")
     return read_folder(
         images,
         labels,
@@ -102,3 +108,14 @@ def _examples(model: Model, images, labels, mask_rule) -> list[Example]:
         ignore_value=data.get("ignore_value", -1),
         channels=model.channels,
     )
+
+
+def _held_out(model: Model) -> list[Example]:
+    """The test split as it was when the run began, whatever has come into its folder since."""
+    splits = read_splits(model.description["config"]["data"], model.network.classes)
+    present = {example.name: example for examples in splits.values() for example in examples}
+    names = model.description["splits"]["test"]
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise InputError(f"{missing[0]} of the run's test split is not in its data any more.")
+    return [present[name] for name in names]

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from unet_jax import checkpoint
 from unet_jax.configuration import check_config
-from unet_jax.data.arrays import batch_indices, training_arrays
-from unet_jax.data.example import Example
+from unet_jax.data.arrays import batch_indices, training_arrays, weight_maps
+from unet_jax.data.example import IGNORED, Example
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed
@@ -27,7 +27,7 @@ from unet_jax.run_log import RunLog
 from unet_jax.scores import em_errors
 from unet_jax.stop_request import StopRequest
 from unet_jax.training import TrainState, create_optimiser, create_train_state, make_train_step
-from unet_jax.weight_map import class_weights, weight_map
+from unet_jax.weight_map import class_weights
 
 # Metrics are fetched this many steps at a time, so that the device need not wait for the host.
 _FETCH_EVERY = 10
@@ -54,6 +54,9 @@ def fit(config: ConfigDict, workdir: Path) -> int:
     network = UNet(**config.model)
     splits = read_splits(config.data, network.classes)
     channels = _channels(splits)
+    for split in ("train", "validation"):
+        if all((e.labels == IGNORED).all() for e in splits[split]):
+            raise InputError(f"All pixels of the {split} split are ignored.")
     class_weight = class_weights([e.labels for e in splits["train"]], network.classes)
     optimiser, learning_rate = create_optimiser(steps=settings.steps, **config.optimiser)
     initial_key, training_key = jax.random.split(jax.random.key(settings.seed))
@@ -75,14 +78,11 @@ def fit(config: ConfigDict, workdir: Path) -> int:
         print(f"This run is finished. Evaluate it: python eval.py --checkpoint={workdir}")
         return 0
 
-    def with_weights(examples):
-        maps = [
-            weight_map(e.labels, e.instances, class_weight, **config.weight_map) for e in examples
-        ]
-        return examples, [np.asarray(m) for m in maps]
-
-    dataset = training_arrays(*with_weights(splits["train"]))
-    validation = with_weights(splits["validation"])
+    weights = {
+        split: weight_maps(splits[split], class_weight, **config.weight_map)
+        for split in ("train", "validation")
+    }
+    dataset = training_arrays(splits["train"], weights["train"])
     train_step = make_train_step(
         network, optimiser, tile_side=settings.tile_side, augmentation=config.augmentation.to_dict()
     )
@@ -99,7 +99,8 @@ def fit(config: ConfigDict, workdir: Path) -> int:
             state, metrics = train_step(state, batch, jax.random.fold_in(training_key, step))
             pending.append(metrics | {"learning_rate": learning_rate(step - 1)})
             validate = step % settings.validate_every == 0 or step == settings.steps
-            if not (validate or stop.signal or step % _FETCH_EVERY == 0 or step == start + 1):
+            stop_signal = stop.signal  # looked at once: it may come at any time
+            if not (validate or stop_signal or step % _FETCH_EVERY == 0 or step == start + 1):
                 continue
 
             seconds = time.perf_counter() - began
@@ -110,23 +111,26 @@ def fit(config: ConfigDict, workdir: Path) -> int:
             progress.update(step - progress.n)
             if step == start + 1:
                 compiled_after = seconds
-            elif step <= start + _FETCH_EVERY:
+            elif compiled_after is not None:
                 per_step = (seconds - compiled_after) / (step - start - 1)
                 _warn_if_slow(progress, per_step * (settings.steps - step))
+                compiled_after = None
 
             scores = None
             if validate:
                 model = Model(network, state.params, channels, PERCENTILES, description)
-                scores = _validate(model, *validation, workdir / "validation.png")
+                scores = _validate(
+                    model, splits["validation"], weights["validation"], workdir / "validation.png"
+                )
                 log.write([{"step": step, "seconds": round(seconds, 1), "validation": scores}])
                 save_training_curves(workdir / "training.png", log.rows)
-            if validate or stop.signal:
+            if validate or stop_signal:
                 saved = description | {"step": step, "validation": scores}
                 checkpoint.save(workdir, state, saved)
-            if stop.signal and step < settings.steps:
+            if stop_signal and step < settings.steps:
                 progress.close()
                 print(f"Stopped and saved after step {step}. The same command goes on from there.")
-                return 128 + stop.signal
+                return 128 + stop_signal
     print(f"Finished: {workdir}. Evaluate it: python eval.py --checkpoint={workdir}")
     return 0
 
@@ -197,11 +201,12 @@ def _training_rows(step: int, metrics: list[dict], seconds: float) -> list[dict[
 
 def _check_finite(rows: list[dict], workdir: Path) -> None:
     for row in rows[-_FETCH_EVERY:]:
-        if not math.isfinite(row.get("loss", 0)):
+        if not math.isfinite(row.get("loss", 0) + row.get("gradient_norm", 0)):
             steps = checkpoint.saved_steps(workdir)
             kept = f"step {steps[-1]} is the last one saved" if steps else "no step was saved"
             raise RunFailed(
-                f"Step {row['step']}: the loss is {row['loss']} at a learning rate of "
+                f"Step {row['step']}: the loss is {row['loss']}, the norm of its gradient "
+                f"{row['gradient_norm']}, at a learning rate of "
                 f"{row['learning_rate']:.2g}; {kept}. {_ADVICE}"
             )
 

@@ -16,7 +16,10 @@ class RunLog:
         """Opens the log of a run that goes on after `step`; 0 begins a new one."""
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
         self._file = file
-        file.write_text(_lines(self.rows))
+        # Beside it and renamed: a kill in between must not lose the log of the whole run.
+        kept = file.with_suffix(".unfinished")
+        kept.write_text(_lines(self.rows))
+        kept.replace(file)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows of JSON values."""

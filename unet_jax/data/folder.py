@@ -151,8 +151,13 @@ def split_by_stem(
       The examples of 'train', 'validation' and 'test', none of them empty.
 
     Raises:
-      InputError: too few files, or pages of the only file.
+      InputError: too few files, or pages of the only file; a fraction or seed out of range.
     """
+    if not (0 < validation_fraction < 1 and 0 < test_fraction < 1 and seed >= 0):
+        raise InputError(
+            f"validation_fraction {validation_fraction}, test_fraction {test_fraction} and the"
+            f" split's seed {seed}: expected fractions in (0, 1) and a seed of 0 or more"
+        )
     files: dict[str, list[Example]] = {}
     for example in sorted(examples, key=lambda example: _stem_and_page(example.name)):
         files.setdefault(_stem_and_page(example.name)[0], []).append(example)
@@ -259,6 +264,8 @@ def _check_values(
             f"{source}: mask values {first} do not fit mask_rule {mask_rule!r} with"
             f" {classes} classes; all masks fit {', or '.join(remedies) or 'no rule'}"
         )
+    if mask_rule == "instances" and all(len(found[stem] - {0}) <= 1 for stem in files):
+        logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
     if mask_rule == "binary" and values - {0, 1}:
         logger.warning("%s: mask values 0 and %d are read as classes 0 and 1", folder, max(values))
 

@@ -15,7 +15,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, one_line
 
 logger = logging.getLogger("unet_jax")
 
@@ -78,10 +78,13 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise _refusal(path, f"{found}, expected a TIFF or PNG image")
 
     if pixels.dtype.kind == "f":
-        finite = np.isfinite(pixels).all(axis=(1, 2, 3))
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(pixels.astype(np.float32)).all(axis=(1, 2, 3))
         if not finite.all():
             page = int(np.argmin(finite))
-            raise _refusal(path, f"page {page} holds NaN or infinite pixels, expected numbers")
+            raise _refusal(
+                path, f"page {page} holds NaN or infinite pixels, expected numbers of float32"
+            )
     if has_alpha:
         if (pixels[..., -1] != pixels.flat[-1]).any():
             raise _refusal(
@@ -110,11 +113,6 @@ def grey_as_one_channel(images: Sequence[np.ndarray], source: str) -> list[np.nd
         return list(images)
     logger.warning("%s: R, G and B are equal, read as one channel", source)
     return [image[..., :1] if image.shape[-1] == 3 else image for image in images]
-
-
-def one_line(error: object) -> str:
-    """The text of a foreign exception as one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _refusal(path: Path, reason: str) -> InputError:

@@ -17,8 +17,8 @@ import pooch
 
 from unet_jax.data.example import Example
 from unet_jax.data.folder import connected_cells
-from unet_jax.data.image_files import one_line, read_image
-from unet_jax.errors import InputError
+from unet_jax.data.image_files import read_image
+from unet_jax.errors import InputError, one_line
 
 ADDRESS = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
 #: Published for the files in the zip.
@@ -53,14 +53,6 @@ def read_isbi2012() -> list[Example]:
         labels = (drawing == 255).astype(np.int32)
         examples.append(Example(f"slice {index}", image, labels, connected_cells(labels)))
     return examples
-
-
-def read_isbi2012_test_images() -> np.ndarray:
-    """Reads the 30 slices whose labels are kept by the challenge, uint8 [30, 512, 512].
-
-    Found, downloaded and checked like ``read_isbi2012``, with the same errors.
-    """
-    return _read_volume("test-volume.tif")
 
 
 def _read_volume(name: str) -> np.ndarray:

@@ -9,6 +9,8 @@ from unet_jax.data.isbi2012 import read_isbi2012
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError
 
+_SPLITS = ("train", "validation", "test")
+
 
 def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example]]:
     """The examples of a configuration's `data` part, as `train`, `validation` and `test`.
@@ -19,30 +21,40 @@ def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example
     Raises:
       InputError: files that cannot be used, or a split without examples.
     """
-    if data["source"] == "folder":
-        examples = read_folder(
-            data["images"],
-            data["labels"],
-            mask_rule=data["mask_rule"],
-            classes=classes,
-            ignore_value=data["ignore_value"],
-        )
-        return split_by_stem(
-            examples, data["validation_fraction"], data["test_fraction"], data["split_seed"]
-        )
-    ranges = {split: tuple(data[split]) for split in ("train", "validation", "test")}
-    if data["source"] == "isbi2012":
-        examples = read_isbi2012()
-    elif data["source"] == "synthetic":
-        count = max(stop for _, stop in ranges.values())
-        examples = synthetic_examples(
-            data["seed"], count, height=data["height"], width=data["width"]
-        )
-    else:
-        raise InputError(f"data.source is isbi2012, synthetic or folder, not {data['source']!r}.")
-    for split, (first, stop) in ranges.items():
+    try:
+        if data["source"] == "folder":
+            return _split_folder(data, classes)
+        if data["source"] == "isbi2012":
+            return _split_by_range(read_isbi2012(), data)
+        if data["source"] == "synthetic":
+            count = max(data[split][1] for split in _SPLITS)
+            pictures = synthetic_examples(
+                data["seed"], count, height=data["height"], width=data["width"]
+            )
+            return _split_by_range(pictures, data)
+    except KeyError as error:
+        raise InputError(f"data.{error.args[0]} is missing in the configuration.") from error
+    raise InputError(f"data.source is isbi2012, synthetic or folder, not {data['source']!r}.")
+
+
+def _split_folder(data, classes):
+    examples = read_folder(
+        data["images"],
+        data["labels"],
+        mask_rule=data["mask_rule"],
+        classes=classes,
+        ignore_value=data["ignore_value"],
+    )
+    return split_by_stem(
+        examples, data["validation_fraction"], data["test_fraction"], data["split_seed"]
+    )
+
+
+def _split_by_range(examples, data):
+    for split in _SPLITS:
+        first, stop = data[split]
         if not 0 <= first < stop <= len(examples):
             raise InputError(
                 f"data.{split} = ({first}, {stop}) is no range of the {len(examples)} examples."
             )
-    return {split: examples[first:stop] for split, (first, stop) in ranges.items()}
+    return {split: examples[slice(*data[split])] for split in _SPLITS}

@@ -24,14 +24,14 @@ def synthetic_examples(
     """
     examples = []
     for i in range(count):
-        picture, instances = _draw(np.random.default_rng([seed, i]), height, width)
+        picture, instances = synthetic_em((seed, i), height=height, width=width)
         labels = (instances > 0).astype(np.int32)
         examples.append(Example(f"picture {i}", picture, labels, instances))
     return examples
 
 
 def synthetic_em(
-    seed: int, *, height: int = 512, width: int = 512
+    seed: int | tuple[int, ...], *, height: int = 512, width: int = 512
 ) -> tuple[np.ndarray, np.ndarray]:
     """Makes a picture and its cells, always the same for the same seed and size.
 
@@ -40,10 +40,7 @@ def synthetic_em(
       instances: int32 [H, W], 0 = membrane, n = cell n from 1 on. The cells are the 4-connected
         components of the pixels that are not membrane.
     """
-    return _draw(np.random.default_rng(seed), height, width)
-
-
-def _draw(rng, height, width):
+    rng = np.random.default_rng(seed)
     shape = (height, width)
     territories = _territories(rng, shape)
     borders = ndi.maximum_filter(territories, 2) != ndi.minimum_filter(territories, 2)
