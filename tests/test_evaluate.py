@@ -126,7 +126,9 @@ def test_training_on_a_folder(tiny_config, own_data, tmp_path):
     images, labels = own_data
     rng = np.random.default_rng(0)
     for i, size in enumerate([(50, 60), (70, 40), (45, 45), (60, 61)]):
-        tifffile.imwrite(images / f"{i}.tif", rng.random((*size, 2)).astype(np.float32))
+        image = rng.random((*size, 2)).astype(np.float32)
+        layout = dict(photometric="minisblack", planarconfig="contig")
+        tifffile.imwrite(images / f"{i}.tif", image, **layout)
         (labels / f"{i}.png").unlink(missing_ok=True)
         mask = rng.choice(np.uint8([0, 1, 2, 200]), size)
         tifffile.imwrite(labels / f"{i}.tif", mask)

@@ -24,7 +24,6 @@ from unet_jax.training import TrainState
 
 _DESCRIPTION = "checkpoint.json"
 _DIGESTS = "sha256.json"
-_UNFINISHED = ".unfinished"
 
 
 def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
@@ -37,9 +36,9 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
         `percentiles`; `validation["loss"]`, where there is one, decides which step is best.
     """
     folder = _step_folder(workdir, description["step"])
-    for leftover in folder.parent.glob("*" + _UNFINISHED):  # of a kill
+    for leftover in folder.parent.glob("*.*"):  # of a kill
         shutil.rmtree(leftover)
-    unfinished = folder.with_name(folder.name + _UNFINISHED)
+    unfinished = folder.with_name(folder.name + ".unfinished")
     unfinished.mkdir(parents=True)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -160,7 +159,7 @@ def _digest(file: Path) -> str:
 def _remove(folder: Path) -> None:
     """Removes a step so that a kill on the way leaves nothing that looks complete."""
     if folder.exists():
-        shutil.rmtree(folder.rename(folder.with_name(folder.name + _UNFINISHED)))
+        shutil.rmtree(folder.rename(folder.with_name(folder.name + ".removed")))
 
 
 def _step_folder(workdir, step):

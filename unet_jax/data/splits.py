@@ -33,7 +33,8 @@ def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example
             )
             return _split_by_range(pictures, data)
     except KeyError as error:
-        raise InputError(f"data.{error.args[0]} is missing in the configuration.") from error
+        key = str(error.args[0]).strip("'")  # a ConfigDict quotes it
+        raise InputError(f"config.data.{key} is missing.") from error
     raise InputError(f"data.source is isbi2012, synthetic or folder, not {data['source']!r}.")
 
 
