@@ -1,7 +1,7 @@
 import imagecodecs
 import numpy as np
 
-from unet_jax.data.example import IGNORED, Example
+from unet_jax.example import IGNORED, Example
 from unet_jax.figures import save_examples, save_training_curves
 
 

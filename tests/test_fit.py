@@ -9,8 +9,8 @@ import pytest
 
 from unet_jax import checkpoint, load, predict_tiled
 from unet_jax import fit as fit_module
-from unet_jax.data.example import IGNORED
 from unet_jax.errors import InputError, RunFailed
+from unet_jax.example import IGNORED
 from unet_jax.fit import fit
 from unet_jax.run_log import RunLog, read_log
 

@@ -8,9 +8,9 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
-from unet_jax.data.example import IGNORED, Example
 from unet_jax.data.folder import connected_cells, read_folder, read_images, split_by_stem
 from unet_jax.errors import InputError
+from unet_jax.example import IGNORED, Example
 
 DATA = os.environ.get("UNET_JAX_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="UNET_JAX_DATA is not set, real data needed")

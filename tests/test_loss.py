@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from unet_jax.data.example import IGNORED
+from unet_jax.example import IGNORED
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from unet_jax.data.example import IGNORED, Example
 from unet_jax.data.synthetic_em import synthetic_examples
+from unet_jax.example import IGNORED, Example
 from unet_jax.metrics import pixel_error, rand_error
 from unet_jax.scores import baselines, class_scores, em_errors
 

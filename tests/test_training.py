@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from unet_jax.data.arrays import batch_indices, training_arrays
-from unet_jax.data.example import Example
+from unet_jax.example import Example
 from unet_jax.network import UNet, context
 from unet_jax.training import create_optimiser, create_train_state, make_train_step
 

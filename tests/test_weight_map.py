@@ -8,8 +8,8 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from unet_jax.data.example import IGNORED
 from unet_jax.data.synthetic_em import synthetic_em
+from unet_jax.example import IGNORED
 from unet_jax.weight_map import class_weights, two_nearest_cells, weight_map
 
 NO_CLASS_WEIGHT = np.zeros(2, np.float32)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from unet_jax.errors import InputError, RunFailed, one_line
@@ -94,7 +95,7 @@ def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
     """The state saved at a step, with the structure, shapes and dtypes of `like`."""
     folder = _step_folder(workdir, step)
     return TrainState(
-        step=jax.numpy.int32(step),
+        step=jnp.int32(step),
         params=_restore(folder, "params", like.params),
         opt_state=_restore(folder, "opt_state", like.opt_state),
     )
@@ -136,7 +137,9 @@ def _restore(folder, name, like):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute() / name, like)
+        restored = checkpointer.restore(folder.absolute() / name, like)
+    # Copies of JAX's own: what Orbax returns may lie in its memory, and training donates it.
+    return jax.tree.map(jnp.copy, restored)
 
 
 def _verify(folder: Path, names: list[str] | None = None) -> None:

@@ -1,17 +1,18 @@
 """An evaluation run: from a checkpoint and annotated images to scores and a picture."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from unet_jax import checkpoint
-from unet_jax.data.example import Example
 from unet_jax.data.folder import read_folder
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
 from unet_jax.errors import InputError
+from unet_jax.example import Example
 from unet_jax.figures import save_examples
 from unet_jax.model import Model
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
@@ -52,9 +53,10 @@ def evaluate(
     out = out or workdir / "evaluation"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{averaging}.json").touch()
     except OSError as error:
-        raise InputError(f"{out}: cannot be written to ({error.strerror}).") from None
+        raise InputError(f"{out}: cannot be made ({error.strerror}).") from None
+    if not os.access(out, os.W_OK):
+        raise InputError(f"{out}: cannot be written to.")
     began = time.perf_counter()
     probabilities = [
         predict_tiled(model, e.image, averaging=averaging)
@@ -77,12 +79,14 @@ def evaluate(
         "baselines": baselines(examples),
         "versions": versions(),
     }
-    (out / f"{averaging}.json").write_text(json.dumps(result, indent=1) + "\n")
     threshold = scores["pixel_error"]["threshold"]
     shown = slice(_EXAMPLES_SHOWN)
     save_examples(
         out / f"{averaging}.png", examples[shown], probabilities[shown], threshold=threshold
     )
+    unfinished = out / f"{averaging}.json.unfinished"
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.replace(out / f"{averaging}.json")
 
     print(f"{len(examples)} images, step {result['step']}, averaging {averaging}:")
     print(f"{'':22}{'pixel error':>12}{'Rand error':>12}")

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from unet_jax.data.example import IGNORED, Example
+from unet_jax.example import IGNORED, Example
 
 # Right background, right cell, missed background (merges cells), false background (splits them),
 # ignored: distinct also for those who do not see red and green apart.

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from unet_jax import checkpoint
 from unet_jax.configuration import check_config
 from unet_jax.data.arrays import batch_indices, training_arrays, weight_maps
-from unet_jax.data.example import IGNORED, Example
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed
+from unet_jax.example import IGNORED, Example
 from unet_jax.figures import save_examples, save_training_curves
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.model import Model

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from unet_jax.data.example import IGNORED
+from unet_jax.example import IGNORED
 
 
 def weighted_cross_entropy(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from unet_jax.data.example import IGNORED, Example
+from unet_jax.example import IGNORED, Example
 from unet_jax.metrics import pixel_error, rand_error
 
 

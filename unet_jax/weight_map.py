@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unet_jax.data.example import IGNORED
+from unet_jax.example import IGNORED
 
 logger = logging.getLogger("unet_jax")
 

@@ -5,8 +5,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from unet_jax.data.example import Example
 from unet_jax.environment import memory_bytes
+from unet_jax.example import Example
 from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.weight_map import weight_map
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.data.example import IGNORED, Example
 from unet_jax.data.image_files import grey_as_one_channel, read_image
 from unet_jax.errors import InputError
+from unet_jax.example import IGNORED, Example
 
 logger = logging.getLogger("unet_jax")
 

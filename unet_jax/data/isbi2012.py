@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pooch
 
-from unet_jax.data.example import Example
 from unet_jax.data.folder import connected_cells
 from unet_jax.data.image_files import read_image
 from unet_jax.errors import InputError, one_line
+from unet_jax.example import Example
 
 ADDRESS = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
 #: Published for the files in the zip.

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unet_jax.data.example import Example
 from unet_jax.data.folder import read_folder, split_by_stem
 from unet_jax.data.isbi2012 import read_isbi2012
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError
+from unet_jax.example import Example
 
 _SPLITS = ("train", "validation", "test")
 

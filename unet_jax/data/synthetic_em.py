@@ -11,7 +11,7 @@ import math
 import numpy as np
 from scipy import ndimage as ndi
 
-from unet_jax.data.example import Example
+from unet_jax.example import Example
 
 
 def synthetic_examples(
