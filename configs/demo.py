@@ -2,6 +2,9 @@
 
 python train.py --config=configs/demo.py --workdir=runs/demo
 python eval.py --checkpoint=runs/demo
+
+3 minutes on two CPU cores. Held-out pictures: pixel error 0.025, Rand error 0.072, where the blurred
+grey value has 0.092 and 0.457.
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,9 @@
 
 python train.py --config=configs/em.py --workdir=runs/em
 python eval.py --checkpoint=runs/em
+
+For a GPU, on which it has not been measured yet: on two CPU cores a step takes 22 seconds, so all of
+them ten days.
 """
 
 from ml_collections import ConfigDict
