@@ -1,9 +1,9 @@
 """The paper's experiment on electron microscopy (Sect. 4): the ISBI 2012 stack.
 
-python train.py --config=configs/em.py --workdir=runs/em
-python eval.py --checkpoint=runs/em
+    python train.py --config=configs/em.py --workdir=runs/em
+    python eval.py --checkpoint=runs/em
 
-For a GPU, on which it has not been measured yet: on two CPU cores a step takes 22 seconds, so all of
+For a GPU, on which it has not been measured yet. On two CPU cores a step takes 22 seconds, all of
 them ten days.
 """
 

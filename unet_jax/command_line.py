@@ -16,7 +16,7 @@ def run(main: Callable[[], int]) -> None:
     Bad flags and `InputError` exit with 2; `RunFailed`, errors of the operating system and lack of
     memory with 1; Ctrl-C with 130; each with one line on standard error.
     """
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", force=True)  # absl has its own format
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
