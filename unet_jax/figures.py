@@ -13,6 +13,8 @@ from unet_jax.example import IGNORED, Example
 # ignored: distinct also for those who do not see red and green apart.
 _ERROR_COLOURS = ListedColormap(["black", "white", "#d62728", "#1f77b4", "#888888"])
 
+_NAME_SHOWN = 30  # characters that fit beside a picture
+
 
 def save_examples(
     file: Path, examples: list[Example], probabilities: list[np.ndarray], *, threshold: float = 0.5
@@ -40,7 +42,7 @@ def save_examples(
         axes[3].imshow(
             _error_map(example.labels, cell > threshold), cmap=_ERROR_COLOURS, vmin=0, vmax=4
         )
-        axes[0].set_ylabel(example.name)
+        axes[0].set_ylabel(example.name[:_NAME_SHOWN])
         for axis in axes:
             axis.set(xticks=[], yticks=[])
     figure.savefig(file, dpi=110)
