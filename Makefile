@@ -26,4 +26,4 @@ test: .venv/installed-test
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv
