@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import em
 from unet_jax.augmentation import (
     augment,
     elastic_displacement,
@@ -12,23 +13,9 @@ from unet_jax.augmentation import (
     vary_grey_values,
 )
 
-OFF = dict(
-    elastic_pixels=0.0,
-    rotation_degrees=0.0,
-    shift=0.0,
-    mirror_probability=0.0,
-    contrast_std=0.0,
-    brightness_std=0.0,
-)
-PAPER = dict(
-    elastic_pixels=10.0,
-    rotation_degrees=180.0,
-    shift=1.0,
-    mirror_probability=0.5,
-    contrast_std=0.1,
-    brightness_std=0.1,
-)
-GEOMETRY = dict(elastic_pixels=10.0, rotation_degrees=180.0, shift=1.0, mirror_probability=0.5)
+PAPER = em.get_config().augmentation.to_dict()
+OFF = dict.fromkeys(PAPER, 0.0)
+GEOMETRY = [name for name in PAPER if not name.endswith("_std")]
 
 
 def example(height=64, width=80, channels=2):

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import em
 from unet_jax.data.arrays import batch_indices, training_arrays
 from unet_jax.example import Example
 from unet_jax.network import UNet, context
@@ -18,14 +19,7 @@ SCHEDULE = dict(
     initial_momentum=0.9,
     momentum_warmup_steps=50,
 )
-STILL = dict(
-    elastic_pixels=0.0,
-    rotation_degrees=0.0,
-    shift=0.0,
-    mirror_probability=0.0,
-    contrast_std=0.0,
-    brightness_std=0.0,
-)
+STILL = dict.fromkeys(em.get_config().augmentation, 0.0)
 
 
 def a_batch(size=2):

@@ -94,10 +94,11 @@ def best_step(workdir: Path) -> int:
 def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
     """The state saved at a step, with the structure, shapes and dtypes of `like`."""
     folder = _step_folder(workdir, step)
+    _verify(folder)
     return TrainState(
         step=jnp.int32(step),
-        params=_restore(folder, "params", like.params),
-        opt_state=_restore(folder, "opt_state", like.opt_state),
+        params=_restore(folder / "params", like.params),
+        opt_state=_restore(folder / "opt_state", like.opt_state),
     )
 
 
@@ -124,20 +125,21 @@ def load(workdir: str | Path, step: str | int = "best") -> Model:
     elif not str(step).isdecimal() or int(step) not in steps:
         kept = ", ".join(map(str, steps))
         raise InputError(f"{workdir}: no step {step}; there are: best, latest, {kept}.")
-    description = describe(workdir, int(step))
+    folder = _step_folder(workdir, int(step))
+    _verify(folder)
+    description = json.loads((folder / _DESCRIPTION).read_text())
     network = UNet(**description["model"])
     channels = description["channels"]
     params = jax.eval_shape(lambda key: init_params(key, network, channels), jax.random.key(0))
-    params = _restore(_step_folder(workdir, int(step)), "params", params)
+    params = _restore(folder / "params", params)
     return Model(network, params, channels, tuple(description["percentiles"]), description)
 
 
-def _restore(folder, name, like):
-    _verify(folder)
+def _restore(folder, like):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(folder.absolute() / name, like)
+        restored = checkpointer.restore(folder.absolute(), like)
     # Copies of JAX's own: what Orbax returns may lie in its memory, and training donates it.
     return jax.tree.map(jnp.copy, restored)
 
@@ -146,7 +148,7 @@ def _verify(folder: Path, names: list[str] | None = None) -> None:
     """Raises InputError unless the files, all by default, are those that were saved."""
     try:
         digests = json.loads((folder / _DIGESTS).read_text())
-        for name in names or digests:
+        for name in names or {*digests, _DESCRIPTION}:  # never nothing
             if _digest(folder / name) != digests[name]:
                 raise ValueError("another SHA-256 than was saved")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -104,10 +104,11 @@ def fit(config: ConfigDict, workdir: Path) -> int:
                 continue
 
             seconds = time.perf_counter() - began
-            log.write(_training_rows(step, pending, seconds))
+            rows = _training_rows(step, pending, seconds)
             pending = []
-            _check_finite(log.rows, workdir)
-            progress.set_postfix(loss=f"{log.rows[-1]['loss']:.3f}", refresh=False)
+            log.write(rows)
+            _check_finite(rows, workdir)
+            progress.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
             progress.update(step - progress.n)
             if step == start + 1:
                 compiled_after = seconds
@@ -200,8 +201,8 @@ def _training_rows(step: int, metrics: list[dict], seconds: float) -> list[dict[
 
 
 def _check_finite(rows: list[dict], workdir: Path) -> None:
-    for row in rows[-_FETCH_EVERY:]:
-        if not math.isfinite(row.get("loss", 0) + row.get("gradient_norm", 0)):
+    for row in rows:
+        if not math.isfinite(row["loss"] + row["gradient_norm"]):
             steps = checkpoint.saved_steps(workdir)
             kept = f"step {steps[-1]} is the last one saved" if steps else "no step was saved"
             raise RunFailed(
