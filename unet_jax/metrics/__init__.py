@@ -1,0 +1,26 @@
+"""The metrics of the ISBI 2012 challenge, as in Fiji's official code, and of the cell tracking one.
+
+Those of the ISBI 2012 challenge take a stack of slices. The positive class is the cell, the
+negative one the membrane; every slice stands alone (2D) and every pixel counts. Each metric is the
+best over the challenge's thresholds.
+"""
+
+from unet_jax.metrics.curve import THRESHOLDS, Score
+from unet_jax.metrics.information import v_info
+from unet_jax.metrics.pixel import pixel_error
+from unet_jax.metrics.rand import rand_error, v_rand
+from unet_jax.metrics.seg import SegScore, seg
+from unet_jax.metrics.warping import WarpingScore, warping_error
+
+__all__ = [
+    "THRESHOLDS",
+    "Score",
+    "SegScore",
+    "WarpingScore",
+    "pixel_error",
+    "rand_error",
+    "seg",
+    "v_info",
+    "v_rand",
+    "warping_error",
+]

@@ -1,0 +1,55 @@
+"""V_info: how much the labelled cells and the predicted segments tell about each other."""
+
+import numpy as np
+from scipy.special import xlogy
+
+from unet_jax.metrics.contingency import contingencies
+from unet_jax.metrics.curve import Score, greatest, of_slices
+from unet_jax.metrics.thinning import thinned
+
+
+def v_info(labels: np.ndarray, probabilities: np.ndarray) -> Score:
+    """Information-theoretic F-score after thinning, averaged over the slices.
+
+    The greater the better. Segments are the predicted cells after their membranes were thinned to
+    lines, each pixel of a line being a segment of its own. T is the cell of a pixel and S its
+    segment, for the n pixels of labelled cells, and I their mutual information:
+
+        I = H(T) + H(S) - H(T, S),   precision = I / H(T),   recall = I / H(S)
+
+    A slice scores 0 if it has fewer than two labelled cells or only one segment.
+
+    Args:
+      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
+      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+
+    Raises:
+      ValueError: an argument is none of this; slices are counted from 0.
+    """
+    return greatest(np.mean(of_slices(_f_scores, labels, probabilities), axis=0))
+
+
+def _f_scores(cell, proposal):
+    """F at each threshold, float64 [T]."""
+    return np.array([_f_score(table) for table in contingencies(cell, proposal, thinned)])
+
+
+def _f_score(table):
+    n = table.cells.sum()
+    if n == 0:
+        return 0.0
+    # A pixel on its own has the probability 1 / n.
+    alone = table.alone / n * np.log(n)
+    entropy_cells = _entropy(table.cells, n)
+    entropy_segments = _entropy(table.segments, n) + alone
+    if entropy_cells == 0 or entropy_segments == 0:
+        return 0.0
+    # Never 0: each cell lies in one segment or has pixels on a line.
+    shared = entropy_cells + entropy_segments - (_entropy(table.both, n) + alone)
+    precision, recall = shared / entropy_cells, shared / entropy_segments
+    return 2 * precision * recall / (precision + recall)
+
+
+def _entropy(counts, n):
+    """- sum p ln p for p = counts / n."""
+    return -np.sum(xlogy(counts / n, counts / n))

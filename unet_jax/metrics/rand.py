@@ -1,0 +1,70 @@
+"""Rand error and V_rand: is a pair of pixels that is in one cell predicted to be in one?
+
+With c_ij pixels in cell i of the labels and segment j of the prediction, j = 0 its membrane, whose
+pixels count as segments of their own, c0 = sum_i c_i0:
+
+    TP = sum_{i,j>=1} c_ij^2 + c0
+    TP + FP = sum_{j>=1} (sum_i c_ij)^2 + c0
+    TP + FN = sum_i (sum_{j>=0} c_ij)^2
+
+Labelled membrane, i = 0, does not count.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from unet_jax.metrics.components import components
+from unet_jax.metrics.contingency import contingencies
+from unet_jax.metrics.curve import Score, f_scores, greatest, least, of_slices
+from unet_jax.metrics.thinning import thinned
+
+
+def rand_error(labels: np.ndarray, probabilities: np.ndarray) -> Score:
+    """1 - F-score of the pairs of pixels in one cell, counted over all slices.
+
+    Segments are the 4-connected components of the predicted cells.
+
+    A slice without a labelled cell has no pairs and adds nothing, while in Fiji it makes the error
+    of the whole stack 1 (0 / 0 pairs); here the error is 1 only if no slice has a labelled cell.
+
+    Args:
+      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
+      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+
+    Raises:
+      ValueError: an argument is none of this; slices are counted from 0.
+    """
+    counts = of_slices(partial(_pair_counts, segment=components), labels, probabilities)
+    return least(1 - f_scores(np.sum(counts, axis=0), undefined=0.0))
+
+
+def v_rand(labels: np.ndarray, probabilities: np.ndarray) -> Score:
+    """F-score of the pairs of pixels in one cell after thinning, averaged over the slices.
+
+    The greater the better. Segments are the predicted cells after their membranes were thinned to
+    lines. The score of a slice without a labelled cell is 0.
+
+    Args:
+      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
+      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+
+    Raises:
+      ValueError: an argument is none of this; slices are counted from 0.
+    """
+    counts = of_slices(partial(_pair_counts, segment=thinned), labels, probabilities)
+    return greatest(f_scores(np.array(counts), undefined=0.0).mean(axis=0))
+
+
+def _pair_counts(cell, proposal, segment):
+    """TP, TP + FP and TP + FN at each threshold, [T, 3]."""
+    return np.array(
+        [
+            (
+                np.sum(table.both**2) + table.alone,
+                np.sum(table.segments**2) + table.alone,
+                np.sum(table.cells**2),
+            )
+            for table in contingencies(cell, proposal, segment)
+        ]
+    )

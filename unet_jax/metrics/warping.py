@@ -1,0 +1,202 @@
+"""Warping error (Jain et al. 2010): only mergers and splits count, however membranes are shifted.
+
+The labels are deformed towards the prediction without changing their topology. A pixel that then
+still differs tells of a cell that was lost, found, holed, merged with another or split; the last
+two are counted.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from unet_jax.metrics.compiled import compiled
+from unet_jax.metrics.components import components
+from unet_jax.metrics.curve import THRESHOLDS, least, of_slices
+
+#: Thresholds and radius of the challenge's two settings.
+SETTINGS = {"2015": (THRESHOLDS[:10], 20), "2016": (THRESHOLDS[1:10], 10)}
+
+
+class WarpingScore(NamedTuple):
+    """The warping error at its best threshold, and at all of them.
+
+    Attributes:
+      value: the error, in [0, 1]: the share of pixels that split or merge at `threshold`.
+      threshold: the first of `thresholds` that gives `value`.
+      thresholds: a pixel is predicted to be cell where its probability exceeds the threshold.
+      values: the error at each threshold.
+      split: predicted membrane that splits a cell, at `threshold`; bool [S, H, W].
+      merge: predicted cell that merges two cells, at `threshold`; bool [S, H, W].
+    """
+
+    value: float
+    threshold: float
+    thresholds: tuple[float, ...]
+    values: tuple[float, ...]
+    split: np.ndarray
+    merge: np.ndarray
+
+
+def warping_error(
+    labels: np.ndarray, probabilities: np.ndarray, *, setting: str = "2015"
+) -> WarpingScore:
+    """The share of pixels that split or merge cells, whatever else differs.
+
+    All membrane scores 0: the error means something only beside another, such as `rand_error`.
+
+    In Fiji, slices whose labels are all cell have no splits; here they have.
+
+    Args:
+      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
+      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+      setting: "2015" with thresholds from 0 on and a radius of 20 pixels around a possible split,
+        or "2016" with thresholds from 0.1 on and a radius of 10.
+
+    Raises:
+      ValueError: an argument is none of this; slices are counted from 0.
+    """
+    if setting not in SETTINGS:
+        raise ValueError(f"Expected setting {' or '.join(map(repr, SETTINGS))}, found {setting!r}.")
+    thresholds, radius = SETTINGS[setting]
+    per_slice = of_slices(
+        partial(_splits_and_merges, thresholds=thresholds, radius=radius), labels, probabilities
+    )
+    counts = np.sum([[s.size + m.size for s, m in at_thresholds] for at_thresholds in per_slice], 0)
+    score = least(counts / np.size(labels), thresholds)
+
+    split, merge = np.zeros((2, *np.shape(labels)), bool)
+    for s, at_thresholds in enumerate(per_slice):
+        splits, merges = at_thresholds[thresholds.index(score.threshold)]
+        split[s].flat[splits] = True
+        merge[s].flat[merges] = True
+    return WarpingScore(*score, split, merge)
+
+
+def _splits_and_merges(cell, proposal, thresholds, radius):
+    """The indices of splits and of merges in the flat slice, for each threshold."""
+    height, width = cell.shape
+    if radius > min(height, width):
+        radius = max(height, width)  # the challenge takes the whole of so small a slice
+    cell = np.pad(cell, 1)  # so that a pixel's neighbours always exist
+    at_thresholds = []
+    for threshold in thresholds:
+        # Column by column, then stably by distance: which of two pixels flips first matters.
+        x, y = np.nonzero((cell[1:-1, 1:-1] != (proposal > threshold)).T)
+        order = np.argsort(-np.abs(proposal[y, x] - threshold).astype(np.float32), kind="stable")
+        pixels = np.ravel_multi_index((y[order] + 1, x[order] + 1), cell.shape)
+
+        warped = cell.copy()
+        left = _warp(warped, pixels)
+        split = _splits(warped, left, radius)
+        merge = _merges(warped, components(warped), left)
+        y, x = np.unravel_index(left, cell.shape)
+        left = (y - 1) * width + x - 1
+        at_thresholds.append((left[split], left[merge]))
+    return at_thresholds
+
+
+@compiled
+def _warp(cell, pixels):
+    """Flips the simple ones of the pixels in their order, again and again, until none is left.
+
+    Args:
+      cell: bool [H + 2, W + 2], changed in place.
+      pixels: flat indices, int64 [N].
+
+    Returns:
+      The pixels not flipped.
+    """
+    width = cell.shape[1]
+    left = pixels.copy()
+    count = left.size
+    while True:
+        kept = 0
+        for pixel in left[:count]:
+            if _is_simple(cell, pixel // width, pixel % width):
+                cell.flat[pixel] = not cell.flat[pixel]
+            else:
+                left[kept] = pixel
+                kept += 1
+        if kept == count:
+            return left[:count]
+        count = kept
+
+
+@compiled
+def _is_simple(cell, y, x):
+    """Whether the topology stays the same if the pixel changes.
+
+    That is so if, among its 8 neighbours, there are exactly one 4-connected component of cell that
+    touches the pixel by a side and exactly one 8-connected component of membrane.
+    """
+    north, east = cell[y - 1, x], cell[y, x + 1]
+    south, west = cell[y + 1, x], cell[y, x - 1]
+    # Both numbers are that of the gaps behind such cells on the way around the pixel. Without a gap
+    # one of the two is 0.
+    gaps = (
+        (north and not (cell[y - 1, x + 1] and east))
+        + (east and not (cell[y + 1, x + 1] and south))
+        + (south and not (cell[y + 1, x - 1] and west))
+        + (west and not (cell[y - 1, x - 1] and north))
+    )
+    return gaps == 1
+
+
+@compiled
+def _merges(cell, labels, pixels):
+    """Which pixels of membrane have two cells among their 8 neighbours: bool [N]."""
+    width = cell.shape[1]
+    merges = np.zeros(pixels.size, np.bool_)
+    for k in range(pixels.size):
+        y, x = pixels[k] // width, pixels[k] % width
+        if cell[y, x]:
+            continue
+        first = 0
+        for label in labels[y - 1 : y + 2, x - 1 : x + 2].flat:
+            if label and not first:
+                first = label
+            elif label and label != first:
+                merges[k] = True
+    return merges
+
+
+@compiled
+def _splits(cell, pixels, radius):
+    """Which pixels of cell are all that joins their neighbours, bool [N].
+
+    Without the pixel, the cells among its 8 neighbours lie in two components or more of the square
+    of (2 radius + 1)^2 pixels around it.
+    """
+    width = cell.shape[1]
+    splits = np.zeros(pixels.size, np.bool_)
+    queue = np.empty((cell.size, 2), np.int64)
+    reached = np.full(cell.shape, -1, np.int64)  # the last k for which a pixel was reached
+    for k in range(pixels.size):
+        y, x = pixels[k] // width, pixels[k] % width
+        if not cell[y, x]:
+            continue
+        reached[y, x] = k  # no path may lead through it
+        first, last, missing = 0, 0, 0
+        for v in range(y - 1, y + 2):
+            for u in range(x - 1, x + 2):
+                if cell[v, u] and reached[v, u] != k:
+                    missing += 1
+                    if missing == 1:
+                        queue[0] = v, u
+        if missing:
+            reached[queue[0, 0], queue[0, 1]] = k
+            last = 1
+        while first < last and missing:
+            v, u = queue[first]
+            first += 1
+            if abs(v - y) <= 1 and abs(u - x) <= 1:
+                missing -= 1
+            for b, a in ((v - 1, u), (v, u - 1), (v, u + 1), (v + 1, u)):
+                in_square = abs(b - y) <= radius and abs(a - x) <= radius
+                if in_square and cell[b, a] and reached[b, a] != k:
+                    reached[b, a] = k
+                    queue[last] = b, a
+                    last += 1
+        splits[k] = missing > 0
+    return splits
