@@ -1,17 +1,34 @@
-"""Scores a trained U-Net on images it has not seen: python eval.py --checkpoint=runs/em."""
+"""Scores a trained U-Net on images it has not seen: python eval.py --checkpoint=runs/em.
+
+Writes a report to open in a browser. --tune chooses, on the validation images, how single cells are
+found in the probabilities; do that once, before.
+"""
 
 from pathlib import Path
 
 from absl import flags
 
 from unet_jax import command_line
-from unet_jax.evaluate import evaluate
+from unet_jax.evaluate import SPLITS, evaluate, tune_instances
 from unet_jax.overlap_tile import AVERAGING
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "best (by validation), latest, or a step's number.")
-_AVERAGING = flags.DEFINE_enum("averaging", "none", AVERAGING, "Views whose results are averaged.")
-_IMAGES = flags.DEFINE_string("images", None, "Folder of images; default: the run's test split.")
+_AVERAGING = flags.DEFINE_multi_enum(
+    "averaging",
+    ["none"],
+    AVERAGING,
+    "Views whose results are averaged; given several times, the report compares them.",
+)
+_TUNE = flags.DEFINE_bool("tune", False, "Choose how cells are found, on the validation images.")
+_SPLIT = flags.DEFINE_enum(
+    "split",
+    "held_out",
+    SPLITS,
+    "held_out: the test images of the run's configuration; validation: those that chose its step, "
+    "and the left-out parts of a cross-validation; test: the ISBI 2012 challenge's own test stack.",
+)
+_IMAGES = flags.DEFINE_string("images", None, "Folder of images to score instead of a split.")
 _LABELS = flags.DEFINE_string("labels", None, "Folder of their masks, paired by stem.")
 _MASK_RULE = flags.DEFINE_string(
     "mask_rule", None, "binary, classes or instances; default: as in training."
@@ -24,15 +41,21 @@ def _path(flag):
     return None if flag.value is None else Path(flag.value)
 
 
-if __name__ == "__main__":
-    command_line.run(
-        lambda: evaluate(
-            Path(_CHECKPOINT.value),
-            step=_STEP.value,
-            averaging=_AVERAGING.value,
-            images=_path(_IMAGES),
-            labels=_path(_LABELS),
-            mask_rule=_MASK_RULE.value,
-            out=_path(_OUT),
-        )
+def _evaluate():
+    workdir = Path(_CHECKPOINT.value)
+    if _TUNE.value:
+        return tune_instances(workdir, step=_STEP.value, averaging=_AVERAGING.value[-1])
+    return evaluate(
+        workdir,
+        step=_STEP.value,
+        averaging=_AVERAGING.value,
+        split=_SPLIT.value,
+        images=_path(_IMAGES),
+        labels=_path(_LABELS),
+        mask_rule=_MASK_RULE.value,
+        out=_path(_OUT),
     )
+
+
+if __name__ == "__main__":
+    command_line.run(_evaluate)

@@ -19,6 +19,7 @@ def get_config():
     config.model.dropout_rate = 0.0  # a network this small has no features to spare
 
     config.data = ConfigDict()
+    config.data.scale = 1.0
     config.data.source = "synthetic"
     config.data.seed = 0
     config.data.height = 256

@@ -23,6 +23,7 @@ def get_config():
 
     config.data = ConfigDict()
     config.data.source = "isbi2012"
+    config.data.scale = 1.0  # of what the network sees; 0.5 halves the resolution
     # The test labels are hidden, so the 30 annotated slices are divided: first, last + 1.
     config.data.train = (0, 22)
     config.data.validation = (22, 25)  # chooses the best step

@@ -18,6 +18,7 @@ def get_config():
     config.class_names = ("background", "cell")
 
     config.data = ConfigDict()
+    config.data.scale = 1.0
     config.data.source = "folder"
     config.data.images = "images"
     config.data.labels = "masks"

@@ -1,4 +1,8 @@
+import contextlib
+import gc
+import http.server
 import os
+import threading
 from pathlib import Path
 
 import jax
@@ -23,6 +27,36 @@ def real_data():
     if "UNET_JAX_DATA" not in os.environ:
         pytest.skip("UNET_JAX_DATA is not set")
     return Path(os.environ["UNET_JAX_DATA"])
+
+
+@pytest.fixture
+def serve_file():
+    """Serves files on the loopback interface, each at an address of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def start(content, status=200, declared=None):
+            requests = []
+
+            class Handler(http.server.BaseHTTPRequestHandler):
+                def do_GET(self):
+                    requests.append(self.path)
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(declared or len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+                def log_message(self, *args):
+                    pass
+
+            server = stack.enter_context(http.server.HTTPServer(("127.0.0.1", 0), Handler))
+            thread = threading.Thread(target=server.serve_forever, args=[0.01])
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}/file.zip", requests
+
+        yield start
+    gc.collect()  # pooch leaves the connection of a failed download to the garbage collector
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ def a_description(step, loss=None):
         "step": step,
         "model": FIELDS,
         "channels": 1,
+        "scale": 1.0,
         "percentiles": [1.0, 99.0],
         "validation": None if loss is None else {"loss": loss},
     }

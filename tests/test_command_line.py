@@ -39,11 +39,24 @@ def test_train_then_evaluate(tmp_path):
     assert trained.returncode == 0, trained.stderr
     evaluated = call("eval.py", f"--checkpoint={workdir}", "--averaging=symmetries")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "this network" in evaluated.stdout and "blurred grey value" in evaluated.stdout
+    assert "8 symmetries averaged" in evaluated.stdout and "blurred grey" in evaluated.stdout
     assert {p.name for p in (workdir / "evaluation").iterdir()} == {
-        "symmetries.json",
-        "symmetries.png",
+        "report.html",
+        "report.json",
+        "examples.png",
     }
+    tuned = call("eval.py", f"--checkpoint={workdir}", "--tune")
+    assert tuned.returncode == 0, tuned.stderr
+    assert "threshold" in tuned.stdout and (workdir / "instances.json").exists()
+
+
+def test_folds_by_one_flag(tmp_path):
+    trained = call("train.py", *TINY, f"--workdir={tmp_path}", "--folds=2")
+    assert trained.returncode == 0, trained.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fold0", "fold1"]
+    evaluated = call("eval.py", f"--checkpoint={tmp_path}", "--split=validation")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "pixel over 2 folds:" in evaluated.stdout
 
 
 @pytest.mark.parametrize("program", ["train.py", "eval.py"])

@@ -1,19 +1,38 @@
 import json
+import shutil
 
 import imagecodecs
+import jax
 import numpy as np
 import pytest
 import tifffile
 
+from unet_jax import evaluate as evaluate_module
 from unet_jax import load, predict_tiled
 from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
-from unet_jax.evaluate import evaluate
-from unet_jax.fit import fit
-from unet_jax.scores import em_errors
+from unet_jax.evaluate import evaluate, tune_instances
+from unet_jax.fit import cross_validate, fit
+from unet_jax.instances import InstanceSettings, find_cells, tune
+from unet_jax.metrics import pixel_error
+from unet_jax.scores import em_scores, em_stack, seg_score
 
-DEFAULTS = dict(step="best", averaging="none", images=None, labels=None, mask_rule=None, out=None)
+DEFAULTS = dict(
+    step="best",
+    averaging=["none"],
+    split="held_out",
+    images=None,
+    labels=None,
+    mask_rule=None,
+    out=None,
+)
+METRICS = ("pixel_error", "rand_error", "warping_error", "warping_error_2016", "v_rand", "v_info")
+
+
+def report(folder):
+    assert {p.name for p in folder.iterdir()} == {"report.html", "report.json", "examples.png"}
+    return json.loads((folder / "report.json").read_text())
 
 
 @pytest.fixture
@@ -37,29 +56,132 @@ def own_data(tmp_path):
     return folders
 
 
-def test_scores_of_the_test_split(workdir, tiny_config, capsys):
-    assert evaluate(workdir, **DEFAULTS) == 0
-    result = json.loads((workdir / "evaluation" / "none.json").read_text())
+def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
+    assert evaluate(workdir, **DEFAULTS | dict(averaging=["none", "symmetries"])) == 0
+    result = report(workdir / "evaluation")
     examples = read_splits(tiny_config.data, 2)["test"]
     model = load(workdir)
-    expected = em_errors(examples, [1 - predict_tiled(model, e.image)[..., 0] for e in examples])
-    assert result["examples"] == ["picture 5", "picture 6"]
-    assert result["pixel_error"] == pytest.approx(expected["pixel_error"])
-    assert result["rand_error"] == pytest.approx(expected["rand_error"])
+    for averaging in ("none", "symmetries"):
+        cell = [1 - predict_tiled(model, e.image, averaging=averaging)[..., 0] for e in examples]
+        expected = em_scores(examples, cell)
+        for metric in METRICS:
+            score = result["scores"][averaging][metric]
+            assert score["value"] == expected[metric].value
+            assert score["values"] == list(expected[metric].values)
+        cells = [find_cells(p, InstanceSettings()) for p in cell]
+        assert result["scores"][averaging]["seg"] == seg_score(examples, cells)
+    # Of single images, as the last averaging has them.
+    assert [row["name"] for row in result["images"]] == ["picture 5", "picture 6"]
+    alone = em_scores(examples[1:], cell[1:])["rand_error"]
+    at_best = alone.values[alone.thresholds.index(expected["rand_error"].threshold)]
+    assert result["images"][1]["rand_error"] == at_best
+    assert result["images"][1]["cells"] == examples[1].instances.max()
+    assert result["images"][1]["found_cells"] == cells[1].max()
+
     assert set(result["baselines"]) == {"one class everywhere", "blurred grey value"}
     assert result["tile_side"] > 0 and result["step"] == 4 and "jax" in result["versions"]
-    assert (workdir / "evaluation" / "none.png").stat().st_size > 10_000
-    assert f"{expected['pixel_error']['value']:.4f}" in capsys.readouterr().out
+    assert result["training"]["command"].startswith("python ")
+    assert result["instances"] == {**InstanceSettings()._asdict(), "tuned": False}
+    printed = capsys.readouterr().out
+    assert f"{expected['v_rand'].value:.4g}" in printed and "report.html" in printed
 
 
 def test_own_images_and_masks(workdir, own_data, tmp_path):
     images, labels = own_data
     out = tmp_path / "out"
-    settings = DEFAULTS | dict(images=images, labels=labels, out=out, averaging="rotations")
+    settings = DEFAULTS | dict(images=images, labels=labels, out=out, averaging=["rotations"])
     assert evaluate(workdir, **settings) == 0
-    result = json.loads((out / "rotations.json").read_text())
-    assert result["examples"] == ["0", "1"] and result["averaging"] == "rotations"
-    assert not (workdir / "evaluation").exists()
+    result = report(out)
+    assert [row["name"] for row in result["images"]] == ["0", "1"]
+    assert result["averaging"] == "rotations" and list(result["scores"]) == ["rotations"]
+    assert not list(workdir.glob("evaluation*"))
+
+
+def test_settings_are_tuned_on_the_validation_split_alone(
+    workdir, tiny_config, monkeypatch, capsys
+):
+    seen = []
+
+    def predicting(model, image, **settings):
+        seen.append(image)
+        return predict_tiled(model, image, **settings)
+
+    monkeypatch.setattr(evaluate_module, "predict_tiled", predicting)
+    assert tune_instances(workdir, step="best", averaging="none") == 0
+    splits = read_splits(tiny_config.data, 2)
+    validation = splits["validation"]
+    assert [i.tobytes() for i in seen] == [e.image.tobytes() for e in validation]
+
+    chosen = json.loads((workdir / "instances.json").read_text())
+    assert chosen["images"] == [e.name for e in validation]
+    cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in validation]
+    settings, score = tune(validation, cell)
+    assert {name: chosen[name] for name in settings._fields} == settings._asdict()
+    assert chosen["seg_on_validation"] == score and f"{score:.4f}" in capsys.readouterr().out
+
+    evaluate(workdir, **DEFAULTS)
+    result = report(workdir / "evaluation")
+    assert result["instances"] == {**settings._asdict(), "tuned": True}
+    cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in splits["test"]]
+    expected = seg_score(splits["test"], [find_cells(p, settings) for p in cell])
+    assert result["scores"]["none"]["seg"] == expected
+
+    (workdir / "instances.json").write_text("{}")
+    with pytest.raises(InputError, match="instances.json: is damaged .* run --tune again"):
+        evaluate(workdir, **DEFAULTS)
+
+
+def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path, capsys):
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    workdir = tmp_path / "run"
+    assert cross_validate(tiny_config, workdir, 3) == 0
+    splits = read_splits(tiny_config.data, 2)
+    names = [e.name for e in splits["train"] + splits["validation"]]
+    left_out = []
+    for fold in range(3):
+        description = load(workdir / f"fold{fold}").description
+        assert description["splits"]["test"] == [e.name for e in splits["test"]]
+        assert sorted(description["splits"]["train"] + description["splits"]["validation"]) == names
+        left_out += description["splits"]["validation"]
+    assert left_out == names
+
+    # Each network on the part that it was not trained on.
+    assert evaluate(workdir, **DEFAULTS | dict(split="validation")) == 0
+    result = report(workdir / "evaluation_validation")
+    assert [row["name"] for row in result["images"]] == names
+    for fold, scores in enumerate(result["folds"]):
+        model = load(workdir / f"fold{fold}")
+        part = [e for e in splits["train"] + splits["validation"] if e.name in scores["images"]]
+        cell = [1 - predict_tiled(model, e.image)[..., 0] for e in part]
+        assert scores["pixel_error"] == pixel_error(*em_stack(part, cell)).value
+    values = [scores["pixel_error"] for scores in result["folds"]]
+    assert f"pixel over 3 folds: {np.mean(values):.4g}" in capsys.readouterr().out
+
+    # All of them together on the test split.
+    assert evaluate(workdir, **DEFAULTS) == 0
+    result = report(workdir / "evaluation")
+    assert result["folds"] is None and result["step"] == [4, 4, 4]
+    members = [load(workdir / f"fold{fold}") for fold in range(3)]
+    ensemble = load(workdir)
+    assert [leaf.shape[0] for leaf in jax.tree.leaves(ensemble.params)][0] == 3
+    cell = [
+        np.mean([1 - predict_tiled(m, e.image)[..., 0] for m in members], axis=0)
+        for e in splits["test"]
+    ]
+    expected = pixel_error(*em_stack(splits["test"], cell)).value
+    assert result["scores"]["none"]["pixel_error"]["value"] == pytest.approx(expected, abs=1e-3)
+    assert predict_tiled(ensemble, np.eye(33)).shape == (33, 33, 2)
+
+    shutil.rmtree(workdir / "fold1")
+    with pytest.raises(InputError, match="holds 2 of 3 folds"):
+        evaluate(workdir, **DEFAULTS)
+
+
+def test_bad_numbers_of_folds(tiny_config, tmp_path):
+    for folds, message in [(1, "at least 2, not 1"), (6, "at most 5 for these images, not 6")]:
+        with pytest.raises(InputError, match=message):
+            cross_validate(tiny_config, tmp_path / "run", folds)
+        assert not (tmp_path / "run").exists()
 
 
 def test_bad_input_writes_nothing(workdir, own_data, tmp_path):
@@ -73,6 +195,8 @@ def test_bad_input_writes_nothing(workdir, own_data, tmp_path):
         return str(refusal.value)
 
     assert "go together" in refused(images=images)
+    assert "--split without them" in refused(images=images, labels=labels, split="test")
+    assert "for a run on that data" in refused(split="test")
     assert "--mask_rule with them" in refused(mask_rule="binary")
     assert "no step 3" in refused(step="3")
     assert "mask_rule" in refused(images=images, labels=labels, mask_rule="guess")
@@ -97,8 +221,7 @@ def test_the_test_split_is_the_one_of_the_run(tiny_config, own_data, tmp_path):
         tifffile.imwrite(images / f"{i}.tif", picture)
         tifffile.imwrite(labels / f"{i}.tif", (instances > 0).astype(np.uint8) * 255)
     evaluate(workdir, **DEFAULTS)
-    result = json.loads((workdir / "evaluation" / "none.json").read_text())
-    assert result["examples"] == names
+    assert [row["name"] for row in report(workdir / "evaluation")["images"]] == names
 
     for folder in own_data:
         next(folder.glob(f"{names[0]}.*")).unlink()
@@ -138,7 +261,7 @@ def test_training_on_a_folder(tiny_config, own_data, tmp_path):
     workdir = tmp_path / "run"
     assert fit(tiny_config, workdir) == 0
     assert evaluate(workdir, **DEFAULTS) == 0
-    result = json.loads((workdir / "evaluation" / "none.json").read_text())
-    assert set(result["intersection_over_union"]) <= {"background", "nucleus", "cell"}
+    scores = report(workdir / "evaluation")["scores"]["none"]
+    assert set(scores["intersection_over_union"]) <= {"background", "nucleus", "cell"}
     model = load(workdir)
     assert predict_tiled(model, rng.random((33, 34, 2))).shape == (33, 34, 3)

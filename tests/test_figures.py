@@ -16,7 +16,7 @@ def contains(picture, colour):
 RED, BLUE, GREY = (0xD6, 0x27, 0x28), (0x1F, 0x77, 0xB4), (0x88, 0x88, 0x88)
 
 
-def test_examples_show_merges_red_splits_blue_and_ignored_grey(tmp_path):
+def test_examples_show_splits_red_merges_blue_and_ignored_grey(tmp_path):
     labels = np.ones((40, 60), np.int32)
     labels[:, 30] = 0
     labels[:5, :5] = IGNORED
@@ -31,10 +31,10 @@ def test_examples_show_merges_red_splits_blue_and_ignored_grey(tmp_path):
         return [contains(picture, colour) for colour in (RED, BLUE, GREY)]
 
     merged = colours(cell, "merged.png")
-    assert merged[0] and not merged[1] and merged[2]
+    assert not merged[0] and merged[1] and merged[2]
     cell[:, 30], cell[20] = 0, 0
     split = colours(cell, "split.png")
-    assert not split[0] and split[1] and split[2]
+    assert split[0] and not split[1] and split[2]
 
 
 def test_training_curves_before_and_after_the_first_validation(tmp_path):

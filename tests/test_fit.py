@@ -147,7 +147,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("augmentation.shift", -1.0, "augmentation.shift"),
         ("augmentation.mirror_probability", 2.0, "mirror_probability must be at most 1"),
         ("weight_map.w0", float("inf"), "weight_map.w0 must be finite"),
-        ("data.source", "nowhere", "isbi2012, synthetic or folder, not 'nowhere'"),
+        ("data.source", "nowhere", "isbi2012, cell_tracking, folder or synthetic, not 'nowhere'"),
         ("data.test", (9, 9), r"data.test = \(9, 9\) is no range"),
     ],
 )

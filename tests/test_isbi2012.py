@@ -1,10 +1,7 @@
-import contextlib
-import gc
 import hashlib
 import http.server
 import io
 import os
-import threading
 import zipfile
 
 import numpy as np
@@ -60,35 +57,15 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def serve(monkeypatch):
+def serve(serve_file, monkeypatch):
     """Serves one file on the loopback interface as the challenge's address."""
-    with contextlib.ExitStack() as stack:
 
-        def start(content, status=200, declared=None):
-            requests = []
+    def start(content, **settings):
+        address, requests = serve_file(content, **settings)
+        monkeypatch.setattr(isbi2012, "ADDRESS", address)
+        return requests
 
-            class Handler(http.server.BaseHTTPRequestHandler):
-                def do_GET(self):
-                    requests.append(self.path)
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(declared or len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-
-                def log_message(self, *args):
-                    pass
-
-            server = stack.enter_context(http.server.HTTPServer(("127.0.0.1", 0), Handler))
-            thread = threading.Thread(target=server.serve_forever, args=[0.01])
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(server.shutdown)
-            address = f"http://127.0.0.1:{server.server_port}/challenge.zip"
-            monkeypatch.setattr(isbi2012, "ADDRESS", address)
-            return requests
-
-        yield start
-    gc.collect()  # while the warning is ignored
+    return start
 
 
 def refusal():
@@ -198,6 +175,41 @@ def test_files_with_other_pixels_are_refused_wherever_they_come_from(cache):
     text = refusal()
     assert text.startswith(f"{cache / 'train-volume.tif'}: SHA-256 of its pixels is ")
     assert isbi2012.PIXEL_SHA256["train-volume.tif"] in text
+
+
+LABELS = np.where(np.arange(9) % 3, 255, 0).astype(np.uint8) + np.zeros((5, 8, 1), np.uint8)
+
+
+def test_the_hidden_test_where_the_archive_holds_its_labels(cache, serve):
+    serve(zip_bytes(FILES | {"test-labels.tif": tiff_bytes(LABELS)}))
+    isbi2012.read_isbi2012()
+    examples = isbi2012.read_isbi2012_test()
+    assert [example.name for example in examples] == [f"slice {k}" for k in range(5)]
+    for example in examples:
+        np.testing.assert_array_equal(example.image, VOLUMES["test-volume.tif"][0])
+        np.testing.assert_array_equal(example.labels, LABELS[0] == 255)
+        assert example.instances.max() == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (None, "is missing. The organisers' archive"),
+        (LABELS[:, :7], "are (5, 7, 9, 1), expected (5, 8, 9, 1) as in test-volume.tif"),
+        (LABELS[:2], "are (2, 8, 9, 1), expected (5, 8, 9, 1)"),
+        (np.where(np.arange(5)[:, None, None] == 3, 7, LABELS), "page 3 holds 7, expected 0 and"),
+    ],
+)
+def test_hidden_test_without_usable_labels(cache, labels, says):
+    cache.mkdir(parents=True)
+    for name, content in FILES.items():
+        (cache / name).write_bytes(content)
+    if labels is not None:
+        (cache / "test-labels.tif").write_bytes(tiff_bytes(labels.astype(np.uint8)))
+    with pytest.raises(InputError) as caught:
+        isbi2012.read_isbi2012_test()
+    text = str(caught.value)
+    assert text.startswith(f"{cache / 'test-labels.tif'}: ") and says in text and "\n" not in text
 
 
 @pytest.mark.skipif(not DATA, reason="UNET_JAX_DATA is not set, real data needed")

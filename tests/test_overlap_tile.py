@@ -1,3 +1,4 @@
+import dataclasses
 import tracemalloc
 
 import jax
@@ -5,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unet_jax import overlap_tile
+from unet_jax import checkpoint, overlap_tile
+from unet_jax.example import resized
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, init_params
 from unet_jax.normalisation import PERCENTILES, grey_value_statistics, normalise
@@ -18,10 +20,11 @@ from unet_jax.overlap_tile import (
 )
 
 
-def he_model(depth=5, channels=1, classes=2, width=4):
+def he_model(depth=5, channels=1, classes=2, width=4, scale=1.0, seed=0):
     network = UNet(width=width, depth=depth, classes=classes)
-    params = jax.jit(lambda key: init_params(key, network, channels))(jax.random.key(0))
-    return Model(network, params, channels, PERCENTILES, {})
+    params = jax.jit(lambda key: init_params(key, network, channels))(jax.random.key(seed))
+    params = jax.tree.map(lambda x: x[None], params)
+    return Model(network, params, channels, scale, PERCENTILES, {})
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +168,37 @@ def test_averaging_takes_tiny_images(small, averaging, size):
     result = predict_tiled(small, picture(*size), averaging=averaging)
     assert result.shape == (*size, 2)
     np.testing.assert_allclose(result.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("averaging", ["none", "symmetries"])
+@pytest.mark.parametrize("size", [(64, 48), (61, 45), (1, 1), (3, 200)])
+def test_a_model_of_another_scale_returns_the_size_of_the_input(averaging, size):
+    """Shrunken before, grown afterwards: as the same network on an image resized by hand."""
+    half = he_model(depth=2, width=2, scale=0.5)
+    full = dataclasses.replace(half, scale=1.0)
+    image = picture(*size)
+    smaller = resized(image, (max(1, round(size[0] / 2)), max(1, round(size[1] / 2))))
+    expected = resized(predict_tiled(full, smaller, averaging=averaging), size)
+    result = predict_tiled(half, image, averaging=averaging)
+    assert result.shape == (*size, 2) and result.dtype == np.float32
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_allclose(result.sum(-1), 1, atol=1e-5)
+
+
+def test_a_scale_with_several_channels():
+    model = he_model(depth=2, width=2, channels=3, scale=0.5)
+    assert predict_tiled(model, np.dstack([picture(40, 50)] * 3)).shape == (40, 50, 2)
+
+
+def test_an_ensemble_is_the_mean_of_its_members():
+    members = [he_model(depth=2, width=2, seed=seed) for seed in range(3)]
+    together = checkpoint.ensemble(members)
+    image = picture(70, 50)
+    for averaging in ("none", "rotations"):
+        alone = [predict_tiled(member, image, averaging=averaging) for member in members]
+        assert np.abs(alone[0] - alone[1]).max() > 0.01
+        result = predict_tiled(together, image, averaging=averaging)
+        np.testing.assert_allclose(result, np.mean(alone, axis=0), atol=1e-6)
 
 
 def test_one_compilation_for_each_tile_side():

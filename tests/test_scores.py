@@ -51,7 +51,7 @@ def test_class_scores():
     truth = example([[0, 1, 2, 2, IGNORED]])
     probabilities = np.eye(4)[[0, 1, 1, 2, 0]][None]
     scores = class_scores([truth], [probabilities], ["a", "b", "c", "d"])
-    assert scores == {"intersection_over_union": {"a": 1.0, "b": 0.5, "c": 0.5}}
+    assert scores == {"a": 1.0, "b": 0.5, "c": 0.5}
 
 
 def test_baselines_on_a_picture_where_they_are_known():

@@ -8,6 +8,7 @@
 A folder appears under its name when it is complete. Nothing in it is ever executed.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -33,8 +34,9 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
     Args:
       workdir: the run's folder.
       state: what to save; `description["step"]` is its step.
-      description: JSON values, of which `load` needs `model` (the fields of `UNet`), `channels` and
-        `percentiles`; `validation["loss"]`, where there is one, decides which step is best.
+      description: JSON values, of which `load` needs `model` (the fields of `UNet`), `channels`,
+        `scale` and `percentiles`; `validation["loss"]`, where there is one, decides which step is
+        best.
     """
     folder = _step_folder(workdir, description["step"])
     for leftover in folder.parent.glob("*.*"):  # of a kill
@@ -103,16 +105,41 @@ def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
 
 
 def load(workdir: str | Path, step: str | int = "best") -> Model:
-    """The trained model in a run's folder.
+    """The trained model in a run's folder; of a cross-validation, the ensemble of its folds.
 
     Args:
       workdir: what was given to `train.py --workdir`.
       step: "best" by validation, "latest", or the number of a step that was kept.
 
     Raises:
-      InputError: no checkpoint there, or none of that step, or one that cannot be read.
+      InputError: no checkpoint there, or none of that step, or one that cannot be read; a fold is
+        missing.
     """
-    workdir = Path(workdir)
+    return ensemble(load_members(Path(workdir), step))
+
+
+def load_members(workdir: Path, step: str | int = "best") -> list[Model]:
+    """The network of a run, or those of a cross-validation by fold; arguments as of `load`."""
+    folds = [f for f in workdir.glob("fold*") if f.name.removeprefix("fold").isdecimal()]
+    folds.sort(key=lambda folder: int(folder.name.removeprefix("fold")))
+    if not folds:
+        return [_load_one(workdir, step)]
+    members = [_load_one(folder, step) for folder in folds]
+    expected = members[0].description["folds"]
+    if len(members) != expected:
+        raise InputError(
+            f"{workdir}: holds {len(members)} of {expected} folds; train the others first."
+        )
+    return members
+
+
+def ensemble(members: list[Model]) -> Model:
+    """One model, whose probabilities are the mean of the members'."""
+    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[m.params for m in members])
+    return dataclasses.replace(members[0], params=params)
+
+
+def _load_one(workdir: Path, step: str | int) -> Model:
     steps = saved_steps(workdir)
     if not steps:
         raise InputError(
@@ -131,8 +158,9 @@ def load(workdir: str | Path, step: str | int = "best") -> Model:
     network = UNet(**description["model"])
     channels = description["channels"]
     params = jax.eval_shape(lambda key: init_params(key, network, channels), jax.random.key(0))
-    params = _restore(folder / "params", params)
-    return Model(network, params, channels, tuple(description["percentiles"]), description)
+    params = jax.tree.map(lambda x: x[None], _restore(folder / "params", params))
+    percentiles = tuple(description["percentiles"])
+    return Model(network, params, channels, description["scale"], percentiles, description)
 
 
 def _restore(folder, like):

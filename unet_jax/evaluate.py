@@ -1,46 +1,78 @@
-"""An evaluation run: from a checkpoint and annotated images to scores and a picture."""
+"""An evaluation run: from a checkpoint and annotated images to scores, pictures and a report."""
 
 import json
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from unet_jax import checkpoint
 from unet_jax.data.folder import read_folder
+from unet_jax.data.isbi2012 import read_isbi2012_test
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
-from unet_jax.errors import InputError
-from unet_jax.example import Example
+from unet_jax.errors import InputError, one_line
+from unet_jax.example import Example, scaled_size, separated
 from unet_jax.figures import save_examples
+from unet_jax.instances import InstanceSettings, find_cells, tune
 from unet_jax.model import Model
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
-from unet_jax.scores import baselines, class_scores, em_errors
+from unet_jax.report import Picture, save_report
+from unet_jax.run_log import read_log
+from unet_jax.scores import baselines, class_scores, em_scores, seg_score
+
+#: Images that can be evaluated: what the run left out, what chose its best step, and the test
+#: stack of the ISBI 2012 challenge.
+SPLITS = ("held_out", "validation", "test")
 
 _EXAMPLES_SHOWN = 8
+_INSTANCES = "instances.json"
+# What is printed, with its title.
+_METRICS = {
+    "pixel_error": "pixel",
+    "rand_error": "Rand",
+    "warping_error": "warping",
+    "v_rand": "V_rand",
+    "v_info": "V_info",
+    "seg": "SEG",
+}
+_ROWS = {
+    "none": "this network",
+    "rotations": "7 rotations averaged",
+    "symmetries": "8 symmetries averaged",
+}
 
 
 def evaluate(
     workdir: Path,
     *,
     step: str,
-    averaging: str,
+    averaging: list[str],
+    split: str,
     images: Path | None,
     labels: Path | None,
     mask_rule: str | None,
     out: Path | None,
 ) -> int:
-    """Scores a checkpoint and writes `AVERAGING.json` and `AVERAGING.png`.
+    """Scores a checkpoint and writes `report.html`, `report.json` and `examples.png`.
+
+    A cross-validation is scored as the ensemble of its folds; on the validation split, each fold's
+    network is scored on the part that it was not trained on.
 
     Args:
       workdir: of the training run.
       step: see `checkpoint.load`.
-      averaging: see `predict_tiled`.
-      images: folder of images to use instead of the test split that the run left out.
+      averaging: see `predict_tiled`; the report shows the last one and compares all of them.
+      split: one of `SPLITS`.
+      images: folder of images to use instead of the run's own.
       labels: folder of their masks.
       mask_rule: how to read the masks, see `read_folder`; by default as in training.
-      out: folder to write to, by default `evaluation` in `workdir`.
+      out: folder to write to, by default `evaluation` or `evaluation_SPLIT` in `workdir`.
 
     Returns:
       The exit status, 0.
@@ -48,78 +80,264 @@ def evaluate(
     Raises:
       InputError: a checkpoint or data that cannot be used; nothing has been written.
     """
-    model = checkpoint.load(workdir, step)
-    examples = _examples(model, images, labels, mask_rule)
-    out = out or workdir / "evaluation"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}).") from None
-    if not os.access(out, os.W_OK):
-        raise InputError(f"{out}: cannot be written to.")
-    began = time.perf_counter()
-    probabilities = [
-        predict_tiled(model, e.image, averaging=averaging)
-        for e in tqdm(examples, desc="Evaluating", unit="image", delay=3)
-    ]
-    seconds = time.perf_counter() - began
+    members = checkpoint.load_members(workdir, step)
+    settings, tuned = _instance_settings(workdir)
+    if images or labels or mask_rule:
+        if images is None or labels is None or split != "held_out":
+            raise InputError(
+                "--images and --labels go together, --mask_rule with them, --split without them."
+            )
+        data, folder = str(images), "evaluation_images"
+        parts = [(checkpoint.ensemble(members), _own(members[0], images, labels, mask_rule))]
+    elif split == "test":
+        data, folder = "test stack of the ISBI 2012 challenge", "evaluation_test"
+        if members[0].description["config"]["data"]["source"] != "isbi2012":
+            raise InputError(
+                "--split=test is the ISBI 2012 challenge's test stack, for a run on that data; "
+                "without --split the images that this run left out are scored."
+            )
+        parts = [(checkpoint.ensemble(members), read_isbi2012_test())]
+    elif split == "validation":
+        data, folder = "validation split of the run, which chose its step", "evaluation_validation"
+        parts = _left_out(members)
+    else:
+        data, folder = "images that the run left out", "evaluation"
+        parts = [(checkpoint.ensemble(members), _of_run(members[0], "test"))]
+    out = _writable(out or workdir / folder)
 
-    scores = em_errors(examples, [1 - p[..., 0] for p in probabilities])
+    examples = [example for _, part in parts for example in part]
+    outlined = [separated(example) for example in examples]
+    scores = {}
+    for name in averaging:
+        began = time.perf_counter()
+        probabilities = _predict(parts, name)
+        seconds = time.perf_counter() - began
+        cell = [1 - p[..., 0] for p in probabilities]
+        cells = [find_cells(p, settings) for p in cell]
+        em = em_scores(outlined, cell)
+        scores[name] = {
+            **{metric: _curve(score) for metric, score in em.items()},
+            "seg": seg_score(examples, cells),
+            "intersection_over_union": class_scores(
+                examples, probabilities, members[0].description["class_names"]
+            ),
+            "prediction_seconds": round(seconds, 2),
+        }
+
+    description = members[0].description
     largest = max((e.labels.shape for e in examples), key=lambda shape: shape[0] * shape[1])
     result = {
         "checkpoint": str(workdir),
-        "step": model.description["step"],
-        "data": str(images) if images else "test split of the run",
-        "examples": [e.name for e in examples],
-        "averaging": averaging,
-        "tile_side": choose_tile_side(model.network, *largest),
-        "prediction_seconds": round(seconds, 2),
-        **scores,
-        **class_scores(examples, probabilities, model.description["class_names"]),
-        "baselines": baselines(examples),
+        "command": shlex.join(["python", *sys.argv]),
+        "step": description["step"]
+        if len(members) == 1
+        else [m.description["step"] for m in members],
+        "data": data,
+        "split": "images" if images else split,
+        "averaging": averaging[-1],
+        "scores": scores,
+        "images": _image_scores(examples, outlined, cell, cells, em),
+        "folds": _fold_scores(parts, cell, cells) if len(parts) > 1 else None,
+        "baselines": baselines(outlined),
+        "instances": {**settings._asdict(), "tuned": tuned},
+        "tile_side": choose_tile_side(members[0].network, *scaled_size(largest, members[0].scale)),
+        "training": {
+            "command": description.get("command"),
+            "config": description["config"],
+            "splits": description["splits"],
+            "versions": description["versions"],
+            "log": read_log(workdir / "log.jsonl"),
+        },
         "versions": versions(),
     }
-    threshold = scores["pixel_error"]["threshold"]
+    pictures = [
+        Picture(
+            name=example.name,
+            image=example.image,
+            labels=truth.labels,
+            cell=probability,
+            split=_crop(em["warping_error"].split[i], example),
+            merge=_crop(em["warping_error"].merge[i], example),
+            true_cells=example.instances,
+            found_cells=found,
+        )
+        for i, (example, truth, probability, found) in enumerate(
+            zip(examples, outlined, cell, cells, strict=True)
+        )
+    ]
     shown = slice(_EXAMPLES_SHOWN)
-    save_examples(
-        out / f"{averaging}.png", examples[shown], probabilities[shown], threshold=threshold
-    )
-    unfinished = out / f"{averaging}.json.unfinished"
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    unfinished.replace(out / f"{averaging}.json")
-
-    print(f"{len(examples)} images, step {result['step']}, averaging {averaging}:")
-    print(f"{'':22}{'pixel error':>12}{'Rand error':>12}")
-    for name, row in {"this network": scores, **result["baselines"]}.items():
-        pixel, rand = row["pixel_error"]["value"], row["rand_error"]["value"]
-        print(f"{name:22}{pixel:12.4f}{rand:12.4f}")
-    print(f"Written to {out}: {averaging}.json, {averaging}.png")
+    threshold = em["pixel_error"].threshold
+    save_examples(out / "examples.png", outlined[shown], probabilities[shown], threshold=threshold)
+    save_report(out / "report.html", result, pictures)
+    _write_json(out / "report.json", result)
+    _print(result, out)
     return 0
 
 
-def _examples(model: Model, images, labels, mask_rule) -> list[Example]:
+def tune_instances(workdir: Path, *, step: str, averaging: str) -> int:
+    """Chooses how single cells are found, on the validation split, and writes `instances.json`.
+
+    In a cross-validation each fold's network predicts the part that it was not trained on.
+
+    Args:
+      workdir: of the training run; later evaluations of it go by what is written.
+      step: see `checkpoint.load`.
+      averaging: see `predict_tiled`.
+
+    Returns:
+      The exit status, 0.
+
+    Raises:
+      InputError: a checkpoint or data that cannot be used; nothing has been written.
+    """
+    parts = _left_out(checkpoint.load_members(workdir, step))
+    examples = [example for _, part in parts for example in part]
+    if not any(example.instances.any() for example in examples):
+        raise InputError("No image of the validation split has an annotated cell to tune on.")
+    _writable(workdir)
+    probabilities = _predict(parts, averaging)
+    settings, score = tune(examples, [1 - p[..., 0] for p in probabilities])
+    record = {
+        **settings._asdict(),
+        "seg_on_validation": score,
+        "step": step,
+        "averaging": averaging,
+        "images": [example.name for example in examples],
+    }
+    _write_json(workdir / _INSTANCES, record)
+    print(f"{workdir / _INSTANCES}: SEG {score:.4f} on {len(examples)} validation images with")
+    print(", ".join(f"{name} {value:g}" for name, value in settings._asdict().items()))
+    return 0
+
+
+def _instance_settings(workdir: Path) -> tuple[InstanceSettings, bool]:
+    """What `tune_instances` has chosen, or else the defaults; and whether it was tuned."""
+    file = workdir / _INSTANCES
+    if not file.exists():
+        return InstanceSettings(), False
+    try:
+        record = json.loads(file.read_text())
+        values = [float(record[name]) for name in InstanceSettings._fields]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: is damaged ({one_line(error)}); run --tune again.") from None
+    return InstanceSettings(*values), True
+
+
+def _own(model: Model, images, labels, mask_rule) -> list[Example]:
     data = model.description["config"]["data"]
-    classes = model.network.classes
-    if images is None and labels is None and mask_rule is None:
-        return _held_out(model)
-    if images is None or labels is None:
-        raise InputError("--images and --labels go together, and --mask_rule with them.")
     return read_folder(
         images,
         labels,
         mask_rule=mask_rule or data.get("mask_rule", "binary"),
-        classes=classes,
+        classes=model.network.classes,
         ignore_value=data.get("ignore_value", -1),
         channels=model.channels,
     )
 
 
-def _held_out(model: Model) -> list[Example]:
-    """The test split as it was when the run began, whatever has come into its folder since."""
+def _of_run(model: Model, split: str) -> list[Example]:
+    """A split as it was when the run began, whatever has come into its folder since."""
     splits = read_splits(model.description["config"]["data"], model.network.classes)
     present = {example.name: example for examples in splits.values() for example in examples}
-    names = model.description["splits"]["test"]
+    names = model.description["splits"][split]
     missing = [name for name in names if name not in present]
     if missing:
-        raise InputError(f"{missing[0]} of the run's test split is not in its data any more.")
+        raise InputError(f"{missing[0]} of the run's {split} split is not in its data any more.")
     return [present[name] for name in names]
+
+
+def _left_out(members: list[Model]) -> list[tuple[Model, list[Example]]]:
+    """Each network with its validation split."""
+    return [(member, _of_run(member, "validation")) for member in members]
+
+
+def _predict(parts: list[tuple[Model, list[Example]]], averaging: str) -> list[np.ndarray]:
+    """float32 [H, W, classes] for each example of all parts."""
+    pairs = [(model, example.image) for model, examples in parts for example in examples]
+    progress = tqdm(pairs, desc="Evaluating", unit="image", delay=3)
+    return [predict_tiled(model, image, averaging=averaging) for model, image in progress]
+
+
+def _curve(score) -> dict[str, Any]:
+    fields = ("value", "threshold", "thresholds", "values")
+    return {field: getattr(score, field) for field in fields}
+
+
+def _image_scores(examples, outlined, cell, cells, em) -> list[dict[str, Any]]:
+    """The scores of single images, at the thresholds that are best for all of them."""
+    rows = []
+    for example, truth, probability, found in zip(examples, outlined, cell, cells, strict=True):
+        alone = em_scores([truth], [probability])
+        seg = seg_score([example], [found])
+        rows.append(
+            {
+                "name": example.name,
+                **{
+                    metric: score.values[score.thresholds.index(em[metric].threshold)]
+                    for metric, score in alone.items()
+                },
+                "seg": seg and seg["value"],
+                "cells": len(np.unique(example.instances[example.instances > 0])),
+                "found_cells": int(found.max()),
+            }
+        )
+    return rows
+
+
+def _fold_scores(parts, cell, cells) -> list[dict[str, Any]]:
+    """The scores of each fold's network on the part that it was not trained on."""
+    rows, start = [], 0
+    for _, examples in parts:
+        part = slice(start, start + len(examples))
+        em = em_scores([separated(example) for example in examples], cell[part])
+        seg = seg_score(examples, cells[part])
+        rows.append(
+            {
+                "images": [example.name for example in examples],
+                **{metric: score.value for metric, score in em.items()},
+                "seg": seg and seg["value"],
+            }
+        )
+        start = part.stop
+    return rows
+
+
+def _crop(array: np.ndarray, example: Example) -> np.ndarray:
+    """Without what `em_stack` filled up."""
+    height, width = example.labels.shape
+    return array[:height, :width]
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}).") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to.")
+    return folder
+
+
+def _write_json(file: Path, record: dict[str, Any]) -> None:
+    unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n")
+    unfinished.replace(file)
+
+
+def _print(result: dict[str, Any], out: Path) -> None:
+    print(f"{len(result['images'])} {result['data']}, step {result['step']}:")
+    rows = dict(result["scores"]) | result["baselines"]
+    print(f"{'':22}" + "".join(f"{title:>10}" for title in _METRICS.values()))
+    for name, scores in rows.items():
+        values = [scores[metric]["value"] if scores.get(metric) else None for metric in _METRICS]
+        cells = [f"{'-':>10}" if value is None else f"{value:10.4g}" for value in values]
+        print(f"{_ROWS.get(name, name):22}" + "".join(cells))
+    if result["folds"]:
+        for metric, title in _METRICS.items():
+            values = [fold[metric] for fold in result["folds"] if fold[metric] is not None]
+            if len(values) > 1:
+                mean, spread = np.mean(values), np.std(values, ddof=1)
+                print(
+                    f"{title} over {len(values)} folds: {mean:.4g}, standard deviation {spread:.2g}"
+                )
+    print(f"Open {out / 'report.html'}")

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 #: The label of pixels that are left out of the loss, the class weights and the metrics.
@@ -23,3 +24,47 @@ class Example(NamedTuple):
     image: np.ndarray
     labels: np.ndarray
     instances: np.ndarray
+
+
+def rescaled(example: Example, scale: float) -> Example:
+    """The example with `scale` times as many pixels along each axis, 0.5 = half the resolution.
+
+    Grey values are averaged over the pixels that become one; labels and cells are those of the
+    nearest pixel.
+    """
+    if scale == 1:
+        return example
+    labels, instances = (
+        np.asarray(jax.image.resize(array, scaled_size(array.shape, scale), "nearest"))
+        for array in (example.labels, example.instances)
+    )
+    return Example(example.name, resized(example.image, labels.shape), labels, instances)
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width in pixels at another scale, at least 1."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 image [*size, ...] from [H, W, ...]: linear, without aliasing, edges stay edges."""
+    image = np.asarray(image, np.float32)
+    return np.asarray(jax.image.resize(image, (*size, *image.shape[2:]), "linear"))
+
+
+def separated(example: Example) -> Example:
+    """The example with a ridge of background, 2 pixels wide, between touching cells of one class.
+
+    The network labels pixels; without the ridge it could not tell such cells apart (Sect. 3).
+    """
+    labels, instances = example.labels, example.instances
+    ridge = np.zeros(labels.shape, bool)
+    before, after = slice(None, -1), slice(1, None)
+    for here, there in (((before,), (after,)), ((..., before), (..., after))):
+        touching = (labels[here] > 0) & (labels[here] == labels[there])
+        touching &= instances[here] != instances[there]
+        ridge[here] |= touching
+        ridge[there] |= touching
+    return example._replace(
+        labels=np.where(ridge, 0, labels), instances=np.where(ridge, 0, instances)
+    )

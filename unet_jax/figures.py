@@ -4,14 +4,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import ListedColormap
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
+from scipy import ndimage
 
 from unet_jax.example import IGNORED, Example
 
+SPLIT_COLOUR = "#d62728"
+MERGE_COLOUR = "#1f77b4"
+IGNORED_COLOUR = "#888888"
+#: Where single pixels differ, but do not split or merge.
+PALE_SPLIT_COLOUR = "#ed9e9e"
+PALE_MERGE_COLOUR = "#9ac2dd"
+#: Found cells that match none of the annotated ones, or more than one.
+UNMATCHED_COLOUR = "#9e9e9e"
+SEVERAL_COLOUR = "#ffffff"
+TRUTH_COLOUR = "#ffd400"
 # Right background, right cell, missed background (merges cells), false background (splits them),
 # ignored: distinct also for those who do not see red and green apart.
-_ERROR_COLOURS = ListedColormap(["black", "white", "#d62728", "#1f77b4", "#888888"])
+_ERROR_COLOURS = ListedColormap(["black", "white", MERGE_COLOUR, SPLIT_COLOUR, IGNORED_COLOUR])
 
 _NAME_SHOWN = 30  # characters that fit beside a picture
 
@@ -29,7 +41,7 @@ def save_examples(
     """
     figure = Figure(figsize=(13, 3.4 * len(examples)), layout="constrained")
     rows = figure.subplots(len(examples), 4, squeeze=False)
-    titles = ["image", "truth", "probability of cell", "errors: red merges, blue splits"]
+    titles = ["image", "truth", "probability of cell", "errors: red splits, blue merges"]
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title)
     for axes, example, probability in zip(rows, examples, probabilities, strict=True):
@@ -40,7 +52,7 @@ def save_examples(
         axes[1].imshow(example.labels, cmap="gray", vmin=0, vmax=probability.shape[-1] - 1)
         axes[2].imshow(cell, cmap="gray", vmin=0, vmax=1)
         axes[3].imshow(
-            _error_map(example.labels, cell > threshold), cmap=_ERROR_COLOURS, vmin=0, vmax=4
+            error_map(example.labels, cell > threshold), cmap=_ERROR_COLOURS, vmin=0, vmax=4
         )
         axes[0].set_ylabel(example.name[:_NAME_SHOWN])
         for axis in axes:
@@ -55,11 +67,17 @@ def save_training_curves(file: Path, rows: list[dict[str, Any]]) -> None:
       file: PNG to write.
       rows: of the run's log.
     """
-    training = [row for row in rows if "loss" in row]
-    validation = [row for row in rows if "validation" in row]
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, errors = figure.subplots(1, 2)
+    draw_losses(losses, rows)
+    draw_validation_errors(errors, rows)
+    figure.savefig(file, dpi=110)
 
+
+def draw_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Loss of training and validation against the step, from the rows of a run's log."""
+    training = [row for row in rows if "loss" in row]
+    validation = [row for row in rows if "validation" in row]
     # The loss of single tiles is too noisy to see anything: means of a fiftieth of the run.
     group = max(1, len(training) // 50)
     whole = len(training) // group * group
@@ -67,22 +85,155 @@ def save_training_curves(file: Path, rows: list[dict[str, Any]]) -> None:
         np.array([row[key] for row in training[:whole]]).reshape(-1, group).mean(1)
         for key in ("step", "loss")
     )
-    losses.plot(steps, values, label="training, augmented")
+    axes.plot(steps, values, label="training, augmented")
     if validation:
         steps = [row["step"] for row in validation]
-        losses.plot(steps, [r["validation"]["loss"] for r in validation], "o-", label="validation")
-        for name, label in (("pixel_error", "pixel error"), ("rand_error", "Rand error")):
-            values = [row["validation"][name] for row in validation]
-            errors.plot(steps, values, "o-", label=label)
-        errors.set(xlabel="step", ylim=(0, None), title="validation errors")
-        errors.legend()
-    losses.set(xlabel="step", ylim=(0, None), title="weighted cross-entropy per pixel")
-    losses.legend()
-    figure.savefig(file, dpi=110)
+        axes.plot(steps, [r["validation"]["loss"] for r in validation], "o-", label="validation")
+    axes.set(xlabel="step", ylim=(0, None), title="weighted cross-entropy per pixel")
+    axes.legend()
 
 
-def _error_map(labels, predicted):
-    """Indices into `_ERROR_COLOURS`."""
+def draw_validation_errors(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Pixel error and Rand error of the validation split; nothing before the first validation."""
+    validation = [row for row in rows if "validation" in row]
+    if not validation:
+        return
+    steps = [row["step"] for row in validation]
+    for name, label in (("pixel_error", "pixel error"), ("rand_error", "Rand error")):
+        axes.plot(steps, [row["validation"][name] for row in validation], "o-", label=label)
+    axes.set(xlabel="step", ylim=(0, None), title="validation errors")
+    axes.legend()
+
+
+def error_map(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """What is right and wrong about each pixel.
+
+    Args:
+      labels: int [H, W], the class of each pixel or `IGNORED`.
+      predicted: bool [H, W], cell.
+
+    Returns:
+      int [H, W]: 0 = rightly background, 1 = rightly cell, 2 = missed background, 3 = false
+      background, 4 = ignored.
+    """
     truth = labels > 0
     wrong = np.where(predicted, 2, 3)
     return np.where(labels == IGNORED, 4, np.where(truth == predicted, truth, wrong))
+
+
+def error_picture(
+    labels: np.ndarray, predicted: np.ndarray, split: np.ndarray, merge: np.ndarray, *, widen: int
+) -> np.ndarray:
+    """Pale colours where pixels differ, full ones where cells are split or merged.
+
+    Args:
+      labels: int [H, W], the class of each pixel or `IGNORED`.
+      predicted: bool [H, W], cell.
+      split: bool [H, W], predicted background that splits a cell.
+      merge: bool [H, W], predicted cell that merges two.
+      widen: pixels by which the last two are drawn wider on each side.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    picture = _rgb("black", "white", PALE_MERGE_COLOUR, PALE_SPLIT_COLOUR, IGNORED_COLOUR)[
+        error_map(labels, predicted)
+    ]
+    for places, colour in ((split, SPLIT_COLOUR), (merge, MERGE_COLOUR)):
+        picture[ndimage.maximum_filter(places, 2 * widen + 1)] = _rgb(colour)
+    return picture
+
+
+def class_picture(labels: np.ndarray, classes: int) -> np.ndarray:
+    """uint8 [H, W, 3] of the class of each pixel or `IGNORED`, see `class_colours`."""
+    # The last colour is that of IGNORED = -1.
+    return np.vstack([class_colours(classes), _rgb(IGNORED_COLOUR)])[labels]
+
+
+def class_colours(classes: int) -> np.ndarray:
+    """uint8 [classes, 3]: black for the background, white for a single other class."""
+    return np.vstack([_rgb("black"), _palette(classes - 1) if classes > 2 else _rgb("white")])
+
+
+def cell_colours(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of the annotated cells, and those of the found ones that match them.
+
+    A found cell matches an annotated one as in SEG, by covering more than half of it.
+
+    Args:
+      true: int [H, W], the cell each pixel belongs to, 0 = none.
+      found: int [H, W], the same of the cells found.
+
+    Returns:
+      Two uint8 [largest number + 1, 3], by the numbers of the cells.
+    """
+    true_colours = np.zeros((true.max() + 1, 3), np.uint8)
+    found_colours = np.tile(_rgb(UNMATCHED_COLOUR), (found.max() + 1, 1))
+    ids = np.unique(true[true > 0])
+    true_colours[ids] = _palette(len(ids))
+    matched = set()
+    for cell in ids:
+        overlaps = np.bincount(found[true == cell])
+        best = int(overlaps.argmax())
+        if best and 2 * overlaps[best] > overlaps.sum():
+            several = best in matched
+            found_colours[best] = _rgb(SEVERAL_COLOUR) if several else true_colours[cell]
+            matched.add(best)
+    return true_colours, found_colours
+
+
+def cell_picture(grey: np.ndarray, cells: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """An image with its cells in colours over it.
+
+    Args:
+      grey: uint8 [H, W].
+      cells: int [H, W], the cell each pixel belongs to, 0 = none.
+      colours: uint8 [largest number + 1, 3].
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    picture = np.repeat(grey[..., None], 3, axis=-1)
+    inside = cells > 0
+    picture[inside] = picture[inside] // 2 + colours[cells[inside]] // 2
+    edges = inside & _edges(cells)
+    picture[edges] = colours[cells[edges]]
+    return picture
+
+
+def outlined(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: an image, uint8 [H, W], with the outline of a mask, bool [H, W]."""
+    picture = np.repeat(grey[..., None], 3, axis=-1)
+    picture[_edges(mask.astype(np.uint8))] = _rgb(TRUTH_COLOUR)
+    return picture
+
+
+def grey_values(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] of an image [H, W] or [H, W, C]: the channels' mean, its contrast stretched."""
+    image = image.reshape(*image.shape[:2], -1).mean(-1, dtype=np.float32)
+    low, high = np.percentile(image, [0.5, 99.5])
+    scaled = (image - low) / max(high - low, np.finfo(np.float32).tiny)
+    return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
+
+
+def _edges(array):
+    """bool [H, W]: a pixel beside it differs."""
+    cross = ndimage.generate_binary_structure(2, 1)
+    return ndimage.maximum_filter(array, footprint=cross) != ndimage.minimum_filter(
+        array, footprint=cross
+    )
+
+
+def _palette(count):
+    """uint8 [count, 3] colours of which neighbours differ."""
+    k = np.arange(count)
+    hue = 0.618034 * k % 1
+    saturation = np.array([0.65, 0.9, 0.45])[k % 3]
+    value = np.array([1.0, 0.85, 0.95, 0.7])[k % 4]
+    colours = hsv_to_rgb(np.stack([hue, saturation, value], axis=-1))
+    return np.round(255 * colours).astype(np.uint8)
+
+
+def _rgb(*colours):
+    """uint8 [len(colours), 3]."""
+    return np.round(255 * np.array([to_rgb(colour) for colour in colours])).astype(np.uint8)

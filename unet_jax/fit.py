@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +15,10 @@ from tqdm import tqdm
 from unet_jax import checkpoint
 from unet_jax.configuration import check_config
 from unet_jax.data.arrays import batch_indices, training_arrays, weight_maps
-from unet_jax.data.splits import read_splits
+from unet_jax.data.splits import read_splits, split_folds
 from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import IGNORED, Example
+from unet_jax.example import IGNORED, Example, rescaled, separated
 from unet_jax.figures import save_examples, save_training_curves
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.model import Model
@@ -36,10 +38,35 @@ _PATIENCE_HOURS = 3
 _ADVICE = "Try a lower config.optimiser.peak_learning_rate."
 
 
-def fit(config: ConfigDict, workdir: Path) -> int:
+def cross_validate(config: ConfigDict, workdir: Path, folds: int) -> int:
+    """Trains one network for each of so many folds, in `fold0`, `fold1`, ... of `workdir`.
+
+    A fold is a part of the training and validation splits, which are divided anew: its network is
+    trained on the other parts and validated on it. The test split stays out of all of them.
+
+    Returns and raises as `fit` does.
+    """
+    if folds < 2:
+        raise InputError(f"--folds must be at least 2, not {folds}.")
+    for fold in range(folds):
+        print(f"Fold {fold} of 0 to {folds - 1}")
+        status = fit(config, workdir / f"fold{fold}", fold=fold, folds=folds)
+        if status:
+            return status
+    print(f"The mean over the folds: python eval.py --checkpoint={workdir} --split=validation")
+    return 0
+
+
+def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> int:
     """Trains as the configuration says, or goes on exactly where a run in `workdir` stopped.
 
     Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`.
+
+    Args:
+      config: see `configs/em.py`.
+      workdir: the run's folder.
+      fold: which part is left out, see `cross_validate`.
+      folds: number of parts; 1 for the splits that the configuration gives.
 
     Returns:
       The exit status: 0 when the run is finished, 128 + the signal's number when SIGINT or SIGTERM
@@ -53,10 +80,17 @@ def fit(config: ConfigDict, workdir: Path) -> int:
     settings = config.train
     network = UNet(**config.model)
     splits = read_splits(config.data, network.classes)
+    if folds > 1:
+        splits |= split_folds(splits["train"] + splits["validation"], fold, folds)
     channels = _channels(splits)
     for split in ("train", "validation"):
         if all((e.labels == IGNORED).all() for e in splits[split]):
             raise InputError(f"All pixels of the {split} split are ignored.")
+    scale = config.data.get("scale", 1.0)
+    splits = {
+        split: [separated(rescaled(e, scale)) for e in examples]
+        for split, examples in splits.items()
+    }
     class_weight = class_weights([e.labels for e in splits["train"]], network.classes)
     optimiser, learning_rate = create_optimiser(steps=settings.steps, **config.optimiser)
     initial_key, training_key = jax.random.split(jax.random.key(settings.seed))
@@ -64,11 +98,15 @@ def fit(config: ConfigDict, workdir: Path) -> int:
     description = {
         "model": config.model.to_dict(),
         "channels": channels,
+        "scale": scale,
         "percentiles": PERCENTILES,
         "class_names": config.class_names,
         "class_weights": class_weight.tolist(),
         "splits": {split: [e.name for e in examples] for split, examples in splits.items()},
+        "fold": fold,
+        "folds": folds,
         "config": config.to_dict(),
+        "command": shlex.join(["python", *sys.argv]),
         "versions": versions(),
     }
     description = json.loads(json.dumps(description))  # as it will be read: tuples become lists
@@ -119,7 +157,9 @@ def fit(config: ConfigDict, workdir: Path) -> int:
 
             scores = None
             if validate:
-                model = Model(network, state.params, channels, PERCENTILES, description)
+                params = jax.tree.map(lambda x: x[None], state.params)
+                # Of scale 1: these examples are rescaled already.
+                model = Model(network, params, channels, 1.0, PERCENTILES, description)
                 scores = _validate(
                     model, splits["validation"], weights["validation"], workdir / "validation.png"
                 )
@@ -147,7 +187,7 @@ def _resume_or_start(workdir: Path, state: TrainState, description: dict) -> Tra
     steps = checkpoint.saved_steps(workdir)
     if steps:
         saved = checkpoint.describe(workdir, steps[-1])
-        for key in ("config", "channels", "splits"):
+        for key in ("config", "channels", "fold", "folds", "splits"):
             _check_same(workdir, key, saved[key], description[key])
         state = checkpoint.restore(workdir, steps[-1], state)
         print(f"Going on after step {steps[-1]}.")

@@ -12,8 +12,9 @@ class Model:
 
     Attributes:
       network: the architecture.
-      params: its parameters.
+      params: its parameters, each with a leading axis: the members of an ensemble, or one network.
       channels: channels of the images it was trained on.
+      scale: of the images that the network sees: 0.5 = half the resolution.
       percentiles: of the grey value normalisation, see `unet_jax.normalisation`.
       description: the checkpoint's record: `step`, `config`, `class_names`, `versions`, ...
     """
@@ -21,5 +22,6 @@ class Model:
     network: UNet
     params: Any
     channels: int
+    scale: float
     percentiles: tuple[float, float]
     description: dict[str, Any]

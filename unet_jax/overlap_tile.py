@@ -5,6 +5,7 @@ max-pooling grid, multiples of 2^(depth - 1), so that tiles and the whole image 
 result; the output side, 16 k + 4 at depth 5, is not such a multiple: the surplus is dropped.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
 from unet_jax.environment import memory_bytes
+from unet_jax.example import resized, scaled_size
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import grey_value_statistics, normalise
@@ -54,6 +56,12 @@ def predict_tiled(
     image = _checked(image, model.channels)
     if averaging not in AVERAGING:
         raise ValueError(f"averaging is one of {', '.join(AVERAGING)}, not {averaging!r}.")
+    if model.scale != 1:
+        size = image.shape[:2]
+        image = resized(image, scaled_size(size, model.scale))
+        model = dataclasses.replace(model, scale=1.0)
+        image = image if model.channels > 1 else image[..., 0]
+        return resized(predict_tiled(model, image, tile_side=tile_side, averaging=averaging), size)
     height, width, _ = image.shape
     depth = model.network.depth
     side = choose_tile_side(model.network, height, width) if tile_side is None else tile_side
@@ -84,8 +92,13 @@ def predict_tiled(
 
 @functools.partial(jax.jit, static_argnums=0)
 def tile_probabilities(network: UNet, params, tiles: jax.Array) -> jax.Array:
-    """Soft-max of the network's output for normalised tiles [N, side, side, C]."""
-    return jax.nn.softmax(network.apply({"params": params}, tiles))
+    """Soft-max of the network's output for normalised tiles [N, side, side, C].
+
+    The mean over the ensemble, which is the leading axis of the parameters; its members take turns,
+    so that the memory is that of one.
+    """
+    members = jax.lax.map(lambda p: jax.nn.softmax(network.apply({"params": p}, tiles)), params)
+    return members.mean(0)
 
 
 def tile_step(tile_side: int, depth: int) -> int:

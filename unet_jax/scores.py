@@ -6,21 +6,21 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from unet_jax.example import IGNORED, Example
-from unet_jax.metrics import pixel_error, rand_error
+from unet_jax.metrics import pixel_error, rand_error, seg, v_info, v_rand, warping_error
 
 
-def em_errors(examples: list[Example], cell: list[np.ndarray]) -> dict[str, dict[str, float]]:
-    """Pixel error and Rand error of the cell probabilities, as the ISBI 2012 challenge has them.
+def em_stack(examples: list[Example], cell: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and prediction as the metrics of the ISBI 2012 challenge take them.
 
     Images of different sizes are filled up with membrane, and ignored pixels count as membrane in
-    truth and prediction: neither metric counts membrane that both agree on.
+    truth and prediction: no metric counts membrane that both agree on.
 
     Args:
       examples: whose labels are the truth; every class above 0 is cell.
       cell: probability of cell for each, float [H, W], in [0, 1].
 
     Returns:
-      `{"pixel_error": {"value": ..., "threshold": ...}, "rand_error": ...}`
+      uint8 [S, H, W], 0 = membrane, 1 = cell, and float32 [S, H, W].
     """
     shape = np.max([e.labels.shape for e in examples], axis=0)
     truth = np.zeros((len(examples), *shape), np.uint8)
@@ -29,18 +29,54 @@ def em_errors(examples: list[Example], cell: list[np.ndarray]) -> dict[str, dict
         height, width = example.labels.shape
         truth[i, :height, :width] = example.labels > 0
         proposal[i, :height, :width] = np.where(example.labels == IGNORED, 0, probability)
-    scores = {
-        "pixel_error": pixel_error(truth, proposal),
-        "rand_error": rand_error(truth, proposal),
-    }
+    return truth, proposal
+
+
+def em_errors(examples: list[Example], cell: list[np.ndarray]) -> dict[str, dict[str, float]]:
+    """Pixel error and Rand error of the cell probabilities, see `em_stack`.
+
+    Returns:
+      `{"pixel_error": {"value": ..., "threshold": ...}, "rand_error": ...}`
+    """
+    stack = em_stack(examples, cell)
+    scores = {"pixel_error": pixel_error(*stack), "rand_error": rand_error(*stack)}
     return {
         name: {"value": score.value, "threshold": score.threshold} for name, score in scores.items()
     }
 
 
+def em_scores(examples: list[Example], cell: list[np.ndarray]) -> dict[str, Any]:
+    """All five metrics of the challenge, the warping error in both settings, see `em_stack`.
+
+    Returns:
+      The results of `unet_jax.metrics` by name.
+    """
+    stack = em_stack(examples, cell)
+    return {
+        "pixel_error": pixel_error(*stack),
+        "rand_error": rand_error(*stack),
+        "warping_error": warping_error(*stack),
+        "warping_error_2016": warping_error(*stack, setting="2016"),
+        "v_rand": v_rand(*stack),
+        "v_info": v_info(*stack),
+    }
+
+
+def seg_score(examples: list[Example], cells: list[np.ndarray]) -> dict[str, Any] | None:
+    """SEG of the cells found, int [H, W] for each example.
+
+    Returns:
+      `{"value": ..., "per_object": [...]}`, or None if no cell is annotated.
+    """
+    if not any(example.instances.any() for example in examples):
+        return None
+    score = seg([example.instances for example in examples], cells)
+    return {"value": score.value, "per_object": list(score.per_object)}
+
+
 def class_scores(
     examples: list[Example], probabilities: list[np.ndarray], class_names: list[str]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, float]:
     """Intersection over union of each class with the most probable one, over all pixels counted.
 
     NaN-free: a class that occurs neither in truth nor prediction is left out.
@@ -53,11 +89,7 @@ def class_scores(
         confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     both = np.diag(confusion)
     either = confusion.sum(0) + confusion.sum(1) - both
-    return {
-        "intersection_over_union": {
-            name: float(both[c] / either[c]) for c, name in enumerate(class_names) if either[c]
-        }
-    }
+    return {name: float(both[c] / either[c]) for c, name in enumerate(class_names) if either[c]}
 
 
 def baselines(examples: list[Example]) -> dict[str, Any]:

@@ -159,8 +159,8 @@ def split_by_stem(
             f" split's seed {seed}: expected fractions in (0, 1) and a seed of 0 or more"
         )
     files: dict[str, list[Example]] = {}
-    for example in sorted(examples, key=lambda example: _stem_and_page(example.name)):
-        files.setdefault(_stem_and_page(example.name)[0], []).append(example)
+    for example in sorted(examples, key=lambda example: stem_and_page(example.name)):
+        files.setdefault(stem_and_page(example.name)[0], []).append(example)
     if len(files) == 1:
         kind = "page(s) of one file"
         groups = [[page] for pages in files.values() for page in pages]
@@ -285,7 +285,8 @@ def _page_names(stem: str, pages: int) -> list[str]:
     return [stem] if pages == 1 else [f"{stem} page {page}" for page in range(pages)]
 
 
-def _stem_and_page(name: str) -> tuple[str, int]:
+def stem_and_page(name: str) -> tuple[str, int]:
+    """The file's stem and the page, from 0, out of an example's name."""
     match = re.fullmatch(r"(.*) page (\d+)", name)
     return (match[1], int(match[2])) if match else (name, 0)
 

@@ -35,6 +35,10 @@ PIXEL_SHA256 = {
 }
 
 
+#: In the organisers' archive since the challenge is closed; no checksum of it is published.
+TEST_LABELS = "test-labels.tif"
+
+
 def read_isbi2012() -> list[Example]:
     """Reads the 30 training slices, downloading them on first use.
 
@@ -47,7 +51,35 @@ def read_isbi2012() -> list[Example]:
     Raises:
       InputError: the data cannot be downloaded, or is not what was published.
     """
-    images, drawings = _read_volume("train-volume.tif"), _read_volume("train-labels.tif")
+    return _examples(_read_volume("train-volume.tif"), _read_volume("train-labels.tif"))
+
+
+def read_isbi2012_test() -> list[Example]:
+    """Reads the 30 slices of the challenge's hidden test, as `read_isbi2012` does the others.
+
+    Raises:
+      InputError: as there; or there are no labels, or they do not fit.
+    """
+    images = _read_volume("test-volume.tif")
+    path = _find("test-volume.tif").with_name(TEST_LABELS)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: is missing. The organisers' archive, {ADDRESS}, holds it; put it there."
+        )
+    pixels = read_image(path)
+    if pixels.shape != (*images.shape, 1):
+        raise InputError(
+            f"{path}: pages, height, width and channels are {pixels.shape}, expected "
+            f"{(*images.shape, 1)} as in test-volume.tif"
+        )
+    for page, drawing in enumerate(pixels):
+        if not np.isin(drawing, (0, 255)).all():
+            wrong = drawing[~np.isin(drawing, (0, 255))][0]
+            raise InputError(f"{path}: page {page} holds {wrong}, expected 0 and 255 only")
+    return _examples(images, pixels[..., 0])
+
+
+def _examples(images: np.ndarray, drawings: np.ndarray) -> list[Example]:
     examples = []
     for index, (image, drawing) in enumerate(zip(images, drawings, strict=True)):
         labels = (drawing == 255).astype(np.int32)
@@ -86,8 +118,9 @@ def _download(folder: Path) -> None:
             archive = Path(temporary, "challenge.zip")
             pooch.HTTPDownloader(progressbar=True)(ADDRESS, str(archive), None)
             _unpack(archive)
-            for name in MD5:
-                os.replace(archive.with_name(name), folder / name)
+            for name in (*MD5, TEST_LABELS):
+                if archive.with_name(name).is_file():
+                    os.replace(archive.with_name(name), folder / name)
     except OSError as error:
         raise InputError(
             f"{ADDRESS}: cannot be downloaded ({one_line(error)}); put {', '.join(MD5)} into"
@@ -108,6 +141,8 @@ def _unpack(archive: Path) -> None:
                 found = pooch.file_hash(str(path), alg="md5")
                 if found != md5:
                     raise InputError(f"{ADDRESS}: MD5 of {name} is {found}, expected {md5}")
+            if TEST_LABELS in members:
+                archive.with_name(TEST_LABELS).write_bytes(challenge.read(members[TEST_LABELS]))
     except (zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{ADDRESS}: what came is not a whole zip file ({one_line(error)}), try again"

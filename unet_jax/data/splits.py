@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unet_jax.data.folder import read_folder, split_by_stem
+from unet_jax.data.cell_tracking import find_dataset, read_sequence
+from unet_jax.data.folder import read_folder, split_by_stem, stem_and_page
 from unet_jax.data.isbi2012 import read_isbi2012
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError
@@ -15,8 +16,9 @@ _SPLITS = ("train", "validation", "test")
 def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example]]:
     """The examples of a configuration's `data` part, as `train`, `validation` and `test`.
 
-    `source` is "isbi2012" or "synthetic", where each split is a range (first, last + 1), or
-    "folder", which is divided at random by files.
+    `source` is "isbi2012" or "synthetic", where each split is a range (first, last + 1); "folder",
+    which is divided at random by files; or "cell_tracking", one sequence to train on and another
+    one to test.
 
     Raises:
       InputError: files that cannot be used, or a split without examples.
@@ -24,6 +26,8 @@ def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example
     try:
         if data["source"] == "folder":
             return _split_folder(data, classes)
+        if data["source"] == "cell_tracking":
+            return _split_sequences(data)
         if data["source"] == "isbi2012":
             return _split_by_range(read_isbi2012(), data)
         if data["source"] == "synthetic":
@@ -35,7 +39,30 @@ def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example
     except KeyError as error:
         key = str(error.args[0]).strip("'")  # a ConfigDict quotes it
         raise InputError(f"config.data.{key} is missing.") from error
-    raise InputError(f"data.source is isbi2012, synthetic or folder, not {data['source']!r}.")
+    raise InputError(
+        f"data.source is isbi2012, cell_tracking, folder or synthetic, not {data['source']!r}."
+    )
+
+
+def split_folds(examples: list[Example], fold: int, folds: int) -> dict[str, list[Example]]:
+    """Leaves out one of so many parts of neighbours: `train` without it, and it as `validation`.
+
+    The pages of a file stay together, unless there is one file only.
+
+    Raises:
+      InputError: there are fewer files than folds.
+    """
+    files = [stem_and_page(example.name)[0] for example in examples]
+    if len(set(files)) == 1:
+        files = [example.name for example in examples]
+    order = {file: i for i, file in enumerate(dict.fromkeys(files))}
+    if folds > len(order):
+        raise InputError(f"--folds must be at most {len(order)} for these images, not {folds}.")
+    parts = [order[file] * folds // len(order) for file in files]
+    return {
+        "train": [e for e, part in zip(examples, parts, strict=True) if part != fold],
+        "validation": [e for e, part in zip(examples, parts, strict=True) if part == fold],
+    }
 
 
 def _split_folder(data, classes):
@@ -49,6 +76,31 @@ def _split_folder(data, classes):
     return split_by_stem(
         examples, data["validation_fraction"], data["test_fraction"], data["split_seed"]
     )
+
+
+def _split_sequences(data):
+    dataset, every = find_dataset(data["dataset"]), data["validation_every"]
+
+    def read(sequence, truth):
+        return read_sequence(
+            dataset, data[sequence], truth=truth, partly_annotated=data["partly_annotated"]
+        )
+
+    # Validation and test have the gold truth, whatever the network is trained on.
+    annotated = read("train_sequence", "gold")
+    if not 2 <= every <= len(annotated):
+        raise InputError(
+            f"data.validation_every must be between 2 and the {len(annotated)} annotated frames of "
+            f"sequence {data['train_sequence']}, not {every}."
+        )
+    validation = annotated[every - 1 :: every]
+    held_out = {example.name for example in validation}
+    train = annotated if data["truth"] == "gold" else read("train_sequence", data["truth"])
+    return {
+        "train": [example for example in train if example.name not in held_out],
+        "validation": validation,
+        "test": read("test_sequence", "gold"),
+    }
 
 
 def _split_by_range(examples, data):

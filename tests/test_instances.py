@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from unet_jax.example import Example
+from unet_jax.instances import InstanceSettings, find_cells, tune
+from unet_jax.metrics import seg
+
+NOTHING_ELSE = InstanceSettings(
+    threshold=0.5, largest_hole=0, neck=0.0, smallest_cell=0, border=0.0
+)
+
+
+def picture(*rows):
+    return np.array([[{"#": 0.9, "o": 0.6, ".": 0.1}[c] for c in row] for row in rows])
+
+
+def found(probability, **settings):
+    return find_cells(probability, NOTHING_ELSE._replace(**settings))
+
+
+def test_components_at_a_threshold():
+    probability = picture("##.#", "oo..", ".##.")
+    np.testing.assert_array_equal(found(probability), [[1, 1, 0, 2], [1, 1, 0, 0], [0, 1, 1, 0]])
+    np.testing.assert_array_equal(
+        found(probability, threshold=0.7), [[1, 1, 0, 2], [0, 0, 0, 0], [0, 3, 3, 0]]
+    )
+    assert found(probability).dtype == np.int32
+    assert found(np.full((2, 2), 0.5)).max() == 0  # a probability must exceed the threshold
+
+
+def test_small_cells_are_dropped_and_the_others_numbered():
+    probability = picture("#.##.###")
+    np.testing.assert_array_equal(found(probability, smallest_cell=2), [[0, 0, 1, 1, 0, 2, 2, 2]])
+    assert found(probability, smallest_cell=4).max() == 0
+
+
+def test_holes_of_a_size_are_filled_and_diagonal_borders_are_no_holes():
+    ring = picture("#####", "#.#.#", "###.#", "#####")
+    assert (found(ring, largest_hole=1) == 0).sum() == 2
+    assert (found(ring, largest_hole=2) == 0).sum() == 0
+    diagonal = picture("###.", "##.#", "#.##", ".###")
+    np.testing.assert_array_equal(found(diagonal, largest_hole=3), found(diagonal))
+    assert found(diagonal).max() == 2
+
+
+def test_a_neck_is_cut_and_the_cells_grow_back():
+    mask = np.zeros((30, 60))
+    mask[5:25, 5:25] = mask[5:25, 35:55] = mask[13:16, 25:35] = 1
+    assert found(mask).max() == 1
+    cells = found(mask, neck=3.0)
+    assert cells.max() == 2
+    for cell, columns in ((1, slice(5, 25)), (2, slice(35, 55))):
+        whole = np.zeros(mask.shape, bool)
+        whole[5:25, columns] = True
+        # But for the corners, which growing rounds, and the beginning of the bridge.
+        assert (whole & (cells == cell)).sum() > 0.94 * whole.sum()
+        assert ((cells == cell) & ~whole).sum() <= 3 * 3
+    # A bridge wider than twice the neck stays.
+    assert found(mask, neck=1.0).max() == 1
+
+
+def test_the_border_grows_back_without_overlap():
+    mask = np.zeros((20, 41))
+    mask[4:16, 4:19] = mask[4:16, 22:37] = 1  # 3 pixels of background between them
+    cells = found(mask, border=2.0)
+    middle = cells[10, 20]  # as far from the one as from the other
+    assert middle in (1, 2)
+    np.testing.assert_array_equal(cells[10], [0] * 2 + [1] * 18 + [middle] + [2] * 18 + [0] * 2)
+    for cell in (1, 2):
+        core = found(mask) == cell
+        reach = ndimage.distance_transform_edt(~core)
+        assert reach[cells == cell].max() <= 2
+
+
+@pytest.mark.parametrize("settings", [NOTHING_ELSE, InstanceSettings(neck=3.0, border=4.0)])
+def test_all_background_and_all_cell(settings):
+    assert find_cells(np.zeros((30, 40)), settings).max() == 0
+    assert (find_cells(np.ones((30, 40)), settings) == 1).all()
+
+
+def blurred_cells(seed):
+    """Touching squares of 12 pixels, and a probability that is blurred, noisy and leaky."""
+    rng = np.random.default_rng(seed)
+    instances = np.kron(rng.permutation(17)[:16].reshape(4, 4), np.ones((12, 12), int))
+    example = Example("x", instances, (instances > 0).astype(np.int32), instances.astype(np.int32))
+    leaks = rng.random(instances.shape) < 0.2
+    apart = instances * (
+        ndimage.maximum_filter(instances, 3) == ndimage.minimum_filter(instances, 3)
+    )
+    probability = ndimage.gaussian_filter(((apart > 0) | leaks) * 1.0, 0.5) * 0.95
+    probability = np.clip(probability + rng.normal(0, 0.05, probability.shape), 0, 1)
+    return example, probability
+
+
+def test_tuning_finds_settings_better_than_the_defaults():
+    pairs = [blurred_cells(seed) for seed in range(3)]
+    examples, probabilities = map(list, zip(*pairs, strict=True))
+    settings, score = tune(examples, probabilities)
+
+    def seg_of(settings):
+        return seg(
+            [e.instances for e in examples], [find_cells(p, settings) for p in probabilities]
+        ).value
+
+    assert score == pytest.approx(seg_of(settings), abs=0)
+    assert seg_of(InstanceSettings()) < 0.7 and score > 0.8
+    assert settings.neck > 0 and settings.border > 0

@@ -1,0 +1,409 @@
+import base64
+import copy
+import functools
+import re
+import shutil
+import subprocess
+import threading
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from xml.etree import ElementTree
+
+import imagecodecs
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from configs import dic_hela, em
+from unet_jax.example import IGNORED
+from unet_jax.metrics import THRESHOLDS
+from unet_jax.report import Picture, save_report, worst_windows
+
+EM_METRICS = (
+    "pixel_error",
+    "rand_error",
+    "warping_error",
+    "warping_error_2016",
+    "v_rand",
+    "v_info",
+)
+VERSIONS = {"unet-jax": "0.1.0", "jax": "0.10.2", "python": "3.11.7", "device": "cpu, 2 CPU cores"}
+
+
+def picture(name, height, width, seed=0):
+    """Square cells between lines of membrane, one of them split and two merged."""
+    cells = np.zeros((height, width), bool)
+    cells[:, :] = (np.indices((height, width)) % 20 > 2).all(0)
+    numbers = ndimage.label(cells)[0].astype(np.int32)
+    split, merge = np.zeros((2, height, width), bool)
+    split[10, 3:20] = merge[20:23, 30] = True
+    noise = np.random.default_rng(seed).uniform(-0.2, 0.2, (height, width))
+    probability = np.where((cells & ~split) | merge, 0.8, 0.2) + noise
+    found = ndimage.label(probability > 0.5)[0].astype(np.int32)
+    return Picture(
+        name=name,
+        image=(100 * cells + 30 * noise).astype(np.float32),
+        labels=cells.astype(np.int32),
+        cell=probability.astype(np.float32),
+        split=split,
+        merge=merge,
+        true_cells=numbers,
+        found_cells=found,
+    )
+
+
+def curve(value, threshold):
+    values = [min(value + abs(t - threshold), 1.0) for t in THRESHOLDS]
+    return {"value": value, "threshold": threshold, "thresholds": THRESHOLDS, "values": values}
+
+
+def scores(shift, seg):
+    em = {
+        metric: curve(0.0123 * (k + 1) + shift, THRESHOLDS[3 + k])
+        for k, metric in enumerate(EM_METRICS)
+    }
+    return em | {
+        "seg": seg,
+        "intersection_over_union": {"membrane": 0.7111 + shift, "cell": 0.9222 + shift},
+        "prediction_seconds": 12.34,
+    }
+
+
+def em_result(names):
+    images = [
+        {"name": name}
+        | {metric: 0.0456 + 0.01 * k for metric in EM_METRICS}
+        | {"seg": 0.7 - 0.01 * k, "cells": 12, "found_cells": 13}
+        for k, name in enumerate(names)
+    ]
+    log = [
+        {"step": s, "seconds": s, "loss": 1 / s, "gradient_norm": 1, "learning_rate": 0.1}
+        for s in range(1, 200)
+    ]
+    log.append({"step": 199, "validation": {"loss": 0.1, "pixel_error": 0.2, "rand_error": 0.3}})
+    seg = {"value": 0.6543, "per_object": [0.0, 0.9, 0.95]}
+    return {
+        "checkpoint": "runs/em",
+        "command": "python eval.py --checkpoint=runs/em",
+        "step": 39500,
+        "data": "images that the run left out",
+        "split": "held_out",
+        "averaging": "symmetries",
+        "scores": {
+            "none": scores(0.02, seg),
+            "rotations": scores(0.01, seg),
+            "symmetries": scores(0.0, seg),
+        },
+        "images": images,
+        "folds": None,
+        "baselines": {
+            name: {
+                "pixel_error": {"value": 0.1105, "threshold": 0.0},
+                "rand_error": {"value": value, "threshold": 0.0},
+            }
+            for name, value in (("one class everywhere", 0.9073), ("blurred grey value", 0.4021))
+        },
+        "instances": {
+            "threshold": 0.5,
+            "largest_hole": 20,
+            "neck": 0.0,
+            "smallest_cell": 20,
+            "border": 1.0,
+            "tuned": False,
+        },
+        "tile_side": 444,
+        "training": {
+            "command": "python train.py --config=configs/em.py --workdir=runs/em",
+            "config": em.get_config().to_dict(),
+            "splits": {"train": ["a", "b"], "validation": ["c"], "test": list(names)},
+            "versions": VERSIONS,
+            "log": log,
+        },
+        "versions": VERSIONS,
+    }
+
+
+def cell_result(names):
+    result = em_result(names)
+    result["training"]["config"] = dic_hela.get_config().to_dict()
+    result["training"]["log"] = []
+    result["instances"] |= {"neck": 2.5, "tuned": True}
+    return result
+
+
+class Page(HTMLParser):
+    """The text of a page, its tags, and whether they are nested as they should be."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.tags, self.open = "", [], []
+        self.feed(html)
+        self.close()
+        assert not self.open
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("b", "code", "a", "span"):
+            self.text += " "  # a box of its own
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def images(self):
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+def saved(tmp_path, result, pictures):
+    file = tmp_path / "report.html"
+    save_report(file, result, pictures)
+    assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
+    html = file.read_text(encoding="utf-8")
+    page = Page(html)
+    check_self_contained(html, page)
+    return page
+
+
+def check_self_contained(html, page):
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name, value in attributes.items():
+            if tag == "a" and name == "href":
+                assert value.startswith(("https://doi.org/", "https://arxiv.org/"))
+            else:
+                assert "http:" not in value and "https:" not in value
+    assert "url(" not in html and "@import" not in html
+    assert page.images()
+    for image in page.images():
+        assert image["alt"]
+        kind, content = re.fullmatch(r"data:image/(.+);base64,(.+)", image["src"]).groups()
+        content = base64.b64decode(content, validate=True)
+        if kind == "svg+xml":
+            assert ElementTree.fromstring(content).tag.endswith("svg")
+        else:
+            decode = {"png": imagecodecs.png_decode, "jpeg": imagecodecs.jpeg_decode}[kind]
+            assert 0 < max(decode(content).shape) <= 512
+
+
+def test_em_report_has_all_figures(tmp_path):
+    names = [f"slice {k}" for k in range(7)]
+    result = em_result(names)
+    page = saved(tmp_path, result, [picture(name, 130, 150) for name in names])
+    for figures in result["scores"].values():
+        for metric in EM_METRICS:
+            assert f"{figures[metric]['value']:.4f} threshold" in page.text
+        for value in figures["intersection_over_union"].values():
+            assert f"{value:.4f}" in page.text
+    # From 0.0246 + 0.02 and 0.0615 + 0.02: the averages are below, which is better for an error.
+    assert page.text.count("▼ 0.0200 better") == 4
+    assert page.text.count("▼ 0.0200 worse") == 4
+    assert page.text.count("= the same") == 2  # SEG
+    for value in ("0.9073", "0.4021", "0.000353", "0.0382", "0.0611", "0.9728", "0.9866", "0.0021"):
+        assert value in page.text
+    assert "not comparable" in page.text and "would score 0" in page.text
+    assert "slice 0 – the best" in page.text and "slice 6 – the worst" in page.text
+    assert "slice 3 – " not in page.text
+    assert "Drop-out" in page.text and "arXiv:1505.04597" in page.text
+    assert "  " not in page.text and " ." not in page.text and " ," not in page.text
+    assert "config.augmentation.elastic_pixels = 10.0" in page.text
+
+
+def test_paper_is_comparable_on_its_test_stack_only(tmp_path):
+    result = em_result(["slice 0"]) | {"split": "test"}
+    text = saved(tmp_path, result, [picture("slice 0", 60, 60)]).text
+    assert "on this test stack" in text and "not comparable" not in text
+    text = saved(tmp_path, result | {"split": "images"}, [picture("slice 0", 60, 60)]).text
+    assert "the paper's" not in text and "1 other annotated image." in text
+    result["training"]["config"]["data"]["source"] = "synthetic"
+    text = saved(tmp_path, result | {"split": "held_out"}, [picture("slice 0", 60, 60)]).text
+    assert "the paper's" not in text and "0.0382" not in text
+
+
+def test_cell_report_leads_with_seg_and_colours_cells(tmp_path):
+    names = ["02/002", "02/006"]
+    page = saved(
+        tmp_path, cell_result(names), [picture(names[0], 60, 80), picture(names[1], 61, 47)]
+    )
+    assert page.text.index("SEG") < page.text.index("Rand error")
+    assert "finds 2 of the 3 annotated cells" in page.text
+    assert "0.7756" in page.text and "0.0382" not in page.text
+    assert "Maška, M. et al. (2023)" in page.text and "Cardona" not in page.text
+    assert "width of less than 5 pixels" in page.text
+    assert sum(image["alt"].startswith("found cells of") for image in page.images()) == 2
+    assert (
+        "Training" not in page.text.split("Everything else")[0].split("Methods")[0].split("best")[1]
+    )
+
+
+def test_missing_seg_is_a_dash_with_its_reason(tmp_path):
+    names = ["a", "b"]
+    result = cell_result(names)
+    result["images"][0]["seg"] = None
+    pictures = [picture(name, 60, 80) for name in names]
+    text = saved(tmp_path, result, pictures).text
+    assert "SEG – (no cell annotated)" in text
+    for figures in result["scores"].values():
+        figures["seg"] = None
+    text = saved(tmp_path, result, pictures).text
+    assert "SEG is not defined: no cell is annotated in these images." in text
+    assert "– no cell is annotated" in text
+
+
+def test_folds_with_mean_and_spread(tmp_path):
+    names = list("abcd")
+    fold = {"images": ["a", "b"], **dict.fromkeys(EM_METRICS, 0.2), "seg": None}
+    result = em_result(names) | {"split": "validation", "step": [30, 40]}
+    result["folds"] = [fold, fold | {"images": ["c", "d"], "rand_error": 0.4}]
+    page = saved(tmp_path, result, [picture(name, 60, 60) for name in names])
+    table = page.text.split("Cross-validation")[1].split("How the scores")[0]
+    assert "mean 0.3000 0.2000" in table
+    assert f"standard deviation {np.std([0.2, 0.4], ddof=1):.4f} 0.0000" in table
+    assert table.count("–") >= 4
+    assert "In a 2-fold cross-validation" in page.text and "steps 30 and 40" in page.text
+
+
+def test_one_picture_without_split_merge_log_or_labels(tmp_path):
+    name = "bad"
+    one = picture(name, 50, 40)
+    nothing = np.zeros((50, 40), bool)
+    zeros = np.zeros((50, 40), np.int32)
+    one = one._replace(
+        image=np.zeros((50, 40, 2), np.uint16),
+        labels=np.full((50, 40), IGNORED, np.int32),
+        split=nothing,
+        merge=nothing,
+        true_cells=zeros,
+        found_cells=zeros,
+    )
+    for result in (em_result([name]), cell_result([name])):
+        result["training"] |= {"log": [], "command": None}
+        result["scores"] = {"symmetries": result["scores"]["symmetries"]}
+        text = saved(tmp_path, result, [one]).text
+        assert "Nowhere: at the threshold" in text
+        assert "was not recorded" in text and "Median, dashed" not in text
+
+
+def test_each_class_has_its_colour_and_row(tmp_path):
+    result = em_result(["a"])
+    config = result["training"]["config"]
+    config["model"]["classes"], config["class_names"] = 3, ("background", "cell", "nucleus")
+    for figures in result["scores"].values():
+        figures["intersection_over_union"] = {"background": 0.8, "cell": 0.6}
+    one = picture("a", 60, 60)
+    labels = one.labels.copy()
+    labels[:30] *= 2
+    text = saved(tmp_path, result, [one._replace(labels=labels)]).text
+    assert "Truth: background, cell, nucleus." in text
+    assert "IoU of nucleus ↑ higher is better – occurs neither in truth nor in prediction" in text
+
+
+def test_names_are_escaped_and_large_images_shrunk(tmp_path):
+    name = '<b>"x" & y</b> $_{ 図.tif'
+    result = em_result([name, "plain"])
+    result["checkpoint"] = "runs/<script>"
+    page = saved(tmp_path, result, [picture(name, 700, 1100), picture("plain", 30, 40)])
+    assert name in page.text and "runs/<script>" in page.text
+    assert "b" not in [tag for tag, attributes in page.tags if attributes]
+
+
+def test_a_failure_leaves_the_former_report(tmp_path):
+    file = tmp_path / "report.html"
+    file.write_text("before")
+    with pytest.raises(KeyError):
+        save_report(file, {}, [])
+    assert file.read_text() == "before"
+
+
+def test_same_result_same_file(tmp_path):
+    result, pictures = em_result(["a", "b"]), [picture(name, 60, 60) for name in "ab"]
+    save_report(tmp_path / "1.html", copy.deepcopy(result), pictures)
+    save_report(tmp_path / "2.html", result, pictures)
+    assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
+
+
+def test_worst_windows_hold_the_most_errors_and_do_not_overlap():
+    errors = [np.zeros((300, 200), bool), np.zeros((50, 300), bool)]
+    errors[0][40:60, 100] = True
+    errors[0][299, 199] = True
+    errors[1][:5, 10:18] = True
+    windows = list(worst_windows(errors))
+    assert [index for index, _, _ in windows] == [1, 0, 0]
+    for index, rows, columns in windows:
+        assert rows.stop - rows.start == min(96, errors[index].shape[0])
+        assert columns.stop - columns.start == 96
+    seen = [np.zeros(e.shape, int) for e in errors]
+    for index, rows, columns in windows:
+        seen[index][rows, columns] += 1
+    assert max(s.max() for s in seen) == 1
+    assert all(s[e].all() for s, e in zip(seen, errors, strict=True))
+
+
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="there is no chromium or chrome")
+def test_browser_shows_it_wide_and_narrow_without_complaint(tmp_path):
+    names = ["a_name_without_any_space_" * 6, "b"]
+    result = em_result(names)
+    result["folds"] = [
+        {"images": [name], **dict.fromkeys(EM_METRICS, 0.2), "seg": 0.5} for name in names
+    ]
+    result |= {"step": [1, 2], "command": "python " + "x" * 300}
+    save_report(tmp_path / "report.html", result, [picture(name, 90, 120) for name in names])
+    # A headless window cannot be made as narrow as a telephone, but a frame can.
+    (tmp_path / "frames.html").write_text(
+        """<iframe src="report.html" style="width: 1400px"></iframe>
+        <iframe src="report.html" style="width: 390px"></iframe>
+        <script>
+          addEventListener("load", () => {
+            for (const frame of document.querySelectorAll("iframe")) {
+              const page = frame.contentDocument;
+              page.querySelectorAll("details").forEach((details) => { details.open = true; });
+              const shown = [...page.images].filter((image) => image.naturalWidth > 0).length;
+              const sizes = [page.documentElement.scrollWidth, frame.contentWindow.innerWidth];
+              console.log("measured", ...sizes, shown, page.images.length);
+            }
+          });
+        </script>"""
+    )
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            process = subprocess.run(
+                [
+                    browser(),
+                    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+                    *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+                    *("--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"),
+                    *("--enable-logging=stderr", "--dump-dom", "--window-size=1600,1000"),
+                    f"http://127.0.0.1:{server.server_port}/frames.html",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        finally:
+            server.shutdown()
+            thread.join()
+    console = re.findall(r"CONSOLE.*?\] \"(.*?)\", source", process.stderr)
+    assert len(console) == 2, process.stderr
+    for line, width in zip(console, (1400, 390), strict=True):
+        scrolled, inner, shown, images = map(int, line.removeprefix("measured ").split())
+        assert scrolled <= inner == width
+        assert shown == images > 10

@@ -1,0 +1,154 @@
+"""Data sets of the Cell Tracking Challenge: sequences of images, some frames with their cells.
+
+    01/t000.tif ...             the images of the first sequence
+    01_GT/SEG/man_seg002.tif    gold truth of some frames: 0 = background, n = cell n
+    01_ST/SEG/man_seg000.tif    silver truth, computed from many programs' results
+
+Free for work that is related to the challenge (celltrackingchallenge.net); cite Maska et al. 2023
+(doi 10.1038/s41592-023-01879-y). The images of DIC-C2DH-HeLa are by G. van Cappellen, those of
+PhC-C2DH-U373 by S. Kumar.
+"""
+
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pooch
+from scipy.ndimage import distance_transform_edt
+
+from unet_jax.data.image_files import read_image
+from unet_jax.errors import InputError, one_line
+from unet_jax.example import IGNORED, Example
+
+ADDRESS = "https://data.celltrackingchallenge.net/training-datasets/{}.zip"
+#: Published for the zip files of these data sets.
+SHA256 = {
+    "DIC-C2DH-HeLa": "832fed2d05bb7488cf9c51a2994b75f8f3f53b3c3098856211f2d39023c34e1a",
+    "PhC-C2DH-U373": "b18185c18fce54e8eeb93e4bbb9b201d757add9409bbf2283b8114185a11bc9e",
+}
+_TRUTHS = {"gold": "GT", "silver": "ST"}
+
+#: Pixels; what is farther from the annotated cells of a partly annotated frame is ignored.
+ANNOTATED_REACH = 20.0
+
+
+def find_dataset(dataset: str) -> Path:
+    """The folder of a data set, downloaded on first use.
+
+    Args:
+      dataset: "DIC-C2DH-HeLa" or "PhC-C2DH-U373", sought in ``$UNET_JAX_DATA/ctc``, then in the
+        user's cache folder; or the path of a folder in the challenge's layout.
+
+    Raises:
+      InputError: there is no such folder, or the download fails or is not what was published.
+    """
+    if dataset not in SHA256:
+        if not Path(dataset).is_dir():
+            known = ", ".join(SHA256)
+            raise InputError(f"{dataset}: is not a folder, and none of the known ones, {known}.")
+        return Path(dataset)
+    own = os.environ.get("UNET_JAX_DATA")
+    if own and (Path(own) / "ctc" / dataset).is_dir():
+        return Path(own) / "ctc" / dataset
+    folder = pooch.os_cache("unet_jax") / "ctc" / dataset
+    if not folder.is_dir():
+        _download(dataset, folder)
+    return folder
+
+
+def read_sequence(
+    dataset: Path, sequence: str, *, truth: str, partly_annotated: tuple[str, ...]
+) -> list[Example]:
+    """Reads the annotated frames of one sequence; those without a cell are left out.
+
+    Args:
+      dataset: a folder in the challenge's layout.
+      sequence: such as "01".
+      truth: "gold" or "silver".
+      partly_annotated: names of the frames in which not every cell is annotated, or "all". Their
+        background farther than `ANNOTATED_REACH` from the annotated cells is ``IGNORED``.
+
+    Returns:
+      Examples named "01/002" in the order of time; class 1 = cell, instances = the cells' numbers.
+
+    Raises:
+      InputError: a folder is missing or holds no frame with a cell; a frame has no image, or one of
+        another size; a file cannot be read.
+    """
+    if truth not in _TRUTHS:
+        raise InputError(f"data.truth is gold or silver, not {truth!r}.")
+    folder = dataset / f"{sequence}_{_TRUTHS[truth]}" / "SEG"
+    images = _numbered(dataset / sequence, r"t(\d+)\.tif")
+    masks = _numbered(folder, r"man_seg(\d+)\.tif")
+    examples = []
+    for number, path in masks.items():
+        cells = _read_plane(path)
+        if cells.dtype.kind not in "ui":
+            raise InputError(f"{path}: holds {cells.dtype} pixels, expected the numbers of cells.")
+        if number not in images:
+            raise InputError(f"{path}: has no image t{number}.tif in {dataset / sequence}.")
+        image = _read_plane(images[number])
+        if image.shape != cells.shape:
+            raise InputError(
+                f"{path}: is {cells.shape} pixels, expected {image.shape} as in "
+                f"{images[number].name}."
+            )
+        if not cells.any():
+            continue
+        name = f"{sequence}/{number}"
+        labels = (cells > 0).astype(np.int32)
+        if partly_annotated == "all" or name in partly_annotated:
+            labels[distance_transform_edt(cells == 0) > ANNOTATED_REACH] = IGNORED
+        examples.append(Example(name, image, labels, cells.astype(np.int32)))
+    if not examples:
+        raise InputError(f"{folder}: holds no frame with an annotated cell.")
+    return examples
+
+
+def _numbered(folder: Path, pattern: str) -> dict[str, Path]:
+    """Files of a folder by the number in their names, ascending."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder; expected the challenge's layout.")
+    matches = {path: re.fullmatch(pattern, path.name) for path in folder.iterdir()}
+    files = {match[1]: path for path, match in matches.items() if match}
+    if not files:
+        raise InputError(f"{folder}: holds no frame, expected names like {pattern}.")
+    return dict(sorted(files.items(), key=lambda item: int(item[0])))
+
+
+def _read_plane(path: Path) -> np.ndarray:
+    pixels = read_image(path)
+    if pixels.shape[0] != 1 or pixels.shape[-1] != 1:
+        raise InputError(
+            f"{path}: holds {pixels.shape[0]} pages of {pixels.shape[-1]} channels, expected one "
+            "grey image."
+        )
+    return pixels[0, ..., 0]
+
+
+def _download(dataset: str, folder: Path) -> None:
+    """Makes the folder out of the published zip file, once that is verified and unpacked."""
+    address = ADDRESS.format(dataset)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, so that moving into place is a rename.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
+            archive = Path(temporary, "sequences.zip")
+            pooch.HTTPDownloader(progressbar=True)(address, str(archive), None)
+            found = pooch.file_hash(str(archive), alg="sha256")
+            if found != SHA256[dataset]:
+                raise InputError(
+                    f"{address}: SHA-256 of what came is {found}, expected {SHA256[dataset]}; "
+                    "try again."
+                )
+            with zipfile.ZipFile(archive) as sequences:
+                sequences.extractall(temporary)
+            Path(temporary, dataset).rename(folder)
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{address}: cannot be downloaded ({one_line(error)}); unpack it as {folder} yourself."
+        ) from error
