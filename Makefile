@@ -6,7 +6,7 @@ PYTHON ?= python3
 demo: .venv/installed
 	.venv/bin/python train.py --config=configs/demo.py --workdir=runs/demo
 	.venv/bin/python eval.py --checkpoint=runs/demo
-	@echo "Look at $(CURDIR)/runs/demo/evaluation/none.png"
+	@echo "Open $(CURDIR)/runs/demo/evaluation/report.html"
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest

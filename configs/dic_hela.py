@@ -26,7 +26,8 @@ def get_config():
     config.data.test_sequence = "02"  # opened by eval.py only
     config.data.validation_every = 4  # of the annotated frames: they choose the best step
     config.data.truth = "gold"  # of the training frames; "silver" is computed, and for all frames
-    # Frames in which cells are left out, or "all": background far from any cell is ignored there.
+    # Frames in which cells are left out, or ("all",): background more than 20 pixels from any
+    # annotated cell is ignored there.
     config.data.partly_annotated = ("01/067", "02/061", "02/067")
 
     config.train.tile_side = 380

@@ -67,12 +67,12 @@ def test_frames_with_cells_in_the_order_of_time(dataset):
     assert [e.name for e in read(dataset, truth="silver")][-2:] == ["01/060", "01/114"]
 
 
-@pytest.mark.parametrize("partly_annotated", [("01/010",), "all"])
+@pytest.mark.parametrize("partly_annotated", [("01/010",), ("all",)])
 def test_background_far_from_the_cells_of_a_partly_annotated_frame_is_ignored(
     dataset, partly_annotated
 ):
     first, second, *_ = read(dataset, partly_annotated=partly_annotated)
-    assert (first.labels == IGNORED).any() == (partly_annotated == "all")
+    assert (first.labels == IGNORED).any() == (partly_annotated == ("all",))
     cells = made_up_cells() > 0
     rows, columns = np.indices(cells.shape)
     distance = np.min([np.hypot(rows - y, columns - x) for y, x in np.argwhere(cells)], axis=0)
@@ -115,6 +115,9 @@ def refused(call):
 
 def test_bad_settings(dataset, tmp_path):
     assert "gold or silver, not 'bronze'" in refused(lambda: read(dataset, truth="bronze"))
+    for name in ("01/011", "010"):
+        message = refused(lambda n=name: read(dataset, partly_annotated=(n,)))
+        assert f"partly_annotated holds '{name}', but" in message and "01_GT/SEG no such" in message
     for every in (1, 6):
         message = refused(lambda n=every: read_splits(config(dataset, validation_every=n), 2))
         assert f"between 2 and the 5 annotated frames of sequence 01, not {every}" in message

@@ -144,6 +144,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("train.validate_every", 0, "train.validate_every"),
         ("train.seed", -1, "train.seed"),
         ("weight_map.sigma", 0.0, "weight_map.sigma"),
+        ("data.scale", 0.0, "data.scale must be above 0"),
         ("augmentation.shift", -1.0, "augmentation.shift"),
         ("augmentation.mirror_probability", 2.0, "mirror_probability must be at most 1"),
         ("weight_map.w0", float("inf"), "weight_map.w0 must be finite"),

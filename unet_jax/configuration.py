@@ -25,6 +25,7 @@ def check_config(config: ConfigDict) -> None:
         ("model.dropout_rate", 0 <= model.dropout_rate < 1, "in [0, 1)"),
         ("model.dtype", model.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
         ("class_names", len(config.class_names) == model.classes, "a name for each class"),
+        ("data.scale", 0 < config.data.get("scale", 1.0) < math.inf, "above 0 and finite"),
         ("weight_map.w0", config.weight_map.w0 >= 0, "at least 0"),
         ("weight_map.sigma", config.weight_map.sigma > 0, "above 0"),
         ("train.tile_side", settings.tile_side in sides, f"valid, like {sides}, at this depth"),

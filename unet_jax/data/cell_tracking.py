@@ -69,8 +69,8 @@ def read_sequence(
       dataset: a folder in the challenge's layout.
       sequence: such as "01".
       truth: "gold" or "silver".
-      partly_annotated: names of the frames in which not every cell is annotated, or "all". Their
-        background farther than `ANNOTATED_REACH` from the annotated cells is ``IGNORED``.
+      partly_annotated: names of the frames in which not every cell is annotated; ("all",) = each
+        frame. Their background farther than `ANNOTATED_REACH` from annotated cells is ``IGNORED``.
 
     Returns:
       Examples named "01/002" in the order of time; class 1 = cell, instances = the cells' numbers.
@@ -84,6 +84,10 @@ def read_sequence(
     folder = dataset / f"{sequence}_{_TRUTHS[truth]}" / "SEG"
     images = _numbered(dataset / sequence, r"t(\d+)\.tif")
     masks = _numbered(folder, r"man_seg(\d+)\.tif")
+    known = {"all", *(f"{sequence}/{number}" for number in masks)}
+    for name in partly_annotated:
+        if name not in known and (name.startswith(f"{sequence}/") or "/" not in name):
+            raise InputError(f"data.partly_annotated holds {name!r}, but {folder} no such frame.")
     examples = []
     for number, path in masks.items():
         cells = _read_plane(path)
@@ -101,7 +105,7 @@ def read_sequence(
             continue
         name = f"{sequence}/{number}"
         labels = (cells > 0).astype(np.int32)
-        if partly_annotated == "all" or name in partly_annotated:
+        if "all" in partly_annotated or name in partly_annotated:
             labels[distance_transform_edt(cells == 0) > ANNOTATED_REACH] = IGNORED
         examples.append(Example(name, image, labels, cells.astype(np.int32)))
     if not examples:
