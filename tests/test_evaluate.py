@@ -14,9 +14,10 @@ from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
 from unet_jax.evaluate import evaluate, tune_instances
 from unet_jax.fit import cross_validate, fit
-from unet_jax.instances import InstanceSettings, find_cells, tune
+from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import pixel_error
 from unet_jax.scores import em_scores, em_stack, seg_score
+from unet_jax.tuning import tune
 
 DEFAULTS = dict(
     step="best",

@@ -3,8 +3,9 @@ import pytest
 from scipy import ndimage
 
 from unet_jax.example import Example
-from unet_jax.instances import InstanceSettings, find_cells, tune
+from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import seg
+from unet_jax.tuning import tune
 
 NOTHING_ELSE = InstanceSettings(
     threshold=0.5, largest_hole=0, neck=0.0, smallest_cell=0, border=0.0
@@ -77,6 +78,21 @@ def test_the_border_grows_back_without_overlap():
 def test_all_background_and_all_cell(settings):
     assert find_cells(np.zeros((30, 40)), settings).max() == 0
     assert (find_cells(np.ones((30, 40)), settings) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("probability", "message"),
+    [
+        (np.ones((3, 4, 2)), r"shape \(3, 4, 2\)"),
+        (np.ones((0, 4)), r"shape \(0, 4\)"),
+        (np.array([[0.5, np.nan]]), "from nan to nan"),
+        (np.array([[0.5, 255.0]]), "from 0.5 to 255.0"),
+        (np.array([[-0.1, 0.5]]), "from -0.1"),
+    ],
+)
+def test_what_is_no_probability_is_refused(probability, message):
+    with pytest.raises(ValueError, match=message):
+        find_cells(probability, NOTHING_ELSE)
 
 
 def blurred_cells(seed):

@@ -16,15 +16,16 @@ from unet_jax.data.folder import read_folder
 from unet_jax.data.isbi2012 import read_isbi2012_test
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
-from unet_jax.errors import InputError, one_line
+from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.example import Example, scaled_size, separated
 from unet_jax.figures import save_examples
-from unet_jax.instances import InstanceSettings, find_cells, tune
+from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
 from unet_jax.report import Picture, save_report
 from unet_jax.run_log import read_log
 from unet_jax.scores import baselines, class_scores, em_scores, seg_score
+from unet_jax.tuning import tune
 
 #: Images that can be evaluated: what the run left out, what chose its best step, and the test
 #: stack of the ISBI 2012 challenge.
@@ -255,7 +256,10 @@ def _predict(parts: list[tuple[Model, list[Example]]], averaging: str) -> list[n
     """float32 [H, W, classes] for each example of all parts."""
     pairs = [(model, example.image) for model, examples in parts for example in examples]
     progress = tqdm(pairs, desc="Evaluating", unit="image", delay=3)
-    return [predict_tiled(model, image, averaging=averaging) for model, image in progress]
+    probabilities = [predict_tiled(model, image, averaging=averaging) for model, image in progress]
+    if not all(np.isfinite(p).all() for p in probabilities):
+        raise RunFailed("The network's output is not finite; use another --step.")
+    return probabilities
 
 
 def _curve(score) -> dict[str, Any]:

@@ -1,15 +1,9 @@
-"""From the probability of cell to single cells, and how to choose the settings of that step."""
+"""From the probability of cell to single cells."""
 
-import math
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
-
-from unet_jax.example import Example
-from unet_jax.metrics import seg
 
 
 class InstanceSettings(NamedTuple):
@@ -39,49 +33,28 @@ def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarra
 
     Returns:
       int32 [H, W]: 0 = background, 1 ... n = the cells, no two of which overlap.
+
+    Raises:
+      ValueError: a probability of another shape, without pixels, or not in [0, 1].
     """
-    cells, distance = _growing_cells(probability, *settings[:-1])
+    if probability.ndim != 2 or not probability.size:
+        raise ValueError(f"Expected a probability [H, W], not one of shape {probability.shape}.")
+    if not (probability.min() >= 0 and probability.max() <= 1):  # NaN fails too
+        raise ValueError(
+            f"Probabilities must lie in [0, 1], not from {probability.min()} to "
+            f"{probability.max()}."
+        )
+    cells, distance = growing_cells(probability, *settings[:-1])
     return np.where(distance <= settings.neck + settings.border, cells, 0)
 
 
-def tune(
-    examples: list[Example], probabilities: list[np.ndarray]
-) -> tuple[InstanceSettings, float]:
-    """The settings with the highest SEG on these examples, which must not be those reported.
-
-    Args:
-      examples: with at least one cell; sizes of cells and holes to try follow from their cells.
-      probabilities: of cell, float [H, W] for each.
+def growing_cells(probability, threshold, largest_hole, neck, smallest_cell):
+    """The cells before their growth is limited; arguments as in `InstanceSettings`.
 
     Returns:
-      The settings, the first of several equally good ones, and their SEG.
+      int32 [H, W], of each pixel the nearest cell that was cut and eroded by the neck, 0 if there
+      is none; float64 [H, W], the distance to it in pixels.
     """
-    references = [example.instances for example in examples]
-    areas = np.concatenate([np.bincount(cells[cells > 0]) for cells in references])
-    smallest = int(areas[areas > 0].min())
-    radius = math.sqrt(smallest / math.pi)
-    grid = list(
-        product(
-            (0.5, 0.4, 0.6, 0.7, 0.8, 0.9),
-            (smallest // 16, smallest // 4),
-            (0.0, *(round(share * radius, 1) for share in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4))),
-            (smallest // 4,),
-        )
-    )
-    best, best_score = None, -1.0
-    for values in tqdm(grid, desc="Tuning", delay=3):
-        grown = [_growing_cells(p, *values) for p in probabilities]
-        for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
-            settings = InstanceSettings(*values, border)
-            reach = settings.neck + border
-            score = seg(references, [np.where(d <= reach, cells, 0) for cells, d in grown]).value
-            if score > best_score:
-                best, best_score = settings, score
-    return best, best_score
-
-
-def _growing_cells(probability, threshold, largest_hole, neck, smallest_cell):
-    """Of each pixel the nearest core, int32 [H, W], 0 if there is none, and the distance to it."""
     # Cells are connected by their sides, so the background between them also by its corners.
     mask = _components(probability <= threshold, largest_hole + 1, np.ones((3, 3))) == 0
     cores = mask & (ndimage.distance_transform_edt(mask) > neck)
