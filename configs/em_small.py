@@ -1,10 +1,11 @@
 """The experiment of `em.py` for the CPU of a laptop: a quarter of the width, smaller tiles.
 
     python train.py --config=configs/em_small.py --workdir=runs/em_small
-    python eval.py --checkpoint=runs/em_small --averaging=symmetries
+    python eval.py --checkpoint=runs/em_small --averaging=none --averaging=rotations
 
-40 minutes on two CPU cores. Test slices 25 to 29: pixel error 0.050, Rand error 0.116; with the
-8 symmetries averaged 0.050 and 0.114, with the 7 rotations 0.048 and 0.105.
+40 minutes on two CPU cores. Test slices 25 to 29: pixel error 0.050, Rand error 0.116, warping
+error 0.0022, V_rand 0.977, V_info 0.976; with the 7 rotations averaged 0.048, 0.105, 0.0020, 0.979
+and 0.979.
 """
 
 from configs import em

@@ -17,7 +17,7 @@ def memory_bytes() -> int:
 
 def versions() -> dict[str, str]:
     """What a result depends on: the packages' versions, Python's and the device."""
-    packages = ("unet-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+    packages = ("unet-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "numba")
     device = jax.devices()[0]
     # A process may be confined to some of the cores; macOS and Windows do not tell.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

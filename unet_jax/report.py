@@ -479,6 +479,7 @@ def _spreads(images, cells_first):
         axes.axvline(np.median(values), color="grey", linestyle="--", zorder=0)
         axes.set(yticks=[], ylim=(-1, 4), xlabel=metric.title)
         axes.spines["left"].set_visible(False)
+        axes.locator_params(axis="x", nbins=5)  # "0.0004" takes room
         strips.append(
             {
                 "title": metric.title,
