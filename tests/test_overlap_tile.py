@@ -51,7 +51,7 @@ def whole(model, image):
     normalised = normalise(image, *grey_value_statistics(image))
     after = [(margin, canvas - margin - side) for side in (height, width)]
     mirrored = np.pad(normalised, [*after, (0, 0)], mode="reflect")
-    probabilities = tile_probabilities(model.network, model.params, mirrored[None])
+    probabilities = tile_probabilities(model.network)(model.params, mirrored[None])
     return np.asarray(probabilities)[0, :height, :width]
 
 
@@ -151,7 +151,7 @@ def test_rotations_average_what_comes_back(small):
         normalised = normalise(turned[None, :-1, :-1, None], *statistics)  # even sides
         margin = context(2)
         # The image begins at row and column 80, which is a multiple of the pooling grid.
-        probabilities = np.asarray(tile_probabilities(small.network, small.params, normalised))[0]
+        probabilities = np.asarray(tile_probabilities(small.network)(small.params, normalised))[0]
         whole_canvas = np.pad(probabilities, [(margin, margin + 1), (margin, margin + 1), (0, 0)])
         back = ndimage.rotate(whole_canvas, -k * 360 / 7, reshape=False, order=1)
         expected += back[80:-80, 80:-80] / 7
@@ -203,11 +203,12 @@ def test_an_ensemble_is_the_mean_of_its_members():
 
 def test_one_compilation_for_each_tile_side():
     model = he_model(depth=2, width=3)
-    before = tile_probabilities._cache_size()
+    compiled = tile_probabilities(model.network)
+    before = compiled._cache_size()
     for size in [(10, 10), (100, 31), (64, 200)]:
         for averaging in ("none", "rotations", "symmetries"):
             predict_tiled(model, picture(*size), tile_side=44, averaging=averaging)
-    assert tile_probabilities._cache_size() == before + 1
+    assert compiled._cache_size() == before + 1
 
 
 def test_memory_beyond_input_and_output_does_not_grow(small):

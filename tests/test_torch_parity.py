@@ -133,8 +133,8 @@ def torch_network(params, width=4, **mistake):
     assert layers.keys() == params.keys()
     for name, layer in layers.items():
         kernel, bias = torch.tensor(params[name]["kernel"]), torch.tensor(params[name]["bias"])
-        if name.endswith("_up"):  # HWIO to IOHW. Unlike PyTorch, Flax slides the mirrored kernel.
-            kernel = kernel.flip(0, 1).permute(2, 3, 0, 1)
+        if name.endswith("_up"):  # HWIO to IOHW
+            kernel = kernel.permute(2, 3, 0, 1)
         else:  # HWIO to OIHW
             kernel = kernel.permute(3, 2, 0, 1)
         assert layer.weight.shape == kernel.shape and layer.bias.shape == bias.shape
@@ -148,7 +148,7 @@ def in_flax_layout(net, array_of):
     for name, layer in torch_layers(net).items():
         kernel = array_of(layer.weight).detach()
         if name.endswith("_up"):
-            kernel = kernel.permute(2, 3, 0, 1).flip(0, 1)
+            kernel = kernel.permute(2, 3, 0, 1)
         else:
             kernel = kernel.permute(2, 3, 1, 0)
         arrays[name] = {"kernel": kernel.numpy(), "bias": array_of(layer.bias).detach().numpy()}

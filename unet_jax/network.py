@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unet_jax.layers import UpConv2x2, conv3x3_of_one_channel, max_pool2x2
+
 
 def context(depth: int) -> int:
     """Pixels that one output pixel needs around it on each side: 92 at depth 5."""
@@ -29,8 +31,7 @@ def valid_input_sides(side: int, depth: int) -> list[int]:
 def he_normal(incoming_nodes: int) -> nn.initializers.Initializer:
     """Gaussian with standard deviation sqrt(2 / N), N incoming nodes of one neuron (Sect. 3).
 
-    Not Flax's `he_normal`, which truncates the Gaussian and counts four times the incoming nodes of
-    a 2x2 up-convolution.
+    Not Flax's `he_normal`, which truncates the Gaussian.
     """
     return nn.initializers.normal(stddev=math.sqrt(2 / incoming_nodes))
 
@@ -70,22 +71,20 @@ class UNet(nn.Module):
         def conv3x3_relu(x, channels, name):
             init = he_normal(9 * x.shape[-1])
             conv = nn.Conv(
-                channels, (3, 3), padding="VALID", kernel_init=init, dtype=self.dtype, name=name
+                channels,
+                (3, 3),
+                padding="VALID",
+                kernel_init=init,
+                dtype=self.dtype,
+                conv_general_dilated=conv3x3_of_one_channel if x.shape[-1] == 1 else None,
+                name=name,
             )
             return nn.relu(conv(x))
 
         def up_conv2x2(x, channels, name):
             # An output pixel sees one input pixel, so N is the number of input channels.
             init = he_normal(x.shape[-1])
-            return nn.ConvTranspose(
-                channels,
-                (2, 2),
-                (2, 2),
-                padding="VALID",
-                kernel_init=init,
-                dtype=self.dtype,
-                name=name,
-            )(x)
+            return UpConv2x2(channels, kernel_init=init, dtype=self.dtype, name=name)(x)
 
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
 
@@ -99,7 +98,7 @@ class UNet(nn.Module):
                 x = dropout(x)
             if level < self.depth:
                 skips.append(x)
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool2x2(x)
 
         for level in range(self.depth - 1, 0, -1):
             channels = self.width * 2 ** (level - 1)

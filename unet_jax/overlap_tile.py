@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from unet_jax.environment import memory_bytes
 from unet_jax.example import resized, scaled_size
+from unet_jax.layers import compiler_options
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import grey_value_statistics, normalise
@@ -77,28 +79,33 @@ def predict_tiled(
     output = np.zeros((height, width, model.network.classes), np.float32)
     tiles, count = _tiles(image, output, averaging, side, depth)
     batch_size = tiles_per_batch(model.network, side)
+    predict = tile_probabilities(model.network)
     progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
     for batch in _batched(progress, batch_size):
         # The last batch is filled up, so that there is one compilation for each tile side.
         inputs = np.zeros((batch_size, side, side, model.channels), np.float32)
         for i, (tile, _) in enumerate(batch):
             inputs[i] = normalise(tile, mean, std)
-        probabilities = np.asarray(tile_probabilities(model.network, model.params, inputs))
+        probabilities = np.asarray(predict(model.params, inputs))
         for (_, write), tile_output in zip(batch, probabilities, strict=False):
             write(tile_output)
     # Averages may exceed 1 by rounding.
     return np.clip(output, 0, 1, out=output)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def tile_probabilities(network: UNet, params, tiles: jax.Array) -> jax.Array:
-    """Soft-max of the network's output for normalised tiles [N, side, side, C].
+@functools.cache
+def tile_probabilities(network: UNet) -> Callable[[Any, jax.Array], jax.Array]:
+    """The compiled predict(params, tiles [N, side, side, C]) -> probabilities, float32.
 
-    The mean over the ensemble, which is the leading axis of the parameters; its members take turns,
-    so that the memory is that of one.
+    Soft-max of the network's output for normalised tiles, and its mean over the ensemble, which is
+    the leading axis of the parameters; its members take turns, so that the memory is that of one.
     """
-    members = jax.lax.map(lambda p: jax.nn.softmax(network.apply({"params": p}, tiles)), params)
-    return members.mean(0)
+
+    def predict(params, tiles):
+        members = jax.lax.map(lambda p: jax.nn.softmax(network.apply({"params": p}, tiles)), params)
+        return members.mean(0)
+
+    return jax.jit(predict, compiler_options=compiler_options())
 
 
 def tile_step(tile_side: int, depth: int) -> int:

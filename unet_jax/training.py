@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from unet_jax.augmentation import augment
+from unet_jax.layers import compiler_options
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.network import UNet, context, init_params
 
@@ -110,4 +111,4 @@ def make_train_step(
         metrics = {"loss": value, "gradient_norm": jnp.sqrt(sum(squares))}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())

@@ -1,0 +1,91 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unet_jax.layers import UpConv2x2, compiler_options, conv3x3_of_one_channel, max_pool2x2
+
+RNG = np.random.default_rng(0)
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def window_max(x):
+    return nn.max_pool(x, (2, 2), (2, 2))
+
+
+def up_conv(x, kernel):
+    layer = UpConv2x2(kernel.shape[-1], kernel_init=nn.initializers.zeros)
+    return layer.apply({"params": {"kernel": kernel, "bias": jnp.zeros(kernel.shape[-1])}}, x)
+
+
+def transposed_convolution(x, kernel):
+    # XLA slides the mirrored kernel.
+    return jax.lax.conv_transpose(
+        x, kernel[::-1, ::-1], (2, 2), "VALID", dimension_numbers=DIMENSIONS
+    )
+
+
+def convolution(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=DIMENSIONS)
+
+
+PAIRS = pytest.mark.parametrize(
+    ("layer", "reference", "inputs"),
+    [
+        (max_pool2x2, window_max, [normal(2, 6, 10, 3)]),
+        (up_conv, transposed_convolution, [normal(2, 3, 5, 4), normal(2, 2, 4, 3)]),
+        (conv3x3_of_one_channel, convolution, [normal(2, 7, 9, 1), normal(3, 3, 1, 5)]),
+    ],
+    ids=["max_pool2x2", "UpConv2x2", "conv3x3_of_one_channel"],
+)
+
+
+@PAIRS
+def test_layer_and_its_gradient_equal_the_reference(layer, reference, inputs):
+    expected, expected_back = jax.vjp(reference, *inputs)
+    for transform in (lambda f: f, jax.jit):
+        found, back = jax.vjp(transform(layer), *inputs)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        cotangent = normal(*expected.shape)
+        for a, b in zip(back(cotangent), expected_back(cotangent), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@PAIRS
+def test_vmapped_layer_equals_the_plain_one(layer, reference, inputs):
+    x, *kernels = inputs
+    one_by_one = jax.vmap(lambda image: layer(image[None], *kernels)[0])(x)
+    np.testing.assert_allclose(one_by_one, layer(x, *kernels), rtol=1e-5, atol=1e-5)
+
+
+def test_up_convolution_by_hand():
+    x = np.array([[[[2.0], [3.0]]]], np.float32)
+    kernel = np.array([[1, 10], [100, 1000]], np.float32).reshape(2, 2, 1, 1)
+    expected = [[2, 20, 3, 30], [200, 2000, 300, 3000]]
+    np.testing.assert_array_equal(up_conv(x, kernel)[0, ..., 0], expected)
+
+
+def test_equal_pixels_share_the_gradient_of_the_pooling():
+    gradient = jax.grad(lambda x: max_pool2x2(x).sum())(jnp.ones((1, 4, 4, 2)))
+    np.testing.assert_array_equal(gradient, np.full((1, 4, 4, 2), 0.25))
+
+
+def test_compiler_options_change_no_result_beyond_rounding():
+    x, kernel = normal(1, 30, 30, 32), normal(3, 3, 32, 16)
+    compiled = jax.jit(convolution, compiler_options=compiler_options())
+    np.testing.assert_allclose(compiled(x, kernel), convolution(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_unknown_compiler_options_are_dropped(monkeypatch):
+    monkeypatch.setattr("unet_jax.layers._CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    compiler_options.cache_clear()
+    try:
+        assert compiler_options() == {}
+    finally:
+        compiler_options.cache_clear()
