@@ -1,7 +1,5 @@
 """Examples as the arrays that training takes, on the device if they fit."""
 
-from functools import partial
-
 import jax
 import numpy as np
 
@@ -10,13 +8,17 @@ from unet_jax.example import Example
 from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.weight_map import weight_map
 
+_compiled = jax.jit(weight_map, static_argnames=("w0", "sigma"))
+
 
 def weight_maps(
     examples: list[Example], class_weight: np.ndarray, *, w0: float, sigma: float
 ) -> list[np.ndarray]:
     """Eq. 2 for each example, float32 [H, W], see `weight_map.weight_map`."""
-    compiled = jax.jit(partial(weight_map, w0=w0, sigma=sigma))
-    return [np.asarray(compiled(e.labels, e.instances, class_weight)) for e in examples]
+    return [
+        np.asarray(_compiled(e.labels, e.instances, class_weight, w0=w0, sigma=sigma))
+        for e in examples
+    ]
 
 
 def training_arrays(examples: list[Example], weights: list[np.ndarray]) -> dict[str, jax.Array]:
