@@ -1,7 +1,7 @@
 """The layers of `unet_jax.layers` beside the plain ones, forward and backward.
 
 Sizes are those of the first two levels of a network of width 16, and of 64 on a GPU; all are
-compiled with `compiler_options`, and the convolution also without.
+compiled with `compiler_options`, the convolution also without.
 """
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks.side_by_side import alternate, summary
-from unet_jax.layers import UpConv2x2, compiler_options, conv3x3_of_one_channel, max_pool2x2
+from unet_jax.layers import UpConv2x2, compiler_options, conv3x3, max_pool2x2
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -35,11 +35,15 @@ def rows(quick):
         ),
         "first convolution": (
             [normal(1, side, side, 1), normal(3, 3, 1, width)],
-            {"ours": (conv3x3_of_one_channel, options), "plain": (_convolution, options)},
+            {"ours": (conv3x3, options), "plain": (_convolution, options)},
         ),
         "convolution": (
             [normal(1, side // 2, side // 2, 4 * width), normal(3, 3, 4 * width, 2 * width)],
-            {"ours": (_convolution, options), "default options": (_convolution, {})},
+            {
+                "ours": (conv3x3, options),
+                "plain": (_convolution, options),
+                "plain, default options": (_convolution, {}),
+            },
         ),
     }
     for layer, (inputs, formulations) in cases.items():

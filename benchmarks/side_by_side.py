@@ -18,10 +18,15 @@ def alternate(contestants: dict[str, Callable[[], None]], rounds: int) -> dict[s
     seconds = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
-            began = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(timed(call))
     return seconds
+
+
+def timed(call: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def summary(seconds: dict[str, list[float]], name: str, ours: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The layers of Fig. 1 in the form that compiles to the fastest code.
 
-They compute what `flax.linen.max_pool`, `ConvTranspose` and `Conv` do; only the time differs.
+They compute what `flax.linen.Conv`, `ConvTranspose` and `max_pool` do; only the time differs.
 `python -m benchmarks layers` measures each beside them.
 """
 
@@ -60,29 +60,36 @@ class UpConv2x2(nn.Module):
         return blocks.reshape(n, 2 * height, 2 * width, self.channels) + bias
 
 
-def conv3x3_of_one_channel(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
-    """The first convolution, not padded: [N, H, W, 1] -> [N, H - 2, W - 2, C], kernel [3, 3, 1, C].
+def conv3x3(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
+    """A convolution that is not padded: [N, H, W, C] -> [N, H - 2, W - 2, D], kernel [3, 3, C, D].
 
-    A sum of nine products compiles to one loop, on a CPU ten times as fast as a convolution that
-    has a single channel to add up. Its gradient would not; that is the convolution's. What
-    `flax.linen.Conv` gives to `jax.lax.conv_general_dilated` besides is not looked at.
+    What `flax.linen.Conv` gives to `jax.lax.conv_general_dilated` besides is not looked at.
     """
-    return _nine_products(x, kernel)
+    return _conv3x3_on_cpu(x, kernel) if jax.default_backend() == "cpu" else _conv3x3(x, kernel)
+
+
+def _conv3x3(x, kernel, padding="VALID"):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dimensions)
 
 
 @jax.custom_vjp
-def _nine_products(x, kernel):
+def _conv3x3_on_cpu(x, kernel):
+    if x.shape[-1] > 1:
+        return _conv3x3(x, kernel)
+    # Nine products compile to one loop, ten times as fast as a sum over a single channel.
     height, width = x.shape[1] - 2, x.shape[2] - 2
     taps = [(i, j) for i in range(3) for j in range(3)]
     return sum(x[:, i : i + height, j : j + width] * kernel[i, j] for i, j in taps)
 
 
-def _convolution(x, kernel):
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=dimensions)
+def _backward(inputs, gradient):
+    """The gradient as two convolutions whose operands XLA need not rearrange once more."""
+    x, kernel = inputs
+    x_gradient = _conv3x3(gradient, kernel[::-1, ::-1].swapaxes(2, 3), [(2, 2), (2, 2)])
+    # The batch is what is summed over; the channels of x take its place.
+    kernel_gradient = _conv3x3(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3))
+    return x_gradient, kernel_gradient.transpose(1, 2, 0, 3)
 
 
-_nine_products.defvjp(
-    lambda x, kernel: (_nine_products(x, kernel), (x, kernel)),
-    lambda inputs, gradient: jax.vjp(_convolution, *inputs)[1](gradient),
-)
+_conv3x3_on_cpu.defvjp(lambda x, kernel: (_conv3x3_on_cpu(x, kernel), (x, kernel)), _backward)

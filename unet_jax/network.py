@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unet_jax.layers import UpConv2x2, conv3x3_of_one_channel, max_pool2x2
+from unet_jax.layers import UpConv2x2, conv3x3, max_pool2x2
 
 
 def context(depth: int) -> int:
@@ -76,7 +76,7 @@ class UNet(nn.Module):
                 padding="VALID",
                 kernel_init=init,
                 dtype=self.dtype,
-                conv_general_dilated=conv3x3_of_one_channel if x.shape[-1] == 1 else None,
+                conv_general_dilated=conv3x3,
                 name=name,
             )
             return nn.relu(conv(x))
