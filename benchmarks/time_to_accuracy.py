@@ -19,7 +19,7 @@ from benchmarks import torch_unet
 from benchmarks.side_by_side import rounded
 from configs import em, em_small
 from unet_jax import predict_tiled
-from unet_jax.data.arrays import batch_indices, training_arrays, weight_maps
+from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.splits import read_splits
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
@@ -87,8 +87,7 @@ def ours(config, data):
     def train(steps):
         nonlocal state
         for step in steps:
-            indices = _indices(config, step, data)
-            batch = {name: array[indices] for name, array in data.items()}
+            batch = take(data, _indices(config, step, data))
             state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
         metrics["loss"].block_until_ready()
 

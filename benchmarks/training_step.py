@@ -18,37 +18,44 @@ from unet_jax.training import create_optimiser, create_train_state, make_train_s
 
 _CPU_CASES = [(16, 1), (32, 1), (64, 1)]
 _GPU_CASES = [(64, 1), (64, 8)]
+# What the convolutions compute in: dtype, and JAX's precision of float32 products on a GPU.
+_FORMATS = {
+    "float32": ("float32", "highest"),
+    "TF32": ("float32", "tensorfloat32"),
+    "bfloat16": ("bfloat16", None),
+}
 
 
 def rows(quick):
     """One row for each contestant."""
     on_gpu = jax.default_backend() != "cpu"
     side, rounds = (188, 2) if quick else (572, 30 if on_gpu else 10)
-    cases = [(4, 1)] if quick else _GPU_CASES if on_gpu else _CPU_CASES
-    dtypes = ("float32", "bfloat16") if on_gpu else ("float32",)
-    peaks = {dtype: matrix_product_peak(dtype) for dtype in dtypes}
-    for width, batch_size in cases:
-        for dtype in dtypes:
-            contestants, facts = {}, {}
-            for augmented in (True, False):
-                name = "ours" if augmented else "ours, no augmentation"
-                contestants[name], facts[name] = ours(width, batch_size, side, dtype, augmented)
-            contestants |= pytorch(width, batch_size, side, dtype)
-            seconds = alternate(contestants, rounds)
-            flops = step_flops(width, side) * batch_size
-            for name in contestants:
-                result = summary(seconds, name, ours="ours")
-                yield {
-                    "width": width,
-                    "batch": batch_size,
-                    "dtype": dtype,
-                    "contestant": name,
-                    **result,
-                    "images_per_second": rounded(batch_size / result["seconds"]),
-                    "tflops": rounded(flops / result["seconds"] / 1e12),
-                    "flops_percent": rounded(100 * flops / result["seconds"] / peaks[dtype]),
-                    **facts.get(name, {}),
-                }
+    cases = [(4, 2)] if quick else _GPU_CASES if on_gpu else _CPU_CASES
+    for number_format in _FORMATS if on_gpu or quick else ("float32",):
+        dtype, precision = _FORMATS[number_format]
+        with jax.default_matmul_precision(precision):
+            peak = matrix_product_peak(dtype)
+            for width, batch_size in cases:
+                contestants, facts = {}, {}
+                for augmented in (True, False):
+                    name = "ours" if augmented else "ours, no augmentation"
+                    contestants[name], facts[name] = ours(width, batch_size, side, dtype, augmented)
+                contestants |= pytorch(width, batch_size, side, number_format)
+                seconds = alternate(contestants, rounds)
+                flops = step_flops(width, side) * batch_size
+                for name in contestants:
+                    result = summary(seconds, name, ours="ours")
+                    yield {
+                        "width": width,
+                        "batch": batch_size,
+                        "format": number_format,
+                        "contestant": name,
+                        **result,
+                        "images_per_second": rounded(batch_size / result["seconds"]),
+                        "tflops": rounded(flops / result["seconds"] / 1e12),
+                        "flops_percent": rounded(100 * flops / result["seconds"] / peak),
+                        **facts.get(name, {}),
+                    }
 
 
 def ours(width, batch_size, side, dtype, augmented):
@@ -91,20 +98,20 @@ def ours(width, batch_size, side, dtype, augmented):
     }
 
 
-def pytorch(width, batch_size, side, dtype):
+def pytorch(width, batch_size, side, number_format):
     """The same step in PyTorch, in each variant that this machine has."""
     import torch
 
     from benchmarks import torch_unet
 
     device = "cuda" if jax.default_backend() != "cpu" else "cpu"
-    autocast = torch.bfloat16 if dtype == "bfloat16" else None
+    autocast = torch.bfloat16 if number_format == "bfloat16" else None
     variants = {"PyTorch": lambda network: network}
     if shutil.which("c++"):
         variants["PyTorch compiled"] = torch.compile
-    if device == "cuda":  # as JAX does by default
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    tf32 = number_format != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
 
     calls = {}
     for name, variant in variants.items():

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from configs import em
-from unet_jax.data.arrays import batch_indices, training_arrays
+from unet_jax.data.arrays import batch_indices, take, training_arrays
 from unet_jax.example import Example
 from unet_jax.network import UNet, context
 from unet_jax.training import create_optimiser, create_train_state, make_train_step
@@ -159,4 +159,9 @@ def test_examples_of_different_sizes_share_one_array(monkeypatch):
 
     # What does not fit stays on the host.
     monkeypatch.setattr("unet_jax.data.arrays.memory_bytes", lambda: 1000)
-    assert all(isinstance(a, np.ndarray) for a in training_arrays(examples, weights).values())
+    on_host = training_arrays(examples, weights)
+    assert all(isinstance(a, np.ndarray) for a in on_host.values())
+    for dataset in (arrays, on_host):
+        batch = take(dataset, np.array([1, 0, 1]))
+        assert batch.keys() == arrays.keys()
+        np.testing.assert_array_equal(batch["image"], on_host["image"][[1, 0, 1]])

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from unet_jax import checkpoint
 from unet_jax.configuration import check_config
-from unet_jax.data.arrays import batch_indices, training_arrays, weight_maps
+from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.splits import read_splits, split_folds
 from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed
@@ -31,7 +31,7 @@ from unet_jax.stop_request import StopRequest
 from unet_jax.training import TrainState, create_optimiser, create_train_state, make_train_step
 from unet_jax.weight_map import class_weights
 
-# Metrics are fetched this many steps at a time, so that the device need not wait for the host.
+# Metrics are fetched this many steps at a time.
 _FETCH_EVERY = 10
 _EXAMPLES_SHOWN = 3
 _PATIENCE_HOURS = 3
@@ -125,6 +125,7 @@ def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> 
         network, optimiser, tile_side=settings.tile_side, augmentation=config.augmentation.to_dict()
     )
 
+    learning_rate = jax.jit(learning_rate)  # else a dozen small computations at each step
     log = RunLog(workdir / "log.jsonl", start)
     began = time.perf_counter() - (log.rows[-1]["seconds"] if log.rows else 0)
     pending = []
@@ -133,17 +134,20 @@ def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> 
             indices = batch_indices(
                 step - 1, len(splits["train"]), settings.batch_size, settings.seed
             )
-            batch = {name: array[indices] for name, array in dataset.items()}
-            state, metrics = train_step(state, batch, jax.random.fold_in(training_key, step))
-            pending.append(metrics | {"learning_rate": learning_rate(step - 1)})
+            key = jax.random.fold_in(training_key, step)
+            state, metrics = train_step(state, take(dataset, indices), key)
+            metrics |= {"learning_rate": learning_rate(step - 1)}
+            pending.append({"step": step} | metrics)
             validate = step % settings.validate_every == 0 or step == settings.steps
             stop_signal = stop.signal  # looked at once: it may come at any time
-            if not (validate or stop_signal or step % _FETCH_EVERY == 0 or step == start + 1):
+            wait = validate or stop_signal or step == start + 1
+            if not wait and len(pending) <= _FETCH_EVERY:
                 continue
 
             seconds = time.perf_counter() - began
-            rows = _training_rows(step, pending, seconds)
-            pending = []
+            # Without need the device does not wait for the host: it is busy with the newest step.
+            ready, pending = (pending, []) if wait else (pending[:-1], pending[-1:])
+            rows = _training_rows(ready, seconds)
             log.write(rows)
             _check_finite(rows, workdir)
             progress.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
@@ -231,12 +235,12 @@ def _progress_bar(start: int, steps: int) -> tqdm:
     return tqdm(total=steps, initial=start, desc="Training", unit="step", mininterval=1)
 
 
-def _training_rows(step: int, metrics: list[dict], seconds: float) -> list[dict[str, float]]:
-    """The log's rows for the steps up to this one; waits until the device has done them."""
+def _training_rows(metrics: list[dict], seconds: float) -> list[dict[str, float]]:
+    """The log's rows of some steps; waits until the device has done them."""
     return [
-        {"step": step - len(metrics) + i, "seconds": round(seconds, 1)}
+        {"step": values.pop("step"), "seconds": round(seconds, 1)}
         | {name: float(value) for name, value in values.items()}
-        for i, values in enumerate(metrics, 1)
+        for values in jax.device_get(metrics)
     ]
 
 

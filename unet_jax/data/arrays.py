@@ -48,6 +48,18 @@ def training_arrays(examples: list[Example], weights: list[np.ndarray]) -> dict[
     return jax.device_put(arrays)
 
 
+def take(dataset: dict[str, jax.Array], indices: np.ndarray) -> dict[str, jax.Array]:
+    """The batch of the examples `indices`, int [batch_size], of `training_arrays`."""
+    if isinstance(dataset["image"], np.ndarray):
+        return {name: array[indices] for name, array in dataset.items()}
+    return _take(dataset, indices)
+
+
+@jax.jit
+def _take(dataset, indices):
+    return {name: array[indices] for name, array in dataset.items()}
+
+
 def batch_indices(step: int, examples: int, batch_size: int, seed: int) -> np.ndarray:
     """Which examples a step sees, int [batch_size]: in each epoch all of them in random order.
 

@@ -1,0 +1,60 @@
+"""Draws docs/benchmarks.png from the committed results: python -m benchmarks.plot."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+_COLOURS = {
+    "ours": "#c0392b",
+    "PyTorch": "#5b7fa6",
+    "PyTorch compiled": "#274b6d",
+    "MONAI": "#8a8a8a",
+    "one patch a pixel": "#c9c9c9",
+}
+
+
+def read(name):
+    """The rows of a benchmark."""
+    file = Path("benchmarks/results", f"{name}.json")
+    return json.loads(file.read_text())["rows"]
+
+
+def main():
+    """Training step, prediction and time to accuracy side by side."""
+    figure, (step, prediction, accuracy) = plt.subplots(
+        1, 3, figsize=(13, 3.6), layout="constrained"
+    )
+    for name, offset in (("ours", -0.25), ("PyTorch", 0), ("PyTorch compiled", 0.25)):
+        rows = [row for row in read("training_step") if row["contestant"] == name]
+        places = [i + offset for i in range(len(rows))]
+        heights = [row["images_per_second"] for row in rows]
+        bars = step.bar(places, heights, 0.25, label=name, color=_COLOURS[name])
+        step.bar_label(bars, fmt="%.2g", fontsize=8)
+    step.set_xticks(range(len(rows)), [f"width {row['width']}" for row in rows])
+    step.set(title="Training, 572x572 pixels", ylabel="images a second", yscale="log")
+
+    for name, colour in _COLOURS.items():
+        rows = [row for row in read("prediction") if row["contestant"] == name]
+        if rows:
+            sides, speeds = zip(
+                *((row["side"], row["megapixels_per_second"]) for row in rows), strict=True
+            )
+            prediction.plot(sides, speeds, "o-", label=name, color=colour)
+    prediction.set(title="Prediction, width 16", xlabel="side of the image, pixels")
+    prediction.set(ylabel="megapixels a second", xscale="log", yscale="log")
+
+    for name in ("ours", "PyTorch"):
+        rows = [r for r in read("time_to_accuracy") if r["contestant"] == name and "error" in r]
+        seconds, errors = zip(*((row["seconds"], row["error"]) for row in rows), strict=True)
+        accuracy.plot(seconds, errors, label=name, color=_COLOURS[name])
+    accuracy.set(title="ISBI 2012, held-out slices", xlabel="seconds of training")
+    accuracy.set(ylabel="pixel error", ylim=(0.04, 0.12))
+    for axes in (step, prediction, accuracy):
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig("docs/benchmarks.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()
