@@ -231,7 +231,7 @@ def test_tile_side_is_chosen_by_size_and_memory(monkeypatch):
     assert choose_tile_side(network, 50, 60) == 252
     assert choose_tile_side(network, 512, 512) == 700
     assert choose_tile_side(network, 384, 384) == 572
-    assert choose_tile_side(network, 20_000, 20_000) == 1212
+    assert choose_tile_side(network, 20_000, 20_000) == 1148
     monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 2 * 2**30)
     assert choose_tile_side(network, 20_000, 20_000) == 700
     monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 1)

@@ -55,8 +55,12 @@ class UpConv2x2(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (2, 2, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        n, height, width, _ = x.shape
-        blocks = jnp.einsum("nhwi,abio->nhawbo", x, kernel)
+        n, height, width, incoming = x.shape
+        # A 1x1 convolution: XLA's matrix product rounds otherwise where there are more pixels, so
+        # that a tile would not equal the whole image.
+        product = kernel.transpose(2, 0, 1, 3).reshape(1, 1, incoming, -1)
+        blocks = _convolution(x, product).reshape(n, height, width, 2, 2, self.channels)
+        blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
         return blocks.reshape(n, 2 * height, 2 * width, self.channels) + bias
 
 
@@ -65,10 +69,10 @@ def conv3x3(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
 
     What `flax.linen.Conv` gives to `jax.lax.conv_general_dilated` besides is not looked at.
     """
-    return _conv3x3_on_cpu(x, kernel) if jax.default_backend() == "cpu" else _conv3x3(x, kernel)
+    return _conv3x3_on_cpu(x, kernel) if jax.default_backend() == "cpu" else _convolution(x, kernel)
 
 
-def _conv3x3(x, kernel, padding="VALID"):
+def _convolution(x, kernel, padding="VALID"):
     dimensions = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=dimensions)
 
@@ -76,7 +80,7 @@ def _conv3x3(x, kernel, padding="VALID"):
 @jax.custom_vjp
 def _conv3x3_on_cpu(x, kernel):
     if x.shape[-1] > 1:
-        return _conv3x3(x, kernel)
+        return _convolution(x, kernel)
     # Nine products compile to one loop, ten times as fast as a sum over a single channel.
     height, width = x.shape[1] - 2, x.shape[2] - 2
     taps = [(i, j) for i in range(3) for j in range(3)]
@@ -86,9 +90,9 @@ def _conv3x3_on_cpu(x, kernel):
 def _backward(inputs, gradient):
     """The gradient as two convolutions whose operands XLA need not rearrange once more."""
     x, kernel = inputs
-    x_gradient = _conv3x3(gradient, kernel[::-1, ::-1].swapaxes(2, 3), [(2, 2), (2, 2)])
+    x_gradient = _convolution(gradient, kernel[::-1, ::-1].swapaxes(2, 3), [(2, 2), (2, 2)])
     # The batch is what is summed over; the channels of x take its place.
-    kernel_gradient = _conv3x3(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3))
+    kernel_gradient = _convolution(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3))
     return x_gradient, kernel_gradient.transpose(1, 2, 0, 3)
 
 
