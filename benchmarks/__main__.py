@@ -7,6 +7,7 @@ take turns in one process, so that a busy machine slows all of them.
 import argparse
 import importlib
 import json
+from importlib.metadata import distributions
 from pathlib import Path
 
 from unet_jax.environment import versions
@@ -14,6 +15,7 @@ from unet_jax.environment import versions
 NAMES = (
     "layers",
     "training_step",
+    "tile_prediction",
     "prediction",
     "augmentation",
     "weight_map",
@@ -39,7 +41,7 @@ def main():
             print(json.dumps(row), flush=True)
             if arguments.out:
                 arguments.out.mkdir(parents=True, exist_ok=True)
-                result = {"versions": versions() | _others(), "rows": rows}
+                result = {"versions": versions() | _contestants(), "rows": rows}
                 text = json.dumps(result, indent=1) + "\n"
                 (arguments.out / f"{name}.json").write_text(text)
         print("\n" + table(rows), flush=True)
@@ -52,16 +54,9 @@ def table(rows: list[dict]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _others():
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("torch", "monai", "scipy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def _contestants():
+    installed = {d.name.lower(): d.version for d in distributions() if d.name}
+    return {name: installed[name] for name in ("torch", "monai") if name in installed}
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def main():
         bars = step.bar(places, heights, 0.25, label=name, color=_COLOURS[name])
         step.bar_label(bars, fmt="%.2g", fontsize=8)
     step.set_xticks(range(len(rows)), [f"width {row['width']}" for row in rows])
-    step.set(title="Training, 572x572 pixels", ylabel="images a second", yscale="log")
+    step.set(title="Training, tiles of 572x572 a second", yscale="log")
+    step.yaxis.set_visible(False)
+    step.spines["left"].set_visible(False)
 
     for name, colour in _COLOURS.items():
         rows = [row for row in read("prediction") if row["contestant"] == name]
@@ -43,6 +45,9 @@ def main():
             prediction.plot(sides, speeds, "o-", label=name, color=colour)
     prediction.set(title="Prediction, width 16", xlabel="side of the image, pixels")
     prediction.set(ylabel="megapixels a second", xscale="log", yscale="log")
+    sides = (512, 2048, 8192)
+    prediction.set_xticks(sides, [f"{side:,}" for side in sides])
+    prediction.minorticks_off()
 
     for name in ("ours", "PyTorch"):
         rows = [r for r in read("time_to_accuracy") if r["contestant"] == name and "error" in r]
