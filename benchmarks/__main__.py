@@ -28,10 +28,12 @@ NAMES = (
 def main():
     """Prints each benchmark's rows as a table, and writes them as JSON where --out says so."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="*", choices=[[], *NAMES], help="all of them by default")
+    parser.add_argument("name", nargs="*", help=", ".join(NAMES) + "; all of them by default")
     parser.add_argument("--out", type=Path, help="folder for NAME.json")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
     arguments = parser.parse_args()
+    for name in set(arguments.name) - set(NAMES):
+        parser.error(f"there is no benchmark {name}, only {', '.join(NAMES)}")
     for name in arguments.name or NAMES:
         benchmark = importlib.import_module(f"benchmarks.{name}")
         print(f"\n{name}: {benchmark.__doc__.splitlines()[0]}\n", flush=True)
