@@ -16,14 +16,20 @@ from unet_jax.fit import cross_validate, fit
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, a Python file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, log and pictures.")
 _FOLDS = flags.DEFINE_integer("folds", None, "Number of parts of a cross-validation, 2 or more.")
+_ALLOW_CHANGE = flags.DEFINE_multi_string(
+    "allow_change",
+    [],
+    "A key, such as config.augmentation.shift or data, in which the run that is in --workdir may "
+    "go on differently; may be given several times.",
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def _train():
     workdir = Path(_WORKDIR.value)
     if _FOLDS.value is None:
-        return fit(_CONFIG.value, workdir)
-    return cross_validate(_CONFIG.value, workdir, _FOLDS.value)
+        return fit(_CONFIG.value, workdir, allow_change=_ALLOW_CHANGE.value)
+    return cross_validate(_CONFIG.value, workdir, _FOLDS.value, allow_change=_ALLOW_CHANGE.value)
 
 
 if __name__ == "__main__":

@@ -69,10 +69,13 @@ def test_saving_a_step_again_replaces_it(workdir):
 
 def test_an_unfinished_save_is_no_checkpoint(workdir):
     folder = workdir / "checkpoints"
-    (folder / "000007").rename(folder / "000009.unfinished")
+    (folder / "000007" / "sha256.json").unlink()
     assert checkpoint.saved_steps(workdir) == [4]
-    checkpoint.save(workdir, a_state(), a_description(9))
-    assert sorted(p.name for p in folder.iterdir()) == ["000004", "000009"]
+    assert load(workdir, "latest").description["step"] == 4
+    assert checkpoint.remove_unfinished(workdir) == [folder / "000007"]
+    assert sorted(p.name for p in folder.iterdir()) == ["000004"]
+    checkpoint.save(workdir, a_state(), a_description(7))
+    assert checkpoint.saved_steps(workdir) == [4, 7]
 
 
 def refused(workdir, step="best"):

@@ -129,7 +129,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.width", 0, "model.width must be at least 1, not 0"),
+        ("model.width", 0, "model.width must be a whole number from 1 to 4096, not 0"),
         ("model.depth", 0, "model.depth"),
         ("model.classes", 1, "model.classes"),
         ("model.dropout_rate", 1.0, "model.dropout_rate"),
@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny_config, tmp_path):
     ("validate_every", "message"),
     [
         (12, r"Step \d+: the loss is .* at a learning rate of .*; no step was saved"),
-        (2, "output is no longer finite. Try a lower"),
+        (2, r"Step 2: the network's output is no longer finite, at a learning rate of"),
     ],
 )
 def test_an_infinite_loss_stops_and_keeps_the_last_good_step(

@@ -3,29 +3,82 @@
     checkpoints/000400/params/        the network's parameters (Orbax)
     checkpoints/000400/opt_state/     the optimiser's state (Orbax)
     checkpoints/000400/checkpoint.json   configuration, normalisation, class names, versions, ...
-    checkpoints/000400/sha256.json       the other files' digests, since Orbax does not check them
+    checkpoints/000400/sha256.json    the manifest: the other files' digests, written last
 
-A folder appears under its name when it is complete. Nothing in it is ever executed.
+A step exists when its manifest does, and is read only if the files are those of the manifest.
+Nothing in it is ever executed, and nothing outside its folder is opened.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
+from unet_jax.configuration import check_model
 from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.model import Model
 from unet_jax.network import UNet, init_params
+from unet_jax.output_files import complete
 from unet_jax.training import TrainState
 
 _DESCRIPTION = "checkpoint.json"
-_DIGESTS = "sha256.json"
+_MANIFEST = "sha256.json"
+# Parameters are hardly compressible: arrays larger than this many times their files are made up.
+_MAX_RATIO = 100
+
+
+class Saver:
+    """Saves checkpoints in the background, one at a time, while training goes on.
+
+    Used in a `with` block, whose end waits for the last one.
+    """
+
+    def __init__(self, workdir: Path):
+        """Saves into the run's folder."""
+        self._workdir = workdir
+        self._background = ThreadPoolExecutor(1)
+        self._saving: Future | None = None
+
+    def __enter__(self):
+        """The saver itself."""
+        return self
+
+    def __exit__(self, kind, *_):
+        """Waits; raises RunFailed if the last save failed, unless another error is on its way."""
+        self._background.shutdown()
+        if kind is None:
+            self.wait()
+
+    def save(self, state: TrainState, description: dict[str, Any]) -> None:
+        """Begins to save as `save` does, after the one before; waits only for that and for a copy.
+
+        Raises:
+          RunFailed: the one before failed.
+        """
+        self.wait()
+        # Copies: the next step uses up the device's arrays.
+        state = jax.tree.map(np.array, state)
+        self._saving = self._background.submit(save, self._workdir, state, description)
+
+    def raise_error(self) -> None:
+        """Raises RunFailed if a save has failed meanwhile."""
+        if self._saving and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until everything is saved; raises RunFailed if that failed."""
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
 
 
 def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
@@ -37,50 +90,76 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
       description: JSON values, of which `load` needs `model` (the fields of `UNet`), `channels`,
         `scale` and `percentiles`; `validation["loss"]`, where there is one, decides which step is
         best.
+
+    Raises:
+      RunFailed: it cannot be written, or is not finite; the steps before are as they were.
     """
     folder = _step_folder(workdir, description["step"])
-    for leftover in folder.parent.glob("*.*"):  # of a kill
-        shutil.rmtree(leftover)
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    unfinished.mkdir(parents=True)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(unfinished.absolute() / "params", state.params)
-            checkpointer.save(unfinished.absolute() / "opt_state", state.opt_state)
-            checkpointer.wait_until_finished()
-    except ValueError as error:  # a full disk, for example
-        raise RunFailed(f"{folder}: cannot be saved ({one_line(error)}).") from error
-    (unfinished / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-    digests = {
-        file.relative_to(unfinished).as_posix(): _digest(file)
-        for file in sorted(unfinished.rglob("*"))
-        if file.is_file()
-    }
-    (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=1) + "\n")
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(state)):
+        raise RunFailed(f"{folder}: is not saved, the parameters are no longer finite.")
     _remove(folder)
-    unfinished.rename(folder)
+    try:
+        folder.mkdir(parents=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute() / "params", state.params)
+            checkpointer.save(folder.absolute() / "opt_state", state.opt_state)
+            checkpointer.wait_until_finished()
+        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+        manifest = {}
+        for name, file in _files(folder).items():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())  # nor does a power cut leave a manifest without its files
+                manifest[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+        with complete(folder / _MANIFEST) as unfinished:
+            unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
+        _verify(folder)
+    except Exception as error:  # of Orbax's threads, many kinds
+        _remove(folder)  # so that a full disk has room again
+        raise RunFailed(f"{folder}: cannot be saved ({one_line(error)}).") from error
 
-    kept = {best_step(workdir), max(saved_steps(workdir))}
-    for step in saved_steps(workdir):
+    steps = saved_steps(workdir)
+    kept = {best_step(workdir), max(steps)}
+    for step in steps:
         if step not in kept:
             _remove(_step_folder(workdir, step))
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """The steps that have a complete checkpoint, ascending."""
-    folders = (workdir / "checkpoints").glob("*/" + _DIGESTS)
-    return sorted(int(f.parent.name) for f in folders if f.parent.name.isdecimal())
+    """The steps that have a checkpoint, ascending."""
+    manifests = (workdir / "checkpoints").glob("*/" + _MANIFEST)
+    return sorted(int(f.parent.name) for f in manifests if f.parent.name.isdecimal())
+
+
+def remove_unfinished(workdir: Path) -> list[Path]:
+    """Removes the steps without a manifest, which a kill left behind; returns their folders."""
+    steps = {_step_folder(workdir, step) for step in saved_steps(workdir)}
+    folders = [f for f in (workdir / "checkpoints").glob("*") if f.is_dir() and f not in steps]
+    for folder in folders:
+        shutil.rmtree(folder)
+    return folders
 
 
 def describe(workdir: Path, step: int) -> dict[str, Any]:
     """The description that was saved with a step.
 
     Raises:
-      InputError: it is not what was saved.
+      InputError: it is not what was saved, or not of this program.
     """
     folder = _step_folder(workdir, step)
-    _verify(folder, [_DESCRIPTION])
-    return json.loads((folder / _DESCRIPTION).read_text())
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        text = (folder / _DESCRIPTION).read_bytes()
+        if hashlib.sha256(text).hexdigest() != manifest[_DESCRIPTION]:
+            raise ValueError(f"{_DESCRIPTION} is not what was saved")
+        description = json.loads(text)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _damaged(workdir, step, error) from error
+    try:
+        _check_description(description)
+    except (InputError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{folder}: is no checkpoint of this program ({reason}).") from error
+    return description
 
 
 def best_step(workdir: Path) -> int:
@@ -94,9 +173,12 @@ def best_step(workdir: Path) -> int:
 
 
 def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
-    """The state saved at a step, with the structure, shapes and dtypes of `like`."""
-    folder = _step_folder(workdir, step)
-    _verify(folder)
+    """The state saved at a step, with the structure, shapes and dtypes of `like`.
+
+    Raises:
+      InputError: the checkpoint is damaged, or of another network.
+    """
+    folder = _verified(workdir, step)
     return TrainState(
         step=jnp.int32(step),
         params=_restore(folder / "params", like.params),
@@ -152,9 +234,8 @@ def _load_one(workdir: Path, step: str | int) -> Model:
     elif not str(step).isdecimal() or int(step) not in steps:
         kept = ", ".join(map(str, steps))
         raise InputError(f"{workdir}: no step {step}; there are: best, latest, {kept}.")
-    folder = _step_folder(workdir, int(step))
-    _verify(folder)
-    description = json.loads((folder / _DESCRIPTION).read_text())
+    folder = _verified(workdir, int(step))
+    description = describe(workdir, int(step))
     network = UNet(**description["model"])
     channels = description["channels"]
     params = jax.eval_shape(lambda key: init_params(key, network, channels), jax.random.key(0))
@@ -163,36 +244,118 @@ def _load_one(workdir: Path, step: str | int) -> Model:
     return Model(network, params, channels, description["scale"], percentiles, description)
 
 
-def _restore(folder, like):
+def _check_description(description: dict[str, Any]) -> None:
+    """Raises for values that `load` cannot use, and for what it needs and does not find."""
+    check_model(description["model"])
+    low, high = description["percentiles"]
+    validation = description["validation"]
+    for name, holds in (
+        ("channels", type(description["channels"]) is int and 1 <= description["channels"] <= 1000),
+        ("scale", 0 < description["scale"] < 100),
+        ("percentiles", 0 <= low <= high <= 100),
+        ("validation", validation is None or isinstance(validation["loss"], float)),
+    ):
+        if not holds:
+            raise InputError(f"{name} is {description[name]!r}")
+
+
+def _restore(folder: Path, like):
+    """The arrays of an Orbax folder with the structure, shapes and dtypes of `like`."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
-    with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(folder.absolute(), like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(folder.absolute())
+            saved = getattr(saved, "item_metadata", saved)  # since Orbax 0.11.1
+            _check_same_arrays(folder, _arrays(getattr(saved, "tree", saved)), _arrays(like))
+            restored = checkpointer.restore(folder.absolute(), like)
+    except InputError:
+        raise
+    except Exception as error:  # a file of another format raises many kinds
+        raise InputError(f"{folder}: cannot be read ({one_line(error)}).") from error
     # Copies of JAX's own: what Orbax returns may lie in its memory, and training donates it.
     return jax.tree.map(jnp.copy, restored)
 
 
-def _verify(folder: Path, names: list[str] | None = None) -> None:
-    """Raises InputError unless the files, all by default, are those that were saved."""
+def _arrays(tree) -> dict[str, tuple]:
+    """Shape and dtype of each array by its name."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), np.dtype(x.dtype))
+        for path, x in leaves
+    }
+
+
+def _check_same_arrays(folder, saved, expected):
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
+            found, wanted = (
+                "no such array" if name not in arrays else "{} {}".format(*arrays[name])
+                for arrays in (saved, expected)
+            )
+            raise InputError(
+                f"{folder}: is of another network: {name} is {found}, expected {wanted}."
+            )
+    declared = sum(np.prod(shape, dtype=float) * d.itemsize for shape, d in expected.values())
+    held = sum(file.stat().st_size for file in _files(folder).values())
+    if declared > _MAX_RATIO * held:
+        raise InputError(f"{folder}: declares {declared:,.0f} bytes of arrays and holds {held:,}.")
+
+
+def _verified(workdir: Path, step: int) -> Path:
+    """The folder of a step, whose files are those that were saved; otherwise InputError."""
+    folder = _step_folder(workdir, step)
     try:
-        digests = json.loads((folder / _DIGESTS).read_text())
-        for name in names or {*digests, _DESCRIPTION}:  # never nothing
-            if _digest(folder / name) != digests[name]:
-                raise ValueError("another SHA-256 than was saved")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        damaged = f"{folder}: the checkpoint is damaged ({one_line(error)})"
-        raise InputError(f"{damaged}; use another step.") from error
+        _verify(folder)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(workdir, step, error) from error
+    return folder
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _verify(folder: Path) -> None:
+    manifest = json.loads((folder / _MANIFEST).read_bytes())
+    if not isinstance(manifest, dict) or _DESCRIPTION not in manifest:
+        raise ValueError(f"{_MANIFEST} is no manifest")
+    files = _files(folder)
+    for name in sorted(manifest.keys() ^ files.keys()):
+        raise ValueError(f"{name} is missing" if name in manifest else f"{name} was not saved")
+    for name, file in files.items():
+        with file.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != manifest[name]:
+                raise ValueError(f"{name} is not what was saved")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a step by their path in it, without the manifest; a link raises ValueError."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{name} is no plain file")
+        if path.is_file() and name != _MANIFEST:
+            files[name] = path
+    return files
+
+
+def _damaged(workdir: Path, step: int, reason: Exception) -> InputError:
+    """The error for a damaged step, which names the last good one: nobody chooses it in silence."""
+    folder = _step_folder(workdir, step)
+    remedy = "no other step is good."
+    for other in reversed(saved_steps(workdir)):
+        try:
+            _verify(_step_folder(workdir, other))
+        except (OSError, ValueError, TypeError, RecursionError):
+            continue
+        remedy = f"the last good step is {other}; remove the damaged folder to go on from it."
+        break
+    return InputError(f"{folder}: the checkpoint is damaged ({one_line(reason)}); {remedy}")
 
 
 def _remove(folder: Path) -> None:
-    """Removes a step so that a kill on the way leaves nothing that looks complete."""
+    """Removes a step, the manifest first, so that a kill leaves nothing that looks complete."""
     if folder.exists():
-        shutil.rmtree(folder.rename(folder.with_name(folder.name + ".removed")))
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
 
 def _step_folder(workdir, step):

@@ -40,7 +40,8 @@ def run(main: Callable[[], int]) -> None:
             raise InputError(f"Not understood: {' '.join(rest)} (flags begin with --).")
         status = main()
     except InputError as error:
-        _say(error)
+        for problem in error.args:
+            _say(problem)
         status = 2
     except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _say(error)

@@ -1,7 +1,9 @@
-"""What a run depends on beside its inputs: the device and the versions of the software."""
+"""What a run depends on beside its inputs: the device and the software."""
 
 import os
+import subprocess
 from importlib.metadata import version
+from pathlib import Path
 from platform import python_version
 
 import jax
@@ -15,6 +17,11 @@ def memory_bytes() -> int:
     return statistics["bytes_limit"]
 
 
+def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether the device had not enough memory."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
 def versions() -> dict[str, str]:
     """What a result depends on: the packages' versions, Python's and the device."""
     packages = ("unet-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "numba")
@@ -25,3 +32,21 @@ def versions() -> dict[str, str]:
         "python": python_version(),
         "device": f"{device.device_kind}, {cores} CPU cores",
     }
+
+
+def git_state() -> dict[str, str | bool] | None:
+    """The commit of the checkout that this code lies in, and whether it has been changed since.
+
+    None where the code is installed without its history.
+    """
+    here = Path(__file__)
+
+    def git(*arguments):
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # else it is the checkout of something else
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

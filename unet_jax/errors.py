@@ -1,11 +1,18 @@
-"""The errors that are for the user: one line each, printed without a traceback."""
+"""The errors that are for the user: a line for each problem, printed without a traceback."""
+
+import contextlib
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
     """An input file, setting or checkpoint that cannot be used; nothing has been written.
 
-    The command line programs exit with status 2.
+    Each argument is one problem, in one line. The command line programs exit with status 2.
     """
+
+    def __str__(self):
+        """All problems."""
+        return "; ".join(self.args)
 
 
 class RunFailed(RuntimeError):
@@ -13,6 +20,27 @@ class RunFailed(RuntimeError):
 
     The command line programs exit with status 1.
     """
+
+
+class Problems:
+    """Collects what is wrong with an input, so that the user is told everything at once."""
+
+    def __init__(self):
+        """Begins without a problem."""
+        self._lines = []
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """Notes an InputError raised in the block, which ends there."""
+        try:
+            yield
+        except InputError as error:
+            self._lines += error.args
+
+    def raise_all(self) -> None:
+        """Raises one InputError with all problems noted, if there are any."""
+        if self._lines:
+            raise InputError(*self._lines)
 
 
 def one_line(error: object) -> str:

@@ -21,6 +21,7 @@ from unet_jax.example import Example, scaled_size, separated
 from unet_jax.figures import save_examples
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
+from unet_jax.output_files import complete
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
 from unet_jax.report import Picture, save_report
 from unet_jax.run_log import read_log
@@ -323,9 +324,8 @@ def _writable(folder: Path) -> Path:
 
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(json.dumps(record, indent=1) + "\n")
-    unfinished.replace(file)
+    with complete(file) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _print(result: dict[str, Any], out: Path) -> None:

@@ -1,5 +1,6 @@
 """What every data set is made of: an image with its labels."""
 
+import hashlib
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,15 @@ class Example(NamedTuple):
     image: np.ndarray
     labels: np.ndarray
     instances: np.ndarray
+
+
+def sha256(example: Example) -> str:
+    """The digest of an example's pixels, labels and cells, with their shapes and dtypes."""
+    digest = hashlib.sha256()
+    for array in (example.image, example.labels, example.instances):
+        digest.update(f"{array.shape} {array.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def rescaled(example: Example, scale: float) -> Example:

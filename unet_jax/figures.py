@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from unet_jax.example import IGNORED, Example
+from unet_jax.output_files import complete
 
 SPLIT_COLOUR = "#d62728"
 MERGE_COLOUR = "#1f77b4"
@@ -57,7 +58,8 @@ def save_examples(
         axes[0].set_ylabel(example.name[:_NAME_SHOWN])
         for axis in axes:
             axis.set(xticks=[], yticks=[])
-    figure.savefig(file, dpi=110)
+    with complete(file) as unfinished:
+        figure.savefig(unfinished, dpi=110)
 
 
 def save_training_curves(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -71,7 +73,8 @@ def save_training_curves(file: Path, rows: list[dict[str, Any]]) -> None:
     losses, errors = figure.subplots(1, 2)
     draw_losses(losses, rows)
     draw_validation_errors(errors, rows)
-    figure.savefig(file, dpi=110)
+    with complete(file) as unfinished:
+        figure.savefig(unfinished, dpi=110)
 
 
 def draw_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:

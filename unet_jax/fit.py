@@ -1,10 +1,12 @@
 """A training run: from a configuration to checkpoints, a log and pictures in one folder."""
 
+import contextlib
+import itertools
 import json
-import math
 import shlex
 import sys
 import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import jax
@@ -16,57 +18,71 @@ from unet_jax import checkpoint
 from unet_jax.configuration import check_config
 from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.splits import read_splits, split_folds
-from unet_jax.environment import versions
+from unet_jax.environment import git_state, is_out_of_memory, versions
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import IGNORED, Example, rescaled, separated
+from unet_jax.example import IGNORED, Example, rescaled, separated, sha256
 from unet_jax.figures import save_examples, save_training_curves
+from unet_jax.guard import TOO_LARGE_STEPS, collapse, is_finite, record_failure
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.model import Model
-from unet_jax.network import UNet
+from unet_jax.network import UNet, valid_input_sides
 from unet_jax.normalisation import PERCENTILES
 from unet_jax.overlap_tile import predict_tiled
+from unet_jax.resume import resume_or_start
 from unet_jax.run_log import RunLog
 from unet_jax.scores import em_errors
 from unet_jax.stop_request import StopRequest
-from unet_jax.training import TrainState, create_optimiser, create_train_state, make_train_step
+from unet_jax.training import create_optimiser, create_train_state, make_train_step
 from unet_jax.weight_map import class_weights
 
 # Metrics are fetched this many steps at a time.
 _FETCH_EVERY = 10
 _EXAMPLES_SHOWN = 3
 _PATIENCE_HOURS = 3
-_ADVICE = "Try a lower config.optimiser.peak_learning_rate."
 
 
-def cross_validate(config: ConfigDict, workdir: Path, folds: int) -> int:
+def cross_validate(
+    config: ConfigDict, workdir: Path, folds: int, *, allow_change: Collection[str] = ()
+) -> int:
     """Trains one network for each of so many folds, in `fold0`, `fold1`, ... of `workdir`.
 
     A fold is a part of the training and validation splits, which are divided anew: its network is
     trained on the other parts and validated on it. The test split stays out of all of them.
 
-    Returns and raises as `fit` does.
+    Takes, returns and raises as `fit` does.
     """
     if folds < 2:
         raise InputError(f"--folds must be at least 2, not {folds}.")
     for fold in range(folds):
         print(f"Fold {fold} of 0 to {folds - 1}")
-        status = fit(config, workdir / f"fold{fold}", fold=fold, folds=folds)
+        status = fit(
+            config, workdir / f"fold{fold}", fold=fold, folds=folds, allow_change=allow_change
+        )
         if status:
             return status
     print(f"The mean over the folds: python eval.py --checkpoint={workdir} --split=validation")
     return 0
 
 
-def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> int:
+def fit(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    fold: int = 0,
+    folds: int = 1,
+    allow_change: Collection[str] = (),
+) -> int:
     """Trains as the configuration says, or goes on exactly where a run in `workdir` stopped.
 
-    Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`.
+    Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`; `failure.json`, if a
+    step is not finite.
 
     Args:
       config: see `configs/em.py`.
       workdir: the run's folder.
       fold: which part is left out, see `cross_validate`.
       folds: number of parts; 1 for the splits that the configuration gives.
+      allow_change: keys in which the run may differ from what it was, see `resume`.
 
     Returns:
       The exit status: 0 when the run is finished, 128 + the signal's number when SIGINT or SIGTERM
@@ -74,7 +90,8 @@ def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> 
 
     Raises:
       InputError: a configuration, data or folder that cannot be used; nothing has been written.
-      RunFailed: the loss is no longer finite.
+      RunFailed: the loss is no longer finite, the memory does not suffice, or nothing can be saved;
+        the last good step is intact.
     """
     check_config(config)
     settings = config.train
@@ -86,6 +103,7 @@ def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> 
     for split in ("train", "validation"):
         if all((e.labels == IGNORED).all() for e in splits[split]):
             raise InputError(f"All pixels of the {split} split are ignored.")
+    digests = {e.name: sha256(e) for examples in splits.values() for e in examples}
     scale = config.data.get("scale", 1.0)
     splits = {
         split: [separated(rescaled(e, scale)) for e in examples]
@@ -103,14 +121,16 @@ def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> 
         "class_names": config.class_names,
         "class_weights": class_weight.tolist(),
         "splits": {split: [e.name for e in examples] for split, examples in splits.items()},
+        "data": digests,
         "fold": fold,
         "folds": folds,
         "config": config.to_dict(),
         "command": shlex.join(["python", *sys.argv]),
+        "git": git_state(),
         "versions": versions(),
     }
     description = json.loads(json.dumps(description))  # as it will be read: tuples become lists
-    state = _resume_or_start(workdir, state, description)
+    state = resume_or_start(workdir, state, description, allow_change)
     start = int(state.step)
     if start == settings.steps:
         print(f"This run is finished. Evaluate it: python eval.py --checkpoint={workdir}")
@@ -124,17 +144,25 @@ def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> 
     train_step = make_train_step(
         network, optimiser, tile_side=settings.tile_side, augmentation=config.augmentation.to_dict()
     )
+    names = [e.name for e in splits["train"]]
+
+    def batch_of(step):
+        """The examples of a step and its random key: pure functions of its number."""
+        indices = batch_indices(step - 1, len(names), settings.batch_size, settings.seed)
+        return indices, jax.random.fold_in(training_key, step)
 
     learning_rate = jax.jit(learning_rate)  # else a dozen small computations at each step
     log = RunLog(workdir / "log.jsonl", start)
     began = time.perf_counter() - (log.rows[-1]["seconds"] if log.rows else 0)
     pending = []
-    with StopRequest() as stop, _progress_bar(start, settings.steps) as progress:
+    with (
+        StopRequest() as stop,
+        checkpoint.Saver(workdir) as saver,
+        _progress_bar(start, settings.steps) as progress,
+        _out_of_memory_explained(network, settings),
+    ):
         for step in range(start + 1, settings.steps + 1):
-            indices = batch_indices(
-                step - 1, len(splits["train"]), settings.batch_size, settings.seed
-            )
-            key = jax.random.fold_in(training_key, step)
+            indices, key = batch_of(step)
             state, metrics = train_step(state, take(dataset, indices), key)
             metrics |= {"learning_rate": learning_rate(step - 1)}
             pending.append({"step": step} | metrics)
@@ -144,12 +172,24 @@ def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> 
             if not wait and len(pending) <= _FETCH_EVERY:
                 continue
 
+            saver.raise_error()
             seconds = time.perf_counter() - began
             # Without need the device does not wait for the host: it is busy with the newest step.
             ready, pending = (pending, []) if wait else (pending[:-1], pending[-1:])
             rows = _training_rows(ready, seconds)
-            log.write(rows)
-            _check_finite(rows, workdir)
+            finite = list(itertools.takewhile(is_finite, rows))
+            log.write(finite)
+            if len(finite) < len(rows):
+                failed = rows[len(finite)]
+                indices, key = batch_of(failed["step"])
+                batch = {
+                    "seed": settings.seed,
+                    "examples": [names[i] for i in indices],
+                    "key": jax.random.key_data(key).tolist(),
+                }
+                saver.wait()
+                last_saved = max(checkpoint.saved_steps(workdir), default=None)
+                raise record_failure(workdir, failed, log.rows, last_saved, batch)
             progress.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
             progress.update(step - progress.n)
             if step == start + 1:
@@ -164,15 +204,28 @@ def fit(config: ConfigDict, workdir: Path, *, fold: int = 0, folds: int = 1) -> 
                 params = jax.tree.map(lambda x: x[None], state.params)
                 # Of scale 1: these examples are rescaled already.
                 model = Model(network, params, channels, 1.0, PERCENTILES, description)
-                scores = _validate(
-                    model, splits["validation"], weights["validation"], workdir / "validation.png"
+                probabilities = [predict_tiled(model, e.image) for e in splits["validation"]]
+                if not all(np.isfinite(p).all() for p in probabilities):
+                    raise RunFailed(
+                        f"Step {step}: the network's output is no longer finite, at a learning "
+                        f"rate of {rows[-1]['learning_rate']:.2g}; {TOO_LARGE_STEPS}."
+                    )
+                scores = _validation_scores(
+                    splits["validation"], probabilities, weights["validation"]
+                )
+                shown = slice(_EXAMPLES_SHOWN)
+                save_examples(
+                    workdir / "validation.png", splits["validation"][shown], probabilities[shown]
                 )
                 log.write([{"step": step, "seconds": round(seconds, 1), "validation": scores}])
                 save_training_curves(workdir / "training.png", log.rows)
+                warning = collapse(splits["validation"], probabilities, config.class_names)
+                if warning:
+                    progress.write(f"Step {step}: {warning}")
             if validate or stop_signal:
-                saved = description | {"step": step, "validation": scores}
-                checkpoint.save(workdir, state, saved)
+                saver.save(state, description | {"step": step, "validation": scores})
             if stop_signal and step < settings.steps:
+                saver.wait()
                 progress.close()
                 print(f"Stopped and saved after step {step}. The same command goes on from there.")
                 return 128 + stop_signal
@@ -186,47 +239,31 @@ def _channels(splits: dict[str, list[Example]]) -> int:
     return 1 if image.ndim == 2 else image.shape[-1]
 
 
-def _resume_or_start(workdir: Path, state: TrainState, description: dict) -> TrainState:
-    """The latest state of the same run in `workdir`, or `state` with the folder made."""
-    steps = checkpoint.saved_steps(workdir)
-    if steps:
-        saved = checkpoint.describe(workdir, steps[-1])
-        for key in ("config", "channels", "fold", "folds", "splits"):
-            _check_same(workdir, key, saved[key], description[key])
-        state = checkpoint.restore(workdir, steps[-1], state)
-        print(f"Going on after step {steps[-1]}.")
-        return state
+@contextlib.contextmanager
+def _out_of_memory_explained(network: UNet, settings: ConfigDict) -> Iterator[None]:
+    """Turns the device's error into one line with what was tried and what to try."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "log.jsonl").touch()
-    except OSError as error:
-        raise InputError(f"{workdir}: cannot be written to ({error.strerror}).") from None
-    return state
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        side, batch_size = settings.tile_side, settings.batch_size
+        smaller = valid_input_sides(side * 3 // 4, network.depth)[0]
+        remedy = f"batch_size={batch_size // 2}" if batch_size > 1 else f"tile_side={smaller}"
+        raise RunFailed(
+            f"Out of memory with {batch_size} tile(s) of {side}x{side} pixels at a width of "
+            f"{network.width}; try --config.train.{remedy}, or a smaller --config.model.width."
+        ) from error
 
 
-def _check_same(workdir, key, saved, present):
-    if isinstance(saved, dict) and isinstance(present, dict) and saved.keys() == present.keys():
-        for name in saved:
-            _check_same(workdir, f"{key}.{name}", saved[name], present[name])
-    elif saved != present:
-        raise InputError(
-            f"{workdir} holds a run with {key} = {saved}, not {present}; give another --workdir."
-        )
-
-
-def _validate(model, examples, weights, picture: Path) -> dict[str, float]:
-    """Loss and errors on the validation split, and a picture of its first examples."""
-    probabilities = [predict_tiled(model, e.image) for e in examples]
-    if not all(np.isfinite(p).all() for p in probabilities):
-        raise RunFailed("The network's output is no longer finite. " + _ADVICE)
+def _validation_scores(examples, probabilities, weights) -> dict[str, float]:
+    """Loss and errors on the validation split."""
     parts = [
         # The soft-max of these logits are the probabilities.
         weighted_cross_entropy(np.log(np.maximum(p, np.finfo(p.dtype).tiny)), e.labels, w)
         for p, e, w in zip(probabilities, examples, weights, strict=True)
     ]
     errors = em_errors(examples, [1 - p[..., 0] for p in probabilities])
-    shown = slice(_EXAMPLES_SHOWN)
-    save_examples(picture, examples[shown], probabilities[shown])
     loss = mean_over_pixels(*np.array(parts).T)
     return {"loss": float(loss)} | {name: error["value"] for name, error in errors.items()}
 
@@ -242,18 +279,6 @@ def _training_rows(metrics: list[dict], seconds: float) -> list[dict[str, float]
         | {name: float(value) for name, value in values.items()}
         for values in jax.device_get(metrics)
     ]
-
-
-def _check_finite(rows: list[dict], workdir: Path) -> None:
-    for row in rows:
-        if not math.isfinite(row["loss"] + row["gradient_norm"]):
-            steps = checkpoint.saved_steps(workdir)
-            kept = f"step {steps[-1]} is the last one saved" if steps else "no step was saved"
-            raise RunFailed(
-                f"Step {row['step']}: the loss is {row['loss']}, the norm of its gradient "
-                f"{row['gradient_norm']}, at a learning rate of "
-                f"{row['learning_rate']:.2g}; {kept}. {_ADVICE}"
-            )
 
 
 def _warn_if_slow(progress: tqdm, seconds: float) -> None:

@@ -37,6 +37,7 @@ from unet_jax.figures import (
     outlined,
 )
 from unet_jax.normalisation import PERCENTILES
+from unet_jax.output_files import complete
 
 
 class Picture(NamedTuple):
@@ -142,9 +143,8 @@ def save_report(file: Path, result: dict[str, Any], pictures: list[Picture]) -> 
     )
     environment.filters |= {"number": _number, "plural": _plural, "listed": _listed}
     page = environment.get_template("report.html.jinja").render(_context(result, pictures))
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(file)
+    with complete(file) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
 
 
 def _context(result, pictures) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unet_jax.output_files import complete
+
 
 class RunLog:
     """Appends to the log of a run, after dropping the lines of steps that will be done again."""
@@ -16,10 +18,8 @@ class RunLog:
         """Opens the log of a run that goes on after `step`; 0 begins a new one."""
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
         self._file = file
-        # Beside it and renamed: a kill in between must not lose the log of the whole run.
-        kept = file.with_suffix(".unfinished")
-        kept.write_text(_lines(self.rows))
-        kept.replace(file)
+        with complete(file) as unfinished:
+            unfinished.write_text(_lines(self.rows))
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows of JSON values."""

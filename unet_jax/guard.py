@@ -1,0 +1,85 @@
+"""The numerical guard: training that has gone wrong is stopped or said aloud."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_jax.errors import RunFailed
+from unet_jax.example import IGNORED, Example
+from unet_jax.output_files import complete
+
+#: Where the step that was not finite is recorded.
+FAILURE = "failure.json"
+# A gradient that has grown by so much announces itself.
+_GROWTH = 10.0
+_ADVICE = "try a lower config.optimiser.peak_learning_rate"
+#: What to tell the user where parameters grow without bound.
+TOO_LARGE_STEPS = f"likely the steps are too large: {_ADVICE}"
+
+
+def is_finite(row: dict[str, float]) -> bool:
+    """Whether loss and gradient of a training step are finite."""
+    return math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])
+
+
+def record_failure(
+    workdir: Path,
+    row: dict[str, float],
+    log: list[dict[str, Any]],
+    last_saved: int | None,
+    batch: dict[str, Any],
+) -> RunFailed:
+    """Writes `failure.json` for a step that is not finite; returns the error to raise.
+
+    Args:
+      workdir: the run's folder.
+      row: of the step.
+      log: the rows before it.
+      last_saved: the last good step, None = none was saved.
+      batch: what the step was given, to replay it: `seed`, `examples` and `key`.
+    """
+    step = row["step"]
+    kept = "no step was saved" if last_saved is None else f"step {last_saved} is kept"
+    cause = _likely_cause(log, batch["examples"])
+    record = {name: str(value) for name, value in row.items()}  # JSON has no word for NaN
+    with complete(workdir / FAILURE) as unfinished:
+        record |= {"step": step, "likely_cause": cause, "last_saved": last_saved} | batch
+        unfinished.write_text(json.dumps(record, indent=1) + "\n")
+    return RunFailed(
+        f"Step {step}: the loss is {row['loss']:g}, the norm of its gradient "
+        f"{row['gradient_norm']:g}, at a learning rate of {row['learning_rate']:.2g}; {cause}; "
+        f"{kept}. {workdir / FAILURE} says how to replay the step."
+    )
+
+
+def _likely_cause(log, examples):
+    norms = [row["gradient_norm"] for row in log if "gradient_norm" in row][-100:]
+    if not norms or norms[-1] > _GROWTH * np.median(norms) or len(norms) < 3:
+        return TOO_LARGE_STEPS
+    return (
+        f"nothing announced it, so look at the images of the step, {', '.join(examples)}, and "
+        f"then {_ADVICE}"
+    )
+
+
+def collapse(
+    examples: list[Example], probabilities: list[np.ndarray], class_names: list[str]
+) -> str | None:
+    """What to tell the user if the network gives every pixel the same class; None if it does not.
+
+    Args:
+      examples: of the validation split.
+      probabilities: float [H, W, classes] for each.
+      class_names: by class.
+    """
+    found = np.unique(np.concatenate([np.unique(p.argmax(-1)) for p in probabilities]))
+    true = np.unique(np.concatenate([np.unique(e.labels) for e in examples]))
+    if len(found) > 1 or len(true[true != IGNORED]) < 2:
+        return None
+    return (
+        f"every pixel of the validation images is taken for {class_names[found[0]]!r}. That is "
+        f"common in the first steps; if it stays, look at the masks, and {_ADVICE}."
+    )

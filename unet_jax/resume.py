@@ -1,0 +1,95 @@
+"""Going on with a run: as the run it was, but for changes that the user has named as wanted."""
+
+import reprlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from unet_jax import checkpoint
+from unet_jax.errors import InputError
+from unet_jax.training import TrainState
+
+# Parts of a checkpoint's description that make it the same run.
+_COMPARED = ("config", "channels", "fold", "folds", "splits", "data")
+_STEPS = "config.train.steps"
+# Differences that are told one by one.
+_SHOWN = 5
+
+
+def resume_or_start(
+    workdir: Path, state: TrainState, description: dict[str, Any], allowed: Collection[str]
+) -> TrainState:
+    """The latest state of the same run in `workdir`, or `state` with the folder made.
+
+    Steps that a kill left unfinished are removed, which is printed.
+
+    Args:
+      workdir: the run's folder.
+      state: what a new run begins with.
+      description: of the run to be, see `checkpoint.save`.
+      allowed: keys such as "config.augmentation.shift", or their beginnings such as "data", that
+        may differ from those of the run so far. More steps always may.
+
+    Raises:
+      InputError: another run is there, each difference named; a damaged checkpoint; a folder that
+        cannot be written to.
+    """
+    steps = checkpoint.saved_steps(workdir)
+    changes = []
+    if steps:
+        saved = checkpoint.describe(workdir, steps[-1])
+        changes = _allowed_changes(workdir, saved, description, allowed)
+        if steps[-1] > description["config"]["train"]["steps"]:
+            raise InputError(f"{workdir}: this run is at step {steps[-1]} already.")
+        state = checkpoint.restore(workdir, steps[-1], state)
+    _probe(workdir)
+    for folder in checkpoint.remove_unfinished(workdir):
+        print(f"{folder}: removed, a save that was never finished.")
+    if steps:
+        print(f"Going on after step {steps[-1]}.")
+    for key, before, now in changes:
+        print(f"  with {key} = {_short(now)} instead of {_short(before)}")
+    return state
+
+
+def _allowed_changes(workdir, saved, description, allowed) -> list[tuple[str, Any, Any]]:
+    changes, refused = [], []
+    for part in _COMPARED:
+        for change in _differences(part, saved.get(part), description[part]):
+            key, before, now = change
+            longer = key == _STEPS and now > before
+            wanted = any(key == a or key.startswith(a + ".") for a in allowed)
+            (changes if longer or wanted else refused).append(change)
+    lines = [
+        f"{workdir} holds a run with {key} = {_short(before)}, not {_short(now)}; give another "
+        f"--workdir, or --allow_change={key if key.startswith('config') else key.split('.')[0]}."
+        for key, before, now in refused
+    ]
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"{workdir}: {len(lines) - _SHOWN} more differences of that kind."]
+    if lines:
+        raise InputError(*lines)
+    return changes
+
+
+def _differences(key: str, before, now) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            yield from _differences(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        yield key, before, now
+
+
+def _short(value) -> str:
+    return "nothing" if value is None else reprlib.repr(value)
+
+
+def _probe(workdir: Path) -> None:
+    """Makes the folder and writes to it, before the first step is computed."""
+    probe = workdir / ".probe"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(2**16))
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be written to ({error.strerror}).") from None
