@@ -20,8 +20,9 @@ import numpy as np
 import pooch
 from scipy.ndimage import distance_transform_edt
 
+from unet_jax.data.download import download
 from unet_jax.data.image_files import read_image
-from unet_jax.errors import InputError, one_line
+from unet_jax.errors import InputError, Problems, one_line
 from unet_jax.example import IGNORED, Example
 
 ADDRESS = "https://data.celltrackingchallenge.net/training-datasets/{}.zip"
@@ -30,6 +31,7 @@ SHA256 = {
     "DIC-C2DH-HeLa": "832fed2d05bb7488cf9c51a2994b75f8f3f53b3c3098856211f2d39023c34e1a",
     "PhC-C2DH-U373": "b18185c18fce54e8eeb93e4bbb9b201d757add9409bbf2283b8114185a11bc9e",
 }
+_MAX_BYTES = 2**30  # of an archive; they hold 37 and 38 MB
 _TRUTHS = {"gold": "GT", "silver": "ST"}
 
 #: Pixels; what is farther from the annotated cells of a partly annotated frame is ignored.
@@ -76,12 +78,13 @@ def read_sequence(
       Examples named "01/002" in the order of time; class 1 = cell, instances = the cells' numbers.
 
     Raises:
-      InputError: a folder is missing or holds no frame with a cell; a frame has no image, or one of
-        another size; a file cannot be read.
+      InputError: a folder is missing or holds no frame with a cell; each frame that has no image,
+        or one of another size, or cannot be read.
     """
     if truth not in _TRUTHS:
         raise InputError(f"data.truth is gold or silver, not {truth!r}.")
     folder = dataset / f"{sequence}_{_TRUTHS[truth]}" / "SEG"
+    problems = Problems()
     images = _numbered(dataset / sequence, r"t(\d+)\.tif")
     masks = _numbered(folder, r"man_seg(\d+)\.tif")
     known = {"all", *(f"{sequence}/{number}" for number in masks)}
@@ -90,24 +93,18 @@ def read_sequence(
             raise InputError(f"data.partly_annotated holds {name!r}, but {folder} no such frame.")
     examples = []
     for number, path in masks.items():
-        cells = _read_plane(path)
-        if cells.dtype.kind not in "ui":
-            raise InputError(f"{path}: holds {cells.dtype} pixels, expected the numbers of cells.")
-        if number not in images:
-            raise InputError(f"{path}: has no image t{number}.tif in {dataset / sequence}.")
-        image = _read_plane(images[number])
-        if image.shape != cells.shape:
-            raise InputError(
-                f"{path}: is {cells.shape} pixels, expected {image.shape} as in "
-                f"{images[number].name}."
-            )
-        if not cells.any():
-            continue
-        name = f"{sequence}/{number}"
-        labels = (cells > 0).astype(np.int32)
-        if "all" in partly_annotated or name in partly_annotated:
-            labels[distance_transform_edt(cells == 0) > ANNOTATED_REACH] = IGNORED
-        examples.append(Example(name, image, labels, cells.astype(np.int32)))
+        with problems.collected():
+            if number not in images:
+                raise InputError(f"{path}: has no image t{number}.tif in {dataset / sequence}.")
+            image, cells = _read_frame(images[number], path)
+            if not cells.any():
+                continue
+            name = f"{sequence}/{number}"
+            labels = (cells > 0).astype(np.int32)
+            if "all" in partly_annotated or name in partly_annotated:
+                labels[distance_transform_edt(cells == 0) > ANNOTATED_REACH] = IGNORED
+            examples.append(Example(name, image, labels, cells.astype(np.int32)))
+    problems.raise_all()
     if not examples:
         raise InputError(f"{folder}: holds no frame with an annotated cell.")
     return examples
@@ -122,6 +119,18 @@ def _numbered(folder: Path, pattern: str) -> dict[str, Path]:
     if not files:
         raise InputError(f"{folder}: holds no frame, expected names like {pattern}.")
     return dict(sorted(files.items(), key=lambda item: int(item[0])))
+
+
+def _read_frame(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image and cells, [H, W] each."""
+    image, cells = _read_plane(image_file), _read_plane(mask_file)
+    if cells.dtype.kind not in "ui":
+        raise InputError(f"{mask_file}: holds {cells.dtype} pixels, expected the numbers of cells.")
+    if image.shape != cells.shape:
+        raise InputError(
+            f"{mask_file}: is {cells.shape} pixels, expected {image.shape} as in {image_file.name}."
+        )
+    return image, cells
 
 
 def _read_plane(path: Path) -> np.ndarray:
@@ -142,7 +151,7 @@ def _download(dataset: str, folder: Path) -> None:
         # Beside the folder, so that moving into place is a rename.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
             archive = Path(temporary, "sequences.zip")
-            pooch.HTTPDownloader(progressbar=True)(address, str(archive), None)
+            download(address, archive, max_bytes=_MAX_BYTES)
             found = pooch.file_hash(str(archive), alg="sha256")
             if found != SHA256[dataset]:
                 raise InputError(

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from unet_jax.data.image_files import grey_as_one_channel, read_image
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, Problems
 from unet_jax.example import IGNORED, Example
 
 logger = logging.getLogger("unet_jax")
@@ -51,32 +51,36 @@ def read_folder(
       k from 0 for files of several pages.
 
     Raises:
-      InputError: a folder is missing or holds no image; a file cannot be read, has no partner, or
-        does not fit it; the masks break their rule.
+      InputError: a folder is missing or holds no image; each file that cannot be read, has no
+        partner, or does not fit it; the masks break their rule.
     """
     if mask_rule not in _MASK_RULES:
         raise InputError(f"mask_rule is {mask_rule!r}, expected one of {', '.join(_MASK_RULES)}")
     image_files, mask_files = _find_files(images), _find_files(labels)
+    problems = Problems()
     for files, others, missing in (
         (image_files, mask_files, f"a mask in {labels}"),
         (mask_files, image_files, f"an image in {images}"),
     ):
         alone = [path.name for stem, path in files.items() if stem not in others]
-        if alone:
-            shown = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
-            raise InputError(
-                f"{len(alone)} file(s) without {missing}: {shown}; expected the same names"
-            )
-
-    pictures = _read_pictures(image_files, images, channels)
-    masks = _read_masks(mask_files, labels)
-    for stem, path in mask_files.items():
-        if masks[stem].shape != pictures[stem].shape[:3]:
-            raise InputError(
-                f"{path}: pages, height and width are {masks[stem].shape}, expected"
-                f" {pictures[stem].shape[:3]} as in {image_files[stem].name}"
-            )
-    _check_values(mask_files, masks, labels, mask_rule, classes, ignore_value)
+        with problems.collected():
+            if alone:
+                shown = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
+                raise InputError(
+                    f"{len(alone)} file(s) without {missing}: {shown}; expected the same names"
+                )
+    pictures = _read_pictures(image_files, images, channels, problems)
+    masks = _read_masks(mask_files, labels, problems)
+    for stem, mask in masks.items():
+        with problems.collected():
+            if stem in pictures and mask.shape != pictures[stem].shape[:3]:
+                raise InputError(
+                    f"{mask_files[stem]}: pages, height and width are {mask.shape}, expected"
+                    f" {pictures[stem].shape[:3]} as in {image_files[stem].name}"
+                )
+    with problems.collected():
+        _check_values(mask_files, masks, labels, mask_rule, classes, ignore_value)
+    problems.raise_all()
 
     examples = []
     for stem, picture in pictures.items():
@@ -108,8 +112,10 @@ def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.nd
     """
     path = Path(path)
     files = {path.stem: path} if path.is_file() else _find_files(path)
-    named = []
-    for stem, picture in _read_pictures(files, path, channels).items():
+    named, problems = [], Problems()
+    pictures = _read_pictures(files, path, channels, problems)
+    problems.raise_all()
+    for stem, picture in pictures.items():
         planes = map(_without_single_channel, picture)
         named.extend(zip(_page_names(stem, len(picture)), planes, strict=True))
     return named
@@ -191,51 +197,74 @@ def _find_files(folder: str | os.PathLike) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: is not a folder, expected one with {', '.join(_SUFFIXES)}")
     files: dict[str, Path] = {}
+    problems = Problems()
     for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.suffix)):
         if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
             continue
-        if path.stem in files:
-            raise InputError(f"{path}: {files[path.stem].name} has the same name, expected one")
+        with problems.collected():
+            if path.stem in files:
+                raise InputError(f"{path}: {files[path.stem].name} has the same name, expected one")
         files[path.stem] = path
+    problems.raise_all()
     if not files:
         raise InputError(f"{folder}: holds no image, expected {', '.join(_SUFFIXES)}")
     return files
 
 
 def _read_pictures(
-    files: dict[str, Path], source: str | os.PathLike, channels: int | None
+    files: dict[str, Path], source: str | os.PathLike, channels: int | None, problems: Problems
 ) -> dict[str, np.ndarray]:
-    """Number [pages, H, W, C] by stem, C the same for all."""
-    pictures = [read_image(path) for path in files.values()]
+    """Number [pages, H, W, C] by stem, C the same for all; without those that have problems."""
+    pictures = _read_all(files, problems)
     if channels in (None, 1):
-        pictures = grey_as_one_channel(pictures, str(source))
+        grey = grey_as_one_channel(list(pictures.values()), str(source))
+        pictures = dict(zip(pictures, grey, strict=True))
     reason = "that the network takes"
-    if channels is None:
-        channels = pictures[0].shape[-1]
-        reason = f"as in {next(iter(files.values())).name}"
-    for path, picture in zip(files.values(), pictures, strict=True):
-        if picture.shape[-1] != channels:
-            found = picture.shape[-1]
-            raise InputError(f"{path}: has {found} channel(s), expected {channels} {reason}")
-    return dict(zip(files, pictures, strict=True))
+    for stem, picture in pictures.items():
+        found = picture.shape[-1]
+        if channels is None:
+            channels, reason = found, f"as in {files[stem].name}"
+        with problems.collected():
+            if found != channels:
+                raise InputError(
+                    f"{files[stem]}: has {found} channel(s), expected {channels} {reason}"
+                )
+    return pictures
 
 
-def _read_masks(files: dict[str, Path], folder: str | os.PathLike) -> dict[str, np.ndarray]:
-    """int32 [pages, H, W] by stem."""
+def _read_all(files: dict[str, Path], problems: Problems) -> dict[str, np.ndarray]:
+    """Number [pages, H, W, C] by stem, without those that cannot be read."""
+    pictures = {}
+    for stem, path in files.items():
+        with problems.collected():
+            pictures[stem] = read_image(path)
+    return pictures
+
+
+def _read_masks(
+    files: dict[str, Path], folder: str | os.PathLike, problems: Problems
+) -> dict[str, np.ndarray]:
+    """int32 [pages, H, W] by stem, without those that have problems."""
+    raw = _read_all(files, problems)
     masks = {}
-    raw = grey_as_one_channel([read_image(path) for path in files.values()], str(folder))
-    for (stem, path), mask in zip(files.items(), raw, strict=True):
-        if mask.shape[-1] != 1:
-            raise InputError(
-                f"{path}: has {mask.shape[-1]} channels, expected one, or R = G = B in all masks"
-            )
-        low, high = float(mask.min()), float(mask.max())
-        if low < -(2**31) or high >= 2**31 or (mask % 1 != 0).any():
-            raise InputError(
-                f"{path}: mask values from {low:g} to {high:g}, expected whole numbers of 32 bits"
-            )
-        masks[stem] = mask[..., 0].astype(np.int32)
+    for stem, mask in zip(raw, grey_as_one_channel(list(raw.values()), str(folder)), strict=True):
+        with problems.collected():
+            masks[stem] = _whole_numbers(files[stem], mask)
     return masks
+
+
+def _whole_numbers(path: Path, mask: np.ndarray) -> np.ndarray:
+    """int32 [pages, H, W]."""
+    if mask.shape[-1] != 1:
+        raise InputError(
+            f"{path}: has {mask.shape[-1]} channels, expected one, or R = G = B in all masks"
+        )
+    low, high = float(mask.min()), float(mask.max())
+    if low < -(2**31) or high >= 2**31 or (mask % 1 != 0).any():
+        raise InputError(
+            f"{path}: mask values from {low:g} to {high:g}, expected whole numbers of 32 bits"
+        )
+    return mask[..., 0].astype(np.int32)
 
 
 def _check_values(
@@ -249,11 +278,11 @@ def _check_values(
     """Refuses masks that break their rule."""
     ignored = set() if ignore_value == -1 else {ignore_value}
     found = {stem: set(np.unique(mask).tolist()) - ignored for stem, mask in masks.items()}
-    values = set.union(*found.values())
+    values = set().union(*found.values())
     fitting = _fitting_rules(values, classes)
     if mask_rule not in fitting:
         # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
-        breaking = (s for s in files if mask_rule not in _fitting_rules(found[s], classes))
+        breaking = (s for s in masks if mask_rule not in _fitting_rules(found[s], classes))
         stem = next(breaking, None)
         source, shown = (folder, values) if stem is None else (files[stem], found[stem])
         first = ", ".join(map(str, sorted(shown)[:10])) + (", ..." if len(shown) > 10 else "")
@@ -264,7 +293,7 @@ def _check_values(
             f"{source}: mask values {first} do not fit mask_rule {mask_rule!r} with"
             f" {classes} classes; all masks fit {', or '.join(remedies) or 'no rule'}"
         )
-    if mask_rule == "instances" and all(len(found[stem] - {0}) <= 1 for stem in files):
+    if mask_rule == "instances" and all(len(found[stem] - {0}) <= 1 for stem in masks):
         logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
     if mask_rule == "binary" and values - {0, 1}:
         logger.warning("%s: mask values 0 and %d are read as classes 0 and 1", folder, max(values))

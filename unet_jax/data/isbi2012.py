@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pooch
 
+from unet_jax.data.download import download
 from unet_jax.data.folder import connected_cells
 from unet_jax.data.image_files import read_image
 from unet_jax.errors import InputError, one_line
@@ -35,6 +36,8 @@ PIXEL_SHA256 = {
 }
 
 
+# Of the archive, and of each file in it; they hold 24 MB and 8 MB.
+_MAX_BYTES = 256 * 2**20
 #: In the organisers' archive since the challenge is closed; no checksum of it is published.
 TEST_LABELS = "test-labels.tif"
 
@@ -116,7 +119,7 @@ def _download(folder: Path) -> None:
         # Inside the folder, so that moving out of it is a rename.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
             archive = Path(temporary, "challenge.zip")
-            pooch.HTTPDownloader(progressbar=True)(ADDRESS, str(archive), None)
+            download(ADDRESS, archive, max_bytes=_MAX_BYTES)
             _unpack(archive)
             for name in (*MD5, TEST_LABELS):
                 if archive.with_name(name).is_file():
@@ -137,13 +140,22 @@ def _unpack(archive: Path) -> None:
                 if name not in members:
                     raise InputError(f"{ADDRESS}: holds no {name}, expected {', '.join(MD5)}")
                 path = archive.with_name(name)
-                path.write_bytes(challenge.read(members[name]))
+                path.write_bytes(_member(challenge, members[name]))
                 found = pooch.file_hash(str(path), alg="md5")
                 if found != md5:
                     raise InputError(f"{ADDRESS}: MD5 of {name} is {found}, expected {md5}")
             if TEST_LABELS in members:
-                archive.with_name(TEST_LABELS).write_bytes(challenge.read(members[TEST_LABELS]))
+                labels = _member(challenge, members[TEST_LABELS])
+                archive.with_name(TEST_LABELS).write_bytes(labels)
     except (zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{ADDRESS}: what came is not a whole zip file ({one_line(error)}), try again"
         ) from error
+
+
+def _member(challenge: zipfile.ZipFile, name: str) -> bytes:
+    """A file of the zip; never more than it declares, and that must be plausible."""
+    declared = challenge.getinfo(name).file_size
+    if declared > _MAX_BYTES:
+        raise InputError(f"{ADDRESS}: {name} declares {declared:,} bytes, expected at most 256 MiB")
+    return challenge.read(name)

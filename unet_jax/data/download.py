@@ -1,0 +1,32 @@
+"""Downloads of published archives that cannot fill the disk."""
+
+from pathlib import Path
+
+import pooch
+from tqdm import tqdm
+
+from unet_jax.errors import InputError
+
+
+def download(address: str, file: Path, *, max_bytes: int) -> None:
+    """Fetches a file by HTTP, with a progress bar.
+
+    Args:
+      address: of the file.
+      file: where to put it, in an existing folder.
+      max_bytes: more is refused as soon as it comes, whatever the server announced.
+
+    Raises:
+      InputError: more came.
+      OSError: the download failed.
+    """
+
+    class Bounded(tqdm):
+        def update(self, n=1):
+            if self.n + n > max_bytes:
+                raise InputError(f"{address}: sends more than {max_bytes:,} bytes, not loaded.")
+            return super().update(n)
+
+    # pooch replaces the total by what the server announces.
+    with Bounded(total=max_bytes, unit="B", unit_scale=True) as progress:
+        pooch.HTTPDownloader(progressbar=progress)(address, str(file), None)
