@@ -34,6 +34,7 @@ _MASK_RULE = flags.DEFINE_string(
     "mask_rule", None, "binary, classes or instances; default: as in training."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; default: CHECKPOINT/evaluation.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an evaluation or settings there.")
 flags.mark_flag_as_required("checkpoint")
 
 
@@ -44,7 +45,9 @@ def _path(flag):
 def _evaluate():
     workdir = Path(_CHECKPOINT.value)
     if _TUNE.value:
-        return tune_instances(workdir, step=_STEP.value, averaging=_AVERAGING.value[-1])
+        return tune_instances(
+            workdir, step=_STEP.value, averaging=_AVERAGING.value[-1], overwrite=_OVERWRITE.value
+        )
     return evaluate(
         workdir,
         step=_STEP.value,
@@ -54,6 +57,7 @@ def _evaluate():
         labels=_path(_LABELS),
         mask_rule=_MASK_RULE.value,
         out=_path(_OUT),
+        overwrite=_OVERWRITE.value,
     )
 
 

@@ -75,7 +75,7 @@ def test_help(program):
         (["train.py", "--config=configs/missing.py", "--workdir=WORK"], "missing.py"),
         (["train.py", *TINY, "--workdir=WORK", "--config.model.witdh=3"], "width"),
         (["train.py", *TINY, "--workdir=WORK", "--config.model.width=wide"], "wide"),
-        (["train.py", *TINY, "--workdir=WORK", "--config.train.steps=-3"], "train.steps"),
+        (["train.py", *TINY, "--workdir=WORK", "--config.train.batch_size=-3"], "train.batch_size"),
         (["train.py", *TINY, "--workdir=WORK", "stray"], "stray"),
         (["train.py", "--config=configs/folder.py", "--workdir=WORK"], "images"),
         (

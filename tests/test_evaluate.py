@@ -27,6 +27,7 @@ DEFAULTS = dict(
     labels=None,
     mask_rule=None,
     out=None,
+    overwrite=False,
 )
 METRICS = ("pixel_error", "rand_error", "warping_error", "warping_error_2016", "v_rand", "v_info")
 
@@ -108,7 +109,9 @@ def test_settings_are_tuned_on_the_validation_split_alone(
         return predict_tiled(model, image, **settings)
 
     monkeypatch.setattr(evaluate_module, "predict_tiled", predicting)
-    assert tune_instances(workdir, step="best", averaging="none") == 0
+    assert tune_instances(workdir, step="best", averaging="none", overwrite=False) == 0
+    with pytest.raises(InputError, match="instances.json: is there already; --overwrite"):
+        tune_instances(workdir, step="best", averaging="none", overwrite=False)
     splits = read_splits(tiny_config.data, 2)
     validation = splits["validation"]
     assert [i.tobytes() for i in seen] == [e.image.tobytes() for e in validation]
@@ -121,6 +124,8 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     assert chosen["seg_on_validation"] == score and f"{score:.4f}" in capsys.readouterr().out
 
     evaluate(workdir, **DEFAULTS)
+    with pytest.raises(InputError, match="report.html: is there already; --overwrite"):
+        evaluate(workdir, **DEFAULTS)
     result = report(workdir / "evaluation")
     assert result["instances"] == {**settings._asdict(), "tuned": True}
     cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in splits["test"]]

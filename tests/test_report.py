@@ -113,6 +113,7 @@ def em_result(names):
         },
         "tile_side": 444,
         "training": {
+            "data_sha256": "0123456789abcdef" * 4,
             "command": "python train.py --config=configs/em.py --workdir=runs/em",
             "config": em.get_config().to_dict(),
             "splits": {"train": ["a", "b"], "validation": ["c"], "test": list(names)},

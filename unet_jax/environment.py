@@ -23,22 +23,20 @@ def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on: the packages' versions, Python's and the device."""
+    """What a result depends on: the packages' versions, this code's commit, and the device."""
     packages = ("unet-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "numba")
     device = jax.devices()[0]
     # A process may be confined to some of the cores; macOS and Windows do not tell.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {package: version(package) for package in packages} | {
         "python": python_version(),
+        "commit": _commit(),
         "device": f"{device.device_kind}, {cores} CPU cores",
     }
 
 
-def git_state() -> dict[str, str | bool] | None:
-    """The commit of the checkout that this code lies in, and whether it has been changed since.
-
-    None where the code is installed without its history.
-    """
+def _commit() -> str:
+    """The commit of the checkout that this code lies in, and whether it was changed since."""
     here = Path(__file__)
 
     def git(*arguments):
@@ -47,6 +45,7 @@ def git_state() -> dict[str, str | bool] | None:
 
     try:
         git("ls-files", "--error-unmatch", here.name)  # else it is the checkout of something else
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        changed = ", changed since" if git("status", "--porcelain") else ""
+        return git("rev-parse", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return "unknown"

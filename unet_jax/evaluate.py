@@ -1,6 +1,8 @@
 """An evaluation run: from a checkpoint and annotated images to scores, pictures and a report."""
 
+import hashlib
 import json
+import logging
 import os
 import shlex
 import sys
@@ -17,7 +19,7 @@ from unet_jax.data.isbi2012 import read_isbi2012_test
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed, one_line
-from unet_jax.example import Example, scaled_size, separated
+from unet_jax.example import Example, scaled_size, separated, sha256
 from unet_jax.figures import save_examples
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
@@ -28,12 +30,14 @@ from unet_jax.run_log import read_log
 from unet_jax.scores import baselines, class_scores, em_scores, seg_score
 from unet_jax.tuning import tune
 
+logger = logging.getLogger("unet_jax")
+
 #: Images that can be evaluated: what the run left out, what chose its best step, and the test
 #: stack of the ISBI 2012 challenge.
 SPLITS = ("held_out", "validation", "test")
 
 _EXAMPLES_SHOWN = 8
-_INSTANCES = "instances.json"
+_INSTANCES, _REPORT = "instances.json", "report.html"
 # What is printed, with its title.
 _METRICS = {
     "pixel_error": "pixel",
@@ -60,6 +64,7 @@ def evaluate(
     labels: Path | None,
     mask_rule: str | None,
     out: Path | None,
+    overwrite: bool,
 ) -> int:
     """Scores a checkpoint and writes `report.html`, `report.json` and `examples.png`.
 
@@ -75,6 +80,7 @@ def evaluate(
       labels: folder of their masks.
       mask_rule: how to read the masks, see `read_folder`; by default as in training.
       out: folder to write to, by default `evaluation` or `evaluation_SPLIT` in `workdir`.
+      overwrite: whether an evaluation that is there may be replaced.
 
     Returns:
       The exit status, 0.
@@ -105,7 +111,7 @@ def evaluate(
     else:
         data, folder = "images that the run left out", "evaluation"
         parts = [(checkpoint.ensemble(members), _of_run(members[0], "test"))]
-    out = _writable(out or workdir / folder)
+    out = _writable(out or workdir / folder, _REPORT, overwrite)
 
     examples = [example for _, part in parts for example in part]
     outlined = [separated(example) for example in examples]
@@ -147,6 +153,7 @@ def evaluate(
             "command": description.get("command"),
             "config": description["config"],
             "splits": description["splits"],
+            "data_sha256": _digest_of_all(description.get("data", {})),
             "versions": description["versions"],
             "log": read_log(workdir / "log.jsonl"),
         },
@@ -170,13 +177,13 @@ def evaluate(
     shown = slice(_EXAMPLES_SHOWN)
     threshold = em["pixel_error"].threshold
     save_examples(out / "examples.png", outlined[shown], probabilities[shown], threshold=threshold)
-    save_report(out / "report.html", result, pictures)
     _write_json(out / "report.json", result)
-    _print(result, out)
+    save_report(out / _REPORT, result, pictures)
+    _print(result, out / _REPORT)
     return 0
 
 
-def tune_instances(workdir: Path, *, step: str, averaging: str) -> int:
+def tune_instances(workdir: Path, *, step: str, averaging: str, overwrite: bool) -> int:
     """Chooses how single cells are found, on the validation split, and writes `instances.json`.
 
     In a cross-validation each fold's network predicts the part that it was not trained on.
@@ -185,6 +192,7 @@ def tune_instances(workdir: Path, *, step: str, averaging: str) -> int:
       workdir: of the training run; later evaluations of it go by what is written.
       step: see `checkpoint.load`.
       averaging: see `predict_tiled`.
+      overwrite: whether earlier settings may be replaced.
 
     Returns:
       The exit status, 0.
@@ -193,10 +201,10 @@ def tune_instances(workdir: Path, *, step: str, averaging: str) -> int:
       InputError: a checkpoint or data that cannot be used; nothing has been written.
     """
     parts = _left_out(checkpoint.load_members(workdir, step))
+    _writable(workdir, _INSTANCES, overwrite)
     examples = [example for _, part in parts for example in part]
     if not any(example.instances.any() for example in examples):
         raise InputError("No image of the validation split has an annotated cell to tune on.")
-    _writable(workdir)
     probabilities = _predict(parts, averaging)
     settings, score = tune(examples, [1 - p[..., 0] for p in probabilities])
     record = {
@@ -245,7 +253,19 @@ def _of_run(model: Model, split: str) -> list[Example]:
     missing = [name for name in names if name not in present]
     if missing:
         raise InputError(f"{missing[0]} of the run's {split} split is not in its data any more.")
+    digests = model.description.get("data", {})
+    for name in names:
+        if name in digests and sha256(present[name]) != digests[name]:
+            logger.warning("%s: its pixels are not those of the training run's data.", name)
     return [present[name] for name in names]
+
+
+def _digest_of_all(digests: dict[str, str]) -> str | None:
+    """One SHA-256 for all examples of a run; None if it did not record any."""
+    if not digests:
+        return None
+    lines = "".join(f"{digest} {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _left_out(members: list[Model]) -> list[tuple[Model, list[Example]]]:
@@ -313,7 +333,10 @@ def _crop(array: np.ndarray, example: Example) -> np.ndarray:
     return array[:height, :width]
 
 
-def _writable(folder: Path) -> Path:
+def _writable(folder: Path, name: str, overwrite: bool) -> Path:
+    """The folder, made if need be, once it is sure that `name` can be written there."""
+    if (folder / name).exists() and not overwrite:
+        raise InputError(f"{folder / name}: is there already; --overwrite replaces it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -328,7 +351,7 @@ def _write_json(file: Path, record: dict[str, Any]) -> None:
         unfinished.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _print(result: dict[str, Any], out: Path) -> None:
+def _print(result: dict[str, Any], report: Path) -> None:
     print(f"{len(result['images'])} {result['data']}, step {result['step']}:")
     rows = dict(result["scores"]) | result["baselines"]
     print(f"{'':22}" + "".join(f"{title:>10}" for title in _METRICS.values()))
@@ -344,4 +367,4 @@ def _print(result: dict[str, Any], out: Path) -> None:
                 print(
                     f"{title} over {len(values)} folds: {mean:.4g}, standard deviation {spread:.2g}"
                 )
-    print(f"Open {out / 'report.html'}")
+    print(f"Open {report}")

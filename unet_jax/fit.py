@@ -18,7 +18,7 @@ from unet_jax import checkpoint
 from unet_jax.configuration import check_config
 from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.splits import read_splits, split_folds
-from unet_jax.environment import git_state, is_out_of_memory, versions
+from unet_jax.environment import is_out_of_memory, versions
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED, Example, rescaled, separated, sha256
 from unet_jax.figures import save_examples, save_training_curves
@@ -126,7 +126,6 @@ def fit(
         "folds": folds,
         "config": config.to_dict(),
         "command": shlex.join(["python", *sys.argv]),
-        "git": git_state(),
         "versions": versions(),
     }
     description = json.loads(json.dumps(description))  # as it will be read: tuples become lists

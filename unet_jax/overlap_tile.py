@@ -7,6 +7,7 @@ result; the output side, 16 k + 4 at depth 5, is not such a multiple: the surplu
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,12 +17,14 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from unet_jax.environment import memory_bytes
+from unet_jax.environment import is_out_of_memory, memory_bytes
 from unet_jax.example import resized, scaled_size
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import grey_value_statistics, normalise
+
+logger = logging.getLogger("unet_jax")
 
 #: How the probabilities of several views of the image may be averaged.
 AVERAGING = ("none", "rotations", "symmetries")
@@ -45,7 +48,8 @@ def predict_tiled(
       model: from `unet_jax.load`.
       image: real and finite, [H, W] for a model of one channel, else [H, W, C]; any size and range.
       tile_side: pixels, the side of the network's input; `choose_tile_side` by default. The result
-        does not depend on it beyond rounding.
+        does not depend on it beyond rounding; where it does not fit the memory, smaller ones are
+        tried, with a warning.
       averaging: "none"; "rotations", the 7 of the paper by k 360 / 7 degrees; or "symmetries",
         the 8 of the square. The probabilities are averaged after turning back.
 
@@ -55,6 +59,7 @@ def predict_tiled(
     Raises:
       ValueError: an image of another shape than the model takes, without pixels or not finite; a
         tile side that the network does not take; an unknown `averaging`.
+      MemoryError: not even the smallest tile fits.
     """
     image = _checked(image, model.channels)
     if averaging not in AVERAGING:
@@ -76,10 +81,33 @@ def predict_tiled(
             f"the nearest valid ones: {', '.join(map(str, nearest))}."
         )
 
+    for fitting, batch_size in _attempts(model.network, side):
+        try:
+            return _predict_by_tiles(model, image, averaging, fitting, batch_size)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("Out of memory with %d tile(s) of side %d.", batch_size, fitting)
+    raise MemoryError(f"Not even one tile of side {fitting} fits; a smaller model.width would.")
+
+
+def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
+    """Tile sides and numbers of tiles at a time, from what should fit to the least that works."""
+    batch_size = tiles_per_batch(network, side)
+    yield side, batch_size
+    if batch_size > 1:
+        yield side, 1
+    for smaller in sorted((_side_of_step(step, network.depth) for step in _STEPS), reverse=True):
+        if smaller < side:
+            yield smaller, 1
+
+
+def _predict_by_tiles(model, image, averaging, side, batch_size) -> np.ndarray:
+    """float32 [H, W, classes] for an image [H, W, C]."""
+    height, width, _ = image.shape
     mean, std = grey_value_statistics(image, model.percentiles)
     output = np.zeros((height, width, model.network.classes), np.float32)
-    tiles, count = _tiles(image, output, averaging, side, depth)
-    batch_size = tiles_per_batch(model.network, side)
+    tiles, count = _tiles(image, output, averaging, side, model.network.depth)
     predict = tile_probabilities(model.network)
     progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
     ahead = None
