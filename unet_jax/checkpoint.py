@@ -111,7 +111,7 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
                 os.fsync(opened.fileno())  # nor does a power cut leave a manifest without its files
                 manifest[name] = hashlib.file_digest(opened, "sha256").hexdigest()
         with complete(folder / _MANIFEST) as unfinished:
-            unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
+            unfinished.write_text(json.dumps(manifest, indent=1))  # any cut breaks it
         _verify(folder)
     except Exception as error:  # of Orbax's threads, many kinds
         _remove(folder)  # so that a full disk has room again

@@ -1,0 +1,122 @@
+"""The numerical guard: a step that is not finite stops the run and can be replayed."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from unet_jax import checkpoint
+from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
+from unet_jax.data.splits import read_splits
+from unet_jax.errors import RunFailed
+from unet_jax.example import IGNORED, Example, separated
+from unet_jax.fit import fit
+from unet_jax.guard import collapse, record_failure
+from unet_jax.network import UNet
+from unet_jax.run_log import read_log
+from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.weight_map import class_weights
+
+
+@pytest.fixture
+def failing_config(tiny_config):
+    """Steps far too large, so that the loss is not finite after a few of them."""
+    tiny_config.optimiser.peak_learning_rate = 1e30
+    return tiny_config
+
+
+def test_the_step_that_failed_is_named_recorded_and_replayed(failing_config, tmp_path):
+    config, workdir = failing_config, tmp_path / "run"
+    config.train.validate_every = 12
+    with pytest.raises(RunFailed, match=r"Step \d+: the loss is .* the steps are too large") as end:
+        fit(config, workdir)
+    record = json.loads((workdir / "failure.json").read_text())
+    step = record["step"]
+    assert f"Step {step}: the loss is" in str(end.value) and "failure.json" in str(end.value)
+    assert record["last_saved"] is None and "no step was saved" in str(end.value)
+    assert [row["step"] for row in read_log(workdir / "log.jsonl")] == list(range(1, step))
+
+    # The batches before it are those of its seed, and its own is what was recorded.
+    examples = [separated(e) for e in read_splits(config.data, 2)["train"]]
+    weights = class_weights([e.labels for e in examples], 2)
+    dataset = training_arrays(examples, weight_maps(examples, weights, **config.weight_map))
+    network = UNet(**config.model)
+    optimiser, _ = create_optimiser(steps=config.train.steps, **config.optimiser)
+    initial_key, training_key = jax.random.split(jax.random.key(record["seed"]))
+    state = create_train_state(initial_key, network, optimiser, 1)
+    train_step = make_train_step(
+        network,
+        optimiser,
+        tile_side=config.train.tile_side,
+        augmentation=config.augmentation.to_dict(),
+    )
+    for before in range(1, step):
+        indices = batch_indices(before - 1, len(examples), 1, record["seed"])
+        key = jax.random.fold_in(training_key, before)
+        state, metrics = train_step(state, take(dataset, indices), key)
+        assert np.isfinite(metrics["loss"])
+    names = [e.name for e in examples]
+    indices = np.array([names.index(name) for name in record["examples"]])
+    key = jax.random.wrap_key_data(np.array(record["key"], np.uint32))
+    _, metrics = train_step(state, take(dataset, indices), key)
+    assert {name: str(float(metrics[name])) for name in ("loss", "gradient_norm")} == {
+        name: record[name] for name in ("loss", "gradient_norm")
+    }
+
+
+def test_the_same_command_meets_the_same_failure_after_the_last_good_step(
+    failing_config, tmp_path, capsys
+):
+    config, workdir = failing_config, tmp_path / "run"
+    # The first step, whose learning rate is 0, is good.
+    config.train.validate_every = 1
+    errors = []
+    for _ in range(2):
+        with pytest.raises(RunFailed) as end:
+            fit(config, workdir)
+        errors.append(str(end.value))
+    assert errors[0] == errors[1]
+    assert "Going on after step 1." in capsys.readouterr().out
+    assert checkpoint.saved_steps(workdir) == [1]
+
+
+def failure(tmp_path, norms):
+    log = [{"step": i, "gradient_norm": norm} for i, norm in enumerate(norms)]
+    row = {"step": 50, "loss": float("nan"), "gradient_norm": 1.0, "learning_rate": 0.1}
+    batch = {"seed": 0, "examples": ["a", "b"], "key": [0, 1]}
+    return str(record_failure(tmp_path, row, log, 40, batch))
+
+
+def test_the_likely_cause_is_the_learning_rate_if_the_gradient_grew(tmp_path):
+    message = failure(tmp_path, [1.0] * 20 + [3.0, 12.0, 80.0])
+    assert "the steps are too large" in message and "step 40 is kept" in message
+    assert "learning rate of 0.1" in message and "\n" not in message
+
+
+def test_the_likely_cause_is_the_images_if_nothing_announced_it(tmp_path):
+    assert "look at the images of the step, a, b" in failure(tmp_path, [1.0, 1.2, 0.9] * 10)
+    record = json.loads((tmp_path / "failure.json").read_text())
+    assert record["loss"] == "nan" and record["examples"] == ["a", "b"] and record["key"] == [0, 1]
+
+
+def example(labels):
+    labels = np.array(labels, np.int32)
+    return Example("", labels, labels, labels)
+
+
+def test_collapse_to_one_class_is_said():
+    mixed, ignored = example([[0, 1]]), example([[1, IGNORED]])
+    only_cell = np.array([[[0.1, 0.9], [0.4, 0.6]]])
+    both = np.array([[[0.1, 0.9], [0.6, 0.4]]])
+    names = ["membrane", "cell"]
+    assert "is taken for 'cell'" in collapse([mixed], [only_cell], names)
+    assert collapse([mixed], [both], names) is None
+    assert collapse([mixed, mixed], [only_cell, both], names) is None
+    assert collapse([ignored], [only_cell], names) is None, "there is but one class to find"
+
+
+def test_collapse_is_said_during_training(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("unet_jax.fit.collapse", lambda *_: "every pixel is taken for 'cell'")
+    fit(tiny_config, tmp_path / "run")
+    assert "Step 4: every pixel is taken for 'cell'" in capsys.readouterr().out

@@ -1,0 +1,299 @@
+"""Going on with a run: only as it was, but for what the user names as wanted."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tifffile
+
+from tests.reliability.conftest import ROOT, rows
+from tests.test_evaluate import use_folder
+from unet_jax import checkpoint, load, predict_tiled
+from unet_jax.data.synthetic_em import synthetic_em
+from unet_jax.errors import InputError, RunFailed
+from unet_jax.fit import fit
+from unet_jax.network import UNet
+from unet_jax.training import create_optimiser, create_train_state
+
+
+def snapshot(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def refused(config, workdir, **settings):
+    before = snapshot(workdir)
+    with pytest.raises(InputError) as refusal:
+        fit(config, workdir, **settings)
+    assert snapshot(workdir) == before
+    return refusal.value.args
+
+
+@pytest.fixture
+def workdir(tiny_config, tmp_path):
+    tiny_config.train.steps = 8
+    fit(tiny_config, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_every_changed_key_is_told(tiny_config, workdir):
+    tiny_config.augmentation.shift = 0.5
+    tiny_config.weight_map.w0 = 3.0
+    tiny_config.train.steps = 7
+    lines = refused(tiny_config, workdir)
+    assert len(lines) == 3 and all("\n" not in line for line in lines)
+    told = " ".join(lines)
+    assert "config.augmentation.shift = 1.0, not 0.5" in told
+    assert "config.weight_map.w0 = 10.0, not 3.0" in told
+    assert "config.train.steps = 8, not 7" in told
+    assert "--allow_change=config.train.steps" in told
+
+
+def test_a_change_named_as_wanted_is_made_and_told(tiny_config, workdir, capsys):
+    tiny_config.train.steps = 12
+    tiny_config.augmentation.shift = 0.5
+    tiny_config.weight_map.w0 = 3.0
+    wanted = ["config.augmentation.shift"]
+    assert "w0" in " ".join(refused(tiny_config, workdir, allow_change=wanted))
+    assert fit(tiny_config, workdir, allow_change=[*wanted, "config.weight_map"]) == 0
+    output = capsys.readouterr().out
+    assert "config.augmentation.shift = 0.5 instead of 1.0" in output
+    assert load(workdir, "latest").description["config"]["weight_map"]["w0"] == 3.0
+    # What has been saved since is the run as it is now.
+    assert fit(tiny_config, workdir) == 0
+
+
+def test_more_steps_are_no_conflict_and_fewer_are(tiny_config, workdir, capsys):
+    tiny_config.train.steps = 12
+    assert fit(tiny_config, workdir) == 0
+    assert "config.train.steps = 12 instead of 8" in capsys.readouterr().out
+    assert [r["step"] for r in rows(workdir) if "loss" in r] == list(range(1, 13))
+    tiny_config.train.steps = 10
+    lines = refused(tiny_config, workdir, allow_change=["config.train.steps"])
+    assert lines == (f"{workdir}: this run is at step 12 already.",)
+
+
+def test_another_network_is_refused_by_its_first_difference(tiny_config, workdir):
+    tiny_config.train.steps = 12
+    tiny_config.model.width = 4
+    (line,) = refused(tiny_config, workdir, allow_change=["config.model"])
+    assert "is of another network: classes/kernel is (1, 1, 2, 2) float32" in line
+    assert "expected (1, 1, 4, 2) float32" in line
+
+
+@pytest.fixture
+def own_folders(tmp_path):
+    for i in range(5):
+        picture, instances = synthetic_em(i, height=50, width=60)
+        for name, array in (("images", picture), ("masks", (instances > 0) * np.uint8(255))):
+            (tmp_path / name).mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / name / f"{i}.tif", array)
+    return tmp_path / "images", tmp_path / "masks"
+
+
+def test_other_pixels_are_other_data(tiny_config, own_folders, tmp_path):
+    images, masks = own_folders
+    use_folder(tiny_config, images, masks, mask_rule="binary", ignore_value=-1)
+    tiny_config.train.steps = 4
+    workdir = tmp_path / "run"
+    assert fit(tiny_config, workdir) == 0
+    tiny_config.train.steps = 8
+    pixels = tifffile.imread(images / "3.tif")
+    pixels[0, 0] ^= 1
+    tifffile.imwrite(images / "3.tif", pixels)
+    (line,) = refused(tiny_config, workdir)
+    assert "holds a run with data.3 = " in line and "--allow_change=data." in line
+    # The same images elsewhere are the same data.
+    pixels[0, 0] ^= 1
+    tifffile.imwrite(images / "3.tif", pixels)
+    moved = images.rename(tmp_path / "moved")
+    tiny_config.data.images = str(moved)
+    assert "config.data.images" in refused(tiny_config, workdir)[0]
+    assert fit(tiny_config, workdir, allow_change=["config.data.images"]) == 0
+
+
+def test_many_differences_are_counted(tiny_config, workdir):
+    tiny_config.data.seed = 99
+    lines = refused(tiny_config, workdir)
+    assert len(lines) == 6 and "more differences of that kind" in lines[-1]
+
+
+def test_a_damaged_newest_step_stops_and_names_the_last_good_one(tiny_config, workdir):
+    good, newest = 4, 8
+    best = checkpoint.best_step(workdir)
+    assert best in (good, newest)
+    if best == newest:  # keep both
+        state = create_train_state(jax.random.key(0), *network_and_optimiser(tiny_config), 1)
+        saved = checkpoint.describe(workdir, newest)
+        checkpoint.save(
+            workdir, state, saved | {"step": good, "validation": saved["validation"] | {"loss": 0}}
+        )
+    file = workdir / "checkpoints" / "000008" / "params" / "_METADATA"
+    file.write_bytes(file.read_bytes() + b" ")
+    tiny_config.train.steps = 12
+    (line,) = refused(tiny_config, workdir)
+    assert "000008: the checkpoint is damaged (params/_METADATA is not what was saved)" in line
+    assert "the last good step is 4; remove the damaged folder" in line
+
+
+def network_and_optimiser(config):
+    optimiser, _ = create_optimiser(steps=config.train.steps, **config.optimiser)
+    return UNet(**config.model), optimiser
+
+
+def test_an_unfinished_step_is_removed_with_a_message(tiny_config, workdir, capsys):
+    (workdir / "checkpoints" / "000009" / "params").mkdir(parents=True)
+    tiny_config.train.steps = 12
+    assert fit(tiny_config, workdir) == 0
+    assert "000009: removed, a save that was never finished." in capsys.readouterr().out
+    assert not (workdir / "checkpoints" / "000009").exists()
+
+
+def test_the_same_seed_gives_the_same_bits(tiny_config, tmp_path):
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    digests = []
+    for name in "ab":
+        fit(tiny_config, tmp_path / name)
+        digests.append(digest_of(load(tmp_path / name)))
+    assert digests[0] == digests[1]
+
+
+def digest_of(model):
+    leaves = jax.tree.leaves(model.params)
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
+
+
+SAVE_ON_FOUR = """
+import jax, numpy as np, sys
+from pathlib import Path
+from tests.test_checkpoint import a_description, a_state
+from unet_jax import checkpoint, load
+assert len(jax.devices()) == 4
+mesh = jax.sharding.Mesh(np.array(jax.devices()), "x")
+def spread(x):
+    axes = [d for d in range(x.ndim) if x.shape[d] % 4 == 0]
+    names = ["x" if axes and d == axes[0] else None for d in range(x.ndim)]
+    spec = jax.sharding.PartitionSpec(*names)
+    return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+state = jax.tree.map(spread, a_state(5))
+assert any(not x.is_fully_replicated for x in jax.tree.leaves(state.params))
+with checkpoint.Saver(Path(sys.argv[1])) as saver:
+    saver.save(state, a_description(3))
+"""
+LOAD = """
+import sys
+from tests.reliability.test_resume import digest_of
+from unet_jax import load
+print(digest_of(load(sys.argv[1])))
+"""
+
+
+def on_devices(count, code, folder):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_saved_on_four_devices_it_loads_on_one_and_on_six(tmp_path):
+    from tests.test_checkpoint import a_state
+
+    on_devices(4, SAVE_ON_FOUR, tmp_path)
+    params = jax.tree.leaves(a_state(5).params)
+    expected = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in params)).hexdigest()
+    assert on_devices(1, LOAD, tmp_path) == on_devices(6, LOAD, tmp_path) == expected
+
+
+def test_the_checkpoint_of_an_earlier_release_predicts_the_same():
+    golden = ROOT / "tests" / "reliability" / "golden"
+    releases = sorted(p for p in golden.iterdir() if p.is_dir())
+    assert releases
+    for release in releases:
+        expected = np.load(release / "expected.npz")
+        model = load(release / "run")
+        np.testing.assert_allclose(
+            predict_tiled(model, expected["image"]), expected["probabilities"], atol=1e-5
+        )
+        assert model.description["versions"]["unet-jax"] == release.name
+
+
+def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):
+    """While a save takes a second, the steps up to the next one go on."""
+    original, times = checkpoint.save, {}
+
+    def slow_save(workdir, state, description):
+        times[description["step"]] = time.perf_counter()
+        time.sleep(1)
+        original(workdir, state, description)
+        times[-description["step"]] = time.perf_counter()
+
+    monkeypatch.setattr(checkpoint, "save", slow_save)
+    write = fit.__globals__["RunLog"].write
+
+    def noting_write(log, new_rows):
+        for row in new_rows:
+            times[f"logged {row['step']}"] = time.perf_counter()
+        write(log, new_rows)
+
+    monkeypatch.setattr(fit.__globals__["RunLog"], "write", noting_write)
+    assert fit(tiny_config, tmp_path / "run") == 0
+    assert times["logged 8"] < times[-4], "step 8 was done before step 4 was saved"
+    assert checkpoint.saved_steps(tmp_path / "run")[-1] == 12
+
+
+def test_an_error_of_a_background_save_ends_the_run(tiny_config, tmp_path, monkeypatch):
+    original = checkpoint.save
+
+    def failing_save(workdir, state, description):
+        if description["step"] == 8:
+            raise RunFailed("000008: cannot be saved (No space left on device).")
+        original(workdir, state, description)
+
+    monkeypatch.setattr(checkpoint, "save", failing_save)
+    tiny_config.train.steps = 100
+    with pytest.raises(RunFailed, match="No space left"):
+        fit(tiny_config, tmp_path / "run")
+    assert checkpoint.saved_steps(tmp_path / "run") == [4]
+    assert rows(tmp_path / "run")[-1]["step"] <= 12, "at the next save at the latest"
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tiny_config, workdir):
+    state = create_train_state(jax.random.key(0), *network_and_optimiser(tiny_config), 1)
+    broken = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+    with pytest.raises(RunFailed, match="no longer finite"):
+        checkpoint.save(workdir, broken, checkpoint.describe(workdir, 8) | {"step": 9})
+    assert checkpoint.saved_steps(workdir)[-1] == 8
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_hundred_flips_and_truncations_are_all_found(workdir, seed):
+    step = checkpoint.saved_steps(workdir)[-1]
+    folder = workdir / "checkpoints" / f"{step:06d}"
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.stat().st_size)
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        file = files[rng.integers(len(files))]
+        content = file.read_bytes()
+        position = int(rng.integers(len(content)))
+        if rng.random() < 0.3:
+            file.write_bytes(content[:position])
+        else:
+            flipped = content[position] ^ (1 << int(rng.integers(8)))
+            file.write_bytes(content[:position] + bytes([flipped]) + content[position + 1 :])
+        with pytest.raises(InputError, match="damaged"):
+            load(workdir, step)
+        file.write_bytes(content)
+    assert load(workdir, step).description["step"] == step
