@@ -1,0 +1,173 @@
+"""Out of memory, and nothing that grows with the number of steps or predictions."""
+
+import gc
+import os
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from unet_jax import fit as fit_module
+from unet_jax import load, predict_tiled
+from unet_jax import overlap_tile as overlap_tile_module
+from unet_jax.errors import RunFailed
+from unet_jax.fit import fit
+
+FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
+
+
+@pytest.fixture
+def model(tiny_config, tmp_path):
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    fit(tiny_config, tmp_path / "run")
+    return load(tmp_path / "run")
+
+
+def tiles_up_to(side):
+    """A stand-in for `tile_probabilities` on a device that no larger tile fits."""
+    compiled = overlap_tile_module.tile_probabilities
+
+    def limited(network):
+        def predict(params, tiles):
+            if tiles.shape[1] > side:
+                raise FULL
+            return compiled(network)(params, tiles)
+
+        return predict
+
+    return limited
+
+
+def test_smaller_tiles_are_tried_and_that_is_said(model, monkeypatch, caplog):
+    image = np.random.default_rng(0).normal(size=(300, 200))
+    expected = predict_tiled(model, image)
+    first = overlap_tile_module.choose_tile_side(model.network, *image.shape)
+    monkeypatch.setattr(overlap_tile_module, "tile_probabilities", tiles_up_to(140))
+    found = predict_tiled(model, image)
+    assert f"Out of memory with 1 tile(s) of side {first}." in caplog.text
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_fewer_tiles_at_a_time_come_before_smaller_ones(model, monkeypatch, caplog):
+    monkeypatch.setattr(overlap_tile_module, "tiles_per_batch", lambda *_: 4)
+    compiled = overlap_tile_module.tile_probabilities
+    seen = []
+
+    def limited(network):
+        def predict(params, tiles):
+            seen.append(tiles.shape[:2])
+            if len(tiles) > 1:
+                raise FULL
+            return compiled(network)(params, tiles)
+
+        return predict
+
+    monkeypatch.setattr(overlap_tile_module, "tile_probabilities", limited)
+    predict_tiled(model, np.eye(60), tile_side=44)
+    assert seen[0] == (4, 44) and set(seen[1:]) == {(1, 44)}
+    assert "Out of memory with 4 tile(s) of side 44." in caplog.text
+
+
+def test_no_tile_fits(model, monkeypatch):
+    monkeypatch.setattr(overlap_tile_module, "tile_probabilities", tiles_up_to(0))
+    with pytest.raises(MemoryError, match=r"Not even one tile of side \d+ fits"):
+        predict_tiled(model, np.eye(60))
+
+
+def test_other_errors_of_the_device_are_not_taken_for_it(model, monkeypatch):
+    def broken(network):
+        def predict(params, tiles):
+            raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+        return predict
+
+    monkeypatch.setattr(overlap_tile_module, "tile_probabilities", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        predict_tiled(model, np.eye(60))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "remedy"), [(1, "train.tile_side=32"), (3, "train.batch_size=1")]
+)
+def test_training_out_of_memory_is_one_line_with_a_remedy(
+    tiny_config, tmp_path, monkeypatch, batch_size, remedy
+):
+    def make_train_step(*_, **__):
+        def train_step(*_):
+            raise FULL
+
+        return train_step
+
+    monkeypatch.setattr(fit_module, "make_train_step", make_train_step)
+    tiny_config.train.batch_size = batch_size
+    with pytest.raises(RunFailed) as end:
+        fit(tiny_config, tmp_path / "run")
+    assert f"Out of memory with {batch_size} tile(s) of 44x44 pixels" in str(end.value)
+    assert f"--config.{remedy}," in str(end.value) and "\n" not in str(end.value)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is needed")
+
+
+def in_use():
+    """Bytes of anonymous memory and number of open files of this process."""
+    gc.collect()
+    with open("/proc/self/status") as status:
+        kilobytes = next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+    return kilobytes * 1024, len(os.listdir("/proc/self/fd"))
+
+
+@linux
+@pytest.mark.parametrize("steps", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_memory_and_files_do_not_grow_with_the_steps(tiny_config, tmp_path, steps):
+    tiny_config.train.steps = steps
+    tiny_config.train.validate_every = steps // 10
+    samples, log, finished = [], tmp_path / "run" / "log.jsonl", threading.Event()
+
+    def sample():
+        while not finished.wait(0.02):
+            if log.exists():
+                samples.append((log.stat().st_size, *in_use()))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    fit(tiny_config, tmp_path / "run")
+    finished.set()
+    thread.join()
+    assert_flat(np.array(samples), log.stat().st_size)
+
+
+@linux
+@pytest.mark.parametrize("predictions", [60, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_memory_and_files_do_not_grow_with_the_predictions(model, predictions):
+    image = np.random.default_rng(0).normal(size=(100, 90))
+    samples = []
+    for k in range(predictions):
+        predict_tiled(model, image)
+        samples.append((k, *in_use()))
+    assert_flat(np.array(samples), predictions)
+
+
+def assert_flat(samples, end):
+    """Samples (progress, bytes, files): the last fifth needs no more than the second one."""
+    early = samples[(samples[:, 0] > 0.2 * end) & (samples[:, 0] <= 0.4 * end)]
+    late = samples[samples[:, 0] > 0.8 * end]
+    assert len(early) >= 5 and len(late) >= 5
+    megabytes = (np.median(late[:, 1]) - np.median(early[:, 1])) / 2**20
+    print(f"{megabytes:+.1f} MB, {late[:, 2].max() - early[:, 2].max():+d} files")
+    assert megabytes < 40
+    assert late[:, 2].max() <= early[:, 2].max() + 2  # a save may be under way
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
+    tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fit_module, "make_train_step", lambda *_, **__: pytest.fail("too late"))
+    (tmp_path / "file").touch()
+    began = time.monotonic()
+    with pytest.raises(fit_module.InputError, match="cannot be written to"):
+        fit(tiny_config, tmp_path / "file" / "run")
+    assert time.monotonic() - began < 60
