@@ -20,6 +20,7 @@ NAMES = (
     "augmentation",
     "weight_map",
     "metrics",
+    "checkpoints",
     "start_up",
     "time_to_accuracy",
 )

@@ -239,6 +239,7 @@ def _load_one(workdir: Path, step: str | int) -> Model:
     network = UNet(**description["model"])
     channels = description["channels"]
     params = jax.eval_shape(lambda key: init_params(key, network, channels), jax.random.key(0))
+    _check_plausible(folder / "params", params)
     params = jax.tree.map(lambda x: x[None], _restore(folder / "params", params))
     percentiles = tuple(description["percentiles"])
     return Model(network, params, channels, description["scale"], percentiles, description)
@@ -286,6 +287,13 @@ def _arrays(tree) -> dict[str, tuple]:
     }
 
 
+def _check_plausible(folder: Path, params) -> None:
+    declared = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    held = sum(file.stat().st_size for file in _files(folder).values())
+    if declared > _MAX_RATIO * held:
+        raise InputError(f"{folder}: declares {declared:,} bytes of parameters and holds {held:,}.")
+
+
 def _check_same_arrays(folder, saved, expected):
     for name in sorted(saved.keys() | expected.keys()):
         if saved.get(name) != expected.get(name):
@@ -296,10 +304,6 @@ def _check_same_arrays(folder, saved, expected):
             raise InputError(
                 f"{folder}: is of another network: {name} is {found}, expected {wanted}."
             )
-    declared = sum(np.prod(shape, dtype=float) * d.itemsize for shape, d in expected.values())
-    held = sum(file.stat().st_size for file in _files(folder).values())
-    if declared > _MAX_RATIO * held:
-        raise InputError(f"{folder}: declares {declared:,.0f} bytes of arrays and holds {held:,}.")
 
 
 def _verified(workdir: Path, step: int) -> Path:

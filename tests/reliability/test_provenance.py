@@ -1,0 +1,73 @@
+"""A run records what it depended on, and its report says so."""
+
+import json
+import re
+import subprocess
+import sys
+
+from tests.reliability.conftest import TINY
+from unet_jax import load
+from unet_jax.data.splits import read_splits
+from unet_jax.environment import versions
+from unet_jax.example import sha256
+
+
+def test_a_run_records_what_it_depended_on_and_the_report_states_it(run, tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    options = [*TINY, "--config.train.steps=4", "--config.train.validate_every=4"]
+    assert run("train.py", *options, f"--workdir={workdir}")[0] == 0
+    record = load(workdir).description
+    assert record["command"].startswith("python train.py --config=configs/demo.py")
+    assert str(workdir) in record["command"]
+    assert record["config"]["train"]["steps"] == 4 and record["config"]["model"]["width"] == 2
+    assert record["versions"] == versions()
+    assert re.fullmatch(r"[0-9a-f]{40}(, changed since)?|unknown", record["versions"]["commit"])
+    assert {"jax", "numpy", "orbax-checkpoint", "python", "unet-jax"} <= set(record["versions"])
+
+    tiny_config.data.train, tiny_config.data.validation = (0, 2), (2, 3)
+    tiny_config.data.test = (3, 5)
+    examples = [e for part in read_splits(tiny_config.data, 2).values() for e in part]
+    assert record["data"] == {e.name: sha256(e) for e in examples}
+
+    assert run("eval.py", f"--checkpoint={workdir}")[0] == 0
+    result = json.loads((workdir / "evaluation" / "report.json").read_text())
+    page = (workdir / "evaluation" / "report.html").read_text()
+    assert result["training"]["versions"] == record["versions"]
+    assert "eval.py --checkpoint=" in result["command"]
+    for stated in (
+        record["versions"]["commit"],
+        record["versions"]["device"],
+        result["training"]["data_sha256"],
+        "python train.py --config=configs/demo.py",
+    ):
+        assert stated in page
+
+
+def test_a_copy_without_history_says_that_its_commit_is_unknown(tmp_path):
+    code = "from unet_jax.environment import versions; print(versions()['commit'])"
+    package = tmp_path / "unet_jax"
+    subprocess.run(["cp", "-r", "unet_jax", str(package)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "unknown"
+
+
+def test_other_pixels_in_the_test_split_are_noticed(tiny_config, tmp_path, monkeypatch, caplog):
+    from tests.test_evaluate import DEFAULTS
+    from unet_jax import evaluate as evaluate_module
+    from unet_jax.fit import fit
+
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    fit(tiny_config, tmp_path / "run")
+    original = evaluate_module.read_splits
+
+    def changed(*args):
+        splits = original(*args)
+        first = splits["test"][0]
+        return splits | {"test": [first._replace(image=first.image + 1), *splits["test"][1:]]}
+
+    monkeypatch.setattr(evaluate_module, "read_splits", changed)
+    evaluate_module.evaluate(tmp_path / "run", **DEFAULTS)
+    assert "picture 5: its pixels are not those of the training run's data" in caplog.text
+    assert "picture 6" not in caplog.text
