@@ -73,7 +73,7 @@ def assert_same_run(workdir, whole):
 
 @pytest.mark.parametrize(
     ("kills", "during_save", "steps"),
-    [(3, 2, 300), pytest.param(50, 30, 6000, marks=pytest.mark.slow)],
+    [(2, 1, 120), pytest.param(50, 30, 6000, marks=pytest.mark.slow)],
 )
 def test_sigkill_loses_nothing_that_was_saved(start, run, tmp_path, kills, during_save, steps):
     workdir, whole = tmp_path / "run", tmp_path / "whole"
@@ -112,7 +112,7 @@ def test_sigkill_loses_nothing_that_was_saved(start, run, tmp_path, kills, durin
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_asked_to_stop_it_saves_and_goes_on_identically(start, run, tmp_path, times):
     workdir, whole = tmp_path / "run", tmp_path / "whole"
-    steps = 150 * times
+    steps = 100 * times
     for number in [signal.SIGTERM, signal.SIGINT] * times:
         log = workdir / "log.jsonl"
         before, inode = newest(workdir), log.stat().st_ino if log.exists() else None
@@ -170,12 +170,11 @@ def test_full_disk_ends_the_run_with_the_last_step_intact(start, run, small_disk
     assert f"Going on after step {kept}." in process.communicate()[0]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_evaluation_leaves_each_output_absent_or_complete(start, run, tmp_path, kills):
     workdir, out = tmp_path / "run", tmp_path / "out"
     assert run("train.py", *options(workdir, steps=4, validate_every=4))[0] == 0
     evaluation = ["eval.py", f"--checkpoint={workdir}", f"--out={out}", "--overwrite"]
-    assert run(*evaluation)[0] == 0
     began = time.monotonic()
     assert run(*evaluation)[0] == 0
     whole = time.monotonic() - began
