@@ -36,6 +36,8 @@ _MASK_RULE = flags.DEFINE_string(
 _OUT = flags.DEFINE_string("out", None, "Folder to write to; default: CHECKPOINT/evaluation.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an evaluation or settings there.")
 flags.mark_flag_as_required("checkpoint")
+for _name in ("checkpoint", "images", "labels", "out"):
+    flags.register_validator(_name, lambda path: path != "", "it names no file or folder.")
 
 
 def _path(flag):

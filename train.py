@@ -23,6 +23,7 @@ _ALLOW_CHANGE = flags.DEFINE_multi_string(
     "go on differently; may be given several times.",
 )
 flags.mark_flags_as_required(["config", "workdir"])
+flags.register_validator("workdir", lambda folder: folder != "", "it names no folder.")
 
 
 def _train():

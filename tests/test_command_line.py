@@ -50,6 +50,22 @@ def test_train_then_evaluate(tmp_path):
     assert "threshold" in tuned.stdout and (workdir / "instances.json").exists()
 
 
+def test_an_error_in_a_config_file_is_told_by_its_reason(tmp_path):
+    config = tmp_path / ("long" * 40) / "config.py"
+    config.parent.mkdir()
+    config.write_text("def get_config():\n    return undefined_name\n")
+    done = call("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert done.stderr == "train.py: --config: name 'undefined_name' is not defined\n"
+
+
+def test_a_long_path_is_told_whole(tmp_path):
+    folder = tmp_path / ("long" * 50) / ("path" * 50)
+    done = call("eval.py", f"--checkpoint={folder}")
+    assert done.returncode == 2 and done.stderr.endswith("of a training run.\n")
+    assert str(folder) in done.stderr
+
+
 def test_folds_by_one_flag(tmp_path):
     trained = call("train.py", *TINY, f"--workdir={tmp_path}", "--folds=2")
     assert trained.returncode == 0, trained.stderr
@@ -77,7 +93,8 @@ def test_help(program):
         (["train.py", *TINY, "--workdir=WORK", "--config.model.width=wide"], "wide"),
         (["train.py", *TINY, "--workdir=WORK", "--config.train.batch_size=-3"], "train.batch_size"),
         (["train.py", *TINY, "--workdir=WORK", "stray"], "stray"),
-        (["train.py", "--config=configs/folder.py", "--workdir=WORK"], "images"),
+        (["train.py", *TINY, "--workdir="], "it names no folder"),
+        (["eval.py", "--checkpoint=WORK", "--out="], "it names no file or folder"),
         (
             [
                 "train.py",

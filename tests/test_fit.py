@@ -213,6 +213,36 @@ def test_missing_parts_of_a_configuration_are_named(tiny_config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_every_bad_key_is_told_at_once(tiny_config, tmp_path):
+    with tiny_config.unlocked():
+        del tiny_config.augmentation["shift"]
+        tiny_config.weight_map.w1 = 1.0
+        del tiny_config.train["seed"]
+    with pytest.raises(InputError) as refusal:
+        fit(tiny_config, tmp_path / "run")
+    shift, w1, seed = sorted(refusal.value.args)
+    assert shift == "config.augmentation.shift is missing."
+    assert w1 == "config.train.seed is missing."
+    assert seed == "config.weight_map.w1 is not known, only w0, sigma."
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_value_of_another_type_is_told_at_once(tiny_config, tmp_path):
+    with tiny_config.ignore_type():
+        tiny_config.train.steps = "100"
+        tiny_config.train.batch_size = True
+        tiny_config.optimiser.momentum = None
+        tiny_config.model.width = 2.0
+    with pytest.raises(InputError) as refusal:
+        fit(tiny_config, tmp_path / "run")
+    assert set(refusal.value.args) == {
+        "config.train.steps must be a whole number, not 100.",
+        "config.train.batch_size must be a whole number, not True.",
+        "config.optimiser.momentum must be finite and a number, not None.",
+        "config.model.width must be a whole number from 1 to 4096, not 2.0.",
+    }
+
+
 def test_a_split_without_a_pixel_that_counts_is_refused(tiny_config, tmp_path, monkeypatch):
     original = fit_module.read_splits
 

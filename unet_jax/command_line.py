@@ -35,7 +35,9 @@ def run(main: Callable[[], int]) -> None:
             raise InputError(one_line(error)) from error
         # Everything that a --config can raise: it is a Python file.
         except Exception as error:
-            raise InputError(f"--config: {type(error).__name__}: {one_line(error)}") from error
+            # The reason is the last line; the library puts a traceback before it.
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise InputError(f"--config: {one_line(reason[0])}") from error
         if rest:
             raise InputError(f"Not understood: {' '.join(rest)} (flags begin with --).")
         status = main()
@@ -43,8 +45,11 @@ def run(main: Callable[[], int]) -> None:
         for problem in error.args:
             _say(problem)
         status = 2
-    except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+    except RunFailed as error:
         _say(error)
+        status = 1
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        _say(one_line(error))
         status = 1
     except KeyboardInterrupt:
         _say("stopped")
@@ -52,5 +57,5 @@ def run(main: Callable[[], int]) -> None:
     sys.exit(status)
 
 
-def _say(error):
-    print(f"{sys.argv[0]}: {one_line(error)}", file=sys.stderr)
+def _say(message):
+    print(f"{sys.argv[0]}: {' '.join(str(message).split())}", file=sys.stderr)

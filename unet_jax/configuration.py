@@ -4,87 +4,141 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, Problems
 from unet_jax.network import valid_input_sides
 
-_PARTS = ("model", "class_names", "data", "weight_map", "augmentation", "optimiser", "train")
-_MODEL_FIELDS = {"width", "depth", "classes", "dropout_rate", "dtype"}
+_WHOLE_NUMBERS = {
+    "optimiser": ("warmup_steps", "momentum_warmup_steps"),
+    "train": ("seed", "steps", "tile_side", "batch_size", "validate_every"),
+}
+_NUMBERS = {
+    "weight_map": ("w0", "sigma"),
+    "augmentation": (
+        "elastic_pixels",
+        "rotation_degrees",
+        "shift",
+        "mirror_probability",
+        "contrast_std",
+        "brightness_std",
+    ),
+    "optimiser": ("momentum", "initial_momentum", "peak_learning_rate"),
+}
+_KEYS = {
+    part: _WHOLE_NUMBERS.get(part, ()) + _NUMBERS.get(part, ())
+    for part in ("weight_map", "augmentation", "optimiser", "train")
+} | {"model": ("width", "depth", "classes", "dropout_rate", "dtype")}
 
-# Key, whether its value is all right, and what it must be.
-_Demands = Iterable[tuple[str, bool, str]]
+# A key with its value, whether that is all right, and what it must be.
+_Demand = tuple[str, Any, bool, str]
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raises InputError, naming every key whose value no run can use."""
-    missing = [part for part in _PARTS if part not in config]
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raises InputError for a configuration that no run can use, with a line for each bad key.
+
+    What belongs into `data` depends on its source, see `data.splits`.
+    """
+    missing = [part for part in (*_KEYS, "class_names", "data") if part not in config]
     if missing:
-        raise InputError(
-            *(
-                f"config.{part} is missing; configs/em.py shows what belongs there."
-                for part in missing
-            )
-        )
-    check_model(config.model)
-    model, optimiser, settings = config.model, config.optimiser, config.train
-    augmentation = config.augmentation
-    sides = valid_input_sides(settings.tile_side, model.depth)
-    demands = [
-        ("class_names", len(config.class_names) == model.classes, "a name for each class"),
-        ("data.scale", 0 < config.data.get("scale", 1.0) < math.inf, "above 0 and finite"),
-        ("weight_map.w0", config.weight_map.w0 >= 0, "at least 0"),
-        ("weight_map.sigma", config.weight_map.sigma > 0, "above 0"),
-        ("train.tile_side", settings.tile_side in sides, f"valid, like {sides}, at this depth"),
-        ("train.batch_size", settings.batch_size >= 1, "at least 1"),
-        ("train.steps", settings.steps >= 1, "at least 1"),
-        ("train.seed", settings.seed >= 0, "at least 0"),
-        ("train.validate_every", settings.validate_every >= 1, "at least 1"),
-        (
-            "optimiser.warmup_steps",
-            0 <= optimiser.warmup_steps < settings.steps,
-            "below train.steps",
-        ),
-        ("optimiser.peak_learning_rate", optimiser.peak_learning_rate > 0, "above 0"),
-        ("optimiser.momentum", 0 <= optimiser.momentum < 1, "in [0, 1)"),
-        ("optimiser.initial_momentum", 0 <= optimiser.initial_momentum < 1, "in [0, 1)"),
-        ("optimiser.momentum_warmup_steps", optimiser.momentum_warmup_steps >= 1, "at least 1"),
-        ("augmentation.mirror_probability", augmentation.mirror_probability <= 1, "at most 1"),
-        *((f"augmentation.{k}", v >= 0, "at least 0") for k, v in augmentation.items()),
-        *(
-            (f"{part}.{key}", math.isfinite(value), "finite")
-            for part in ("weight_map", "augmentation", "optimiser")
-            for key, value in config[part].items()
-        ),
-    ]
-    _check(demands, config)
+        raise InputError(*(f"config.{part} is missing; see configs/em.py." for part in missing))
+    problems = Problems()
+    for part, keys in _KEYS.items():
+        with problems.collected():
+            _check_keys(part, config[part], keys)
+    problems.raise_all()
+    with problems.collected():
+        check_model(config["model"])
+    with problems.collected():
+        _check(_numbers(config))
+    problems.raise_all()
 
-
-def check_model(model: Mapping[str, Any]) -> None:
-    """Raises InputError for values that are no fields of `network.UNet`."""
-    if set(model) != _MODEL_FIELDS:
-        raise InputError(f"config.model holds {', '.join(model)}, not {', '.join(_MODEL_FIELDS)}.")
-    width, depth, classes = (model[key] for key in ("width", "depth", "classes"))
-    whole = [type(value) is int for value in (width, depth, classes)]
+    model, data, weight_map, augmentation, optimiser, settings = (
+        config[part]
+        for part in ("model", "data", "weight_map", "augmentation", "optimiser", "train")
+    )
+    names, scale = config["class_names"], data.get("scale", 1.0)
+    are_names = isinstance(names, list | tuple) and all(type(name) is str for name in names)
+    sides = valid_input_sides(settings["tile_side"], model["depth"])
+    steps, warmup = settings["steps"], optimiser["warmup_steps"]
+    at_least_1 = {f"train.{k}": settings[k] for k in ("steps", "batch_size", "validate_every")}
+    at_least_1["optimiser.momentum_warmup_steps"] = optimiser["momentum_warmup_steps"]
+    at_least_0 = {f"augmentation.{key}": value for key, value in augmentation.items()}
+    at_least_0 |= {"train.seed": settings["seed"], "weight_map.w0": weight_map["w0"]}
+    above_0 = {
+        "weight_map.sigma": weight_map["sigma"],
+        "optimiser.peak_learning_rate": optimiser["peak_learning_rate"],
+    }
+    fractions = {f"optimiser.{k}": optimiser[k] for k in ("momentum", "initial_momentum")}
+    mirror = augmentation["mirror_probability"]
     _check(
         [
-            ("model.width", whole[0] and 1 <= width <= 2**12, "a whole number from 1 to 4096"),
-            ("model.depth", whole[1] and 1 <= depth <= 8, "a whole number from 1 to 8"),
-            ("model.classes", whole[2] and 2 <= classes <= 2**12, "a whole number from 2 to 4096"),
-            ("model.dropout_rate", 0 <= model["dropout_rate"] < 1, "in [0, 1)"),
-            ("model.dtype", model["dtype"] in ("float32", "bfloat16"), "float32 or bfloat16"),
-        ],
-        {"model": model},
+            ("class_names", names, are_names and len(names) == model["classes"], "one a class"),
+            ("data.scale", scale, _is_number(scale) and 0 < scale <= 10, "above 0, at most 10"),
+            (
+                "train.tile_side",
+                settings["tile_side"],
+                settings["tile_side"] in sides,
+                f"valid, like {sides}, at this depth",
+            ),
+            ("optimiser.warmup_steps", warmup, 0 <= warmup < steps, "below train.steps"),
+            ("augmentation.mirror_probability", mirror, mirror <= 1, "at most 1"),
+            *((key, value, value >= 1, "at least 1") for key, value in at_least_1.items()),
+            *((key, value, value >= 0, "at least 0") for key, value in at_least_0.items()),
+            *((key, value, value > 0, "above 0") for key, value in above_0.items()),
+            *((key, value, 0 <= value < 1, "in [0, 1)") for key, value in fractions.items()),
+        ]
     )
 
 
-def _check(demands: _Demands, config: Mapping[str, Any]) -> None:
-    problems = []
-    for key, holds, wanted in demands:
-        if not holds:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            problems.append(f"config.{key} must be {wanted}, not {value}.")
+def check_model(model: Mapping[str, Any]) -> None:
+    """Raises InputError for what are no fields of `network.UNet`, with a line for each."""
+    _check_keys("model", model, _KEYS["model"])
+    rate, dtype = model["dropout_rate"], model["dtype"]
+    demands = [
+        (
+            f"model.{key}",
+            model[key],
+            type(model[key]) is int and low <= model[key] <= high,
+            f"a whole number from {low} to {high}",
+        )
+        for key, low, high in (("width", 1, 4096), ("depth", 1, 8), ("classes", 2, 4096))
+    ]
+    demands += [
+        ("model.dropout_rate", rate, _is_number(rate) and 0 <= rate < 1, "in [0, 1)"),
+        ("model.dtype", dtype, dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+    ]
+    _check(demands)
+
+
+def _numbers(config) -> Iterable[_Demand]:
+    for part, keys in _WHOLE_NUMBERS.items():
+        for key in keys:
+            value = config[part][key]
+            yield f"{part}.{key}", value, type(value) is int, "a whole number"
+    for part, keys in _NUMBERS.items():
+        for key in keys:
+            value = config[part][key]
+            yield f"{part}.{key}", value, _is_number(value), "finite and a number"
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _check_keys(part: str, present: Mapping[str, Any], expected: tuple[str, ...]) -> None:
+    known = ", ".join(expected)
+    problems = [f"config.{part}.{key} is missing." for key in expected if key not in present]
+    problems += [
+        f"config.{part}.{key} is not known, only {known}." for key in present if key not in expected
+    ]
+    if problems:
+        raise InputError(*problems)
+
+
+def _check(demands: Iterable[_Demand]) -> None:
+    problems = [
+        f"config.{key} must be {wanted}, not {value}."
+        for key, value, holds, wanted in demands
+        if not holds
+    ]
     if problems:
         raise InputError(*problems)

@@ -19,7 +19,7 @@ from unet_jax.data.isbi2012 import read_isbi2012_test
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed, one_line
-from unet_jax.example import Example, scaled_size, separated, sha256
+from unet_jax.example import IGNORED, Example, scaled_size, separated, sha256
 from unet_jax.figures import save_examples
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
@@ -111,9 +111,11 @@ def evaluate(
     else:
         data, folder = "images that the run left out", "evaluation"
         parts = [(checkpoint.ensemble(members), _of_run(members[0], "test"))]
+    examples = [example for _, part in parts for example in part]
+    if all((example.labels == IGNORED).all() for example in examples):
+        raise InputError(f"{data}: all pixels are ignored, expected some that count.")
     out = _writable(out or workdir / folder, _REPORT, overwrite)
 
-    examples = [example for _, part in parts for example in part]
     outlined = [separated(example) for example in examples]
     scores = {}
     for name in averaging:

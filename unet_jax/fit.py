@@ -102,7 +102,9 @@ def fit(
     channels = _channels(splits)
     for split in ("train", "validation"):
         if all((e.labels == IGNORED).all() for e in splits[split]):
-            raise InputError(f"All pixels of the {split} split are ignored.")
+            raise InputError(
+                f"All pixels of the {split} split are ignored, expected some that count."
+            )
     digests = {e.name: sha256(e) for examples in splits.values() for e in examples}
     scale = config.data.get("scale", 1.0)
     splits = {

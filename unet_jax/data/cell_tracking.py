@@ -85,12 +85,17 @@ def read_sequence(
         raise InputError(f"data.truth is gold or silver, not {truth!r}.")
     folder = dataset / f"{sequence}_{_TRUTHS[truth]}" / "SEG"
     problems = Problems()
-    images = _numbered(dataset / sequence, r"t(\d+)\.tif")
-    masks = _numbered(folder, r"man_seg(\d+)\.tif")
+    images = _numbered(dataset / sequence, r"t(\d+)\.tif", problems)
+    masks = _numbered(folder, r"man_seg(\d+)\.tif", problems)
+    if not (images and masks):
+        problems.raise_all()
     known = {"all", *(f"{sequence}/{number}" for number in masks)}
     for name in partly_annotated:
-        if name not in known and (name.startswith(f"{sequence}/") or "/" not in name):
-            raise InputError(f"data.partly_annotated holds {name!r}, but {folder} no such frame.")
+        with problems.collected():
+            if name not in known and (name.startswith(f"{sequence}/") or "/" not in name):
+                raise InputError(
+                    f"data.partly_annotated holds {name!r}, but {folder} no such frame."
+                )
     examples = []
     for number, path in masks.items():
         with problems.collected():
@@ -110,22 +115,32 @@ def read_sequence(
     return examples
 
 
-def _numbered(folder: Path, pattern: str) -> dict[str, Path]:
-    """Files of a folder by the number in their names, ascending."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is not a folder; expected the challenge's layout.")
-    matches = {path: re.fullmatch(pattern, path.name) for path in folder.iterdir()}
-    files = {match[1]: path for path, match in matches.items() if match}
-    if not files:
-        raise InputError(f"{folder}: holds no frame, expected names like {pattern}.")
+def _numbered(folder: Path, pattern: str, problems: Problems) -> dict[str, Path]:
+    """Files of a folder by the number in their names, ascending; none is a problem."""
+    files = {}
+    with problems.collected():
+        if not folder.is_dir():
+            raise InputError(f"{folder}: is not a folder; expected the challenge's layout.")
+        matches = {path: re.fullmatch(pattern, path.name) for path in folder.iterdir()}
+        files = {match[1]: path for path, match in matches.items() if match}
+        if not files:
+            raise InputError(f"{folder}: holds no frame, expected names like {pattern}.")
     return dict(sorted(files.items(), key=lambda item: int(item[0])))
 
 
 def _read_frame(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Image and cells, [H, W] each."""
-    image, cells = _read_plane(image_file), _read_plane(mask_file)
-    if cells.dtype.kind not in "ui":
-        raise InputError(f"{mask_file}: holds {cells.dtype} pixels, expected the numbers of cells.")
+    problems = Problems()
+    with problems.collected():
+        image = _read_plane(image_file)
+    with problems.collected():
+        cells = _read_plane(mask_file)
+        if cells.dtype.kind not in "ui" or cells.min() < 0 or cells.max() >= 2**31:
+            raise InputError(
+                f"{mask_file}: holds {cells.dtype} pixels from {cells.min():g} to {cells.max():g}, "
+                "expected the numbers of cells."
+            )
+    problems.raise_all()
     if image.shape != cells.shape:
         raise InputError(
             f"{mask_file}: is {cells.shape} pixels, expected {image.shape} as in {image_file.name}."

@@ -56,8 +56,10 @@ def read_folder(
     """
     if mask_rule not in _MASK_RULES:
         raise InputError(f"mask_rule is {mask_rule!r}, expected one of {', '.join(_MASK_RULES)}")
-    image_files, mask_files = _find_files(images), _find_files(labels)
     problems = Problems()
+    image_files, mask_files = _find_files(images, problems), _find_files(labels, problems)
+    if not (image_files and mask_files):
+        problems.raise_all()
     for files, others, missing in (
         (image_files, mask_files, f"a mask in {labels}"),
         (mask_files, image_files, f"an image in {images}"),
@@ -65,9 +67,9 @@ def read_folder(
         alone = [path.name for stem, path in files.items() if stem not in others]
         with problems.collected():
             if alone:
-                shown = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
                 raise InputError(
-                    f"{len(alone)} file(s) without {missing}: {shown}; expected the same names"
+                    f"{len(alone)} file(s) without {missing}: {_first(alone, 3)}; expected the"
+                    " same names"
                 )
     pictures = _read_pictures(image_files, images, channels, problems)
     masks = _read_masks(mask_files, labels, problems)
@@ -111,8 +113,8 @@ def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.nd
       InputError: nothing is there, a file cannot be read, or has other channels.
     """
     path = Path(path)
-    files = {path.stem: path} if path.is_file() else _find_files(path)
     named, problems = [], Problems()
+    files = {path.stem: path} if path.is_file() else _find_files(path, problems)
     pictures = _read_pictures(files, path, channels, problems)
     problems.raise_all()
     for stem, picture in pictures.items():
@@ -191,23 +193,23 @@ def split_by_stem(
     return {name: [page for group in part for page in group] for name, part in parts.items()}
 
 
-def _find_files(folder: str | os.PathLike) -> dict[str, Path]:
-    """The images of a folder by their stem, sorted."""
+def _find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]:
+    """The images of a folder by their stem, sorted; if there are none, that is a problem."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is not a folder, expected one with {', '.join(_SUFFIXES)}")
     files: dict[str, Path] = {}
-    problems = Problems()
-    for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.suffix)):
-        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
-            continue
-        with problems.collected():
-            if path.stem in files:
-                raise InputError(f"{path}: {files[path.stem].name} has the same name, expected one")
-        files[path.stem] = path
-    problems.raise_all()
-    if not files:
-        raise InputError(f"{folder}: holds no image, expected {', '.join(_SUFFIXES)}")
+    with problems.collected():
+        if not folder.is_dir():
+            raise InputError(f"{folder}: is not a folder, expected one with {', '.join(_SUFFIXES)}")
+        for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.suffix)):
+            if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
+                continue
+            with problems.collected():
+                if path.stem in files:
+                    other = files[path.stem].name
+                    raise InputError(f"{path}: {other} has the same name, expected one")
+            files[path.stem] = path
+        if not files:
+            raise InputError(f"{folder}: holds no image, expected {', '.join(_SUFFIXES)}")
     return files
 
 
@@ -282,16 +284,16 @@ def _check_values(
     fitting = _fitting_rules(values, classes)
     if mask_rule not in fitting:
         # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
-        breaking = (s for s in masks if mask_rule not in _fitting_rules(found[s], classes))
-        stem = next(breaking, None)
-        source, shown = (folder, values) if stem is None else (files[stem], found[stem])
-        first = ", ".join(map(str, sorted(shown)[:10])) + (", ..." if len(shown) > 10 else "")
+        breaking = [s for s in masks if mask_rule not in _fitting_rules(found[s], classes)]
+        source, shown = (files[breaking[0]], found[breaking[0]]) if breaking else (folder, values)
+        others = [files[stem].name for stem in breaking[1:]]
+        nor = f", nor do those of {_first(others, 3)}" if others else ""
         remedies = [repr(rule) for rule in fitting]
         if mask_rule in _fitting_rules(values - {max(values)}, classes):
             remedies.append(f"{mask_rule!r} with ignore_value {max(values)}")
         raise InputError(
-            f"{source}: mask values {first} do not fit mask_rule {mask_rule!r} with"
-            f" {classes} classes; all masks fit {', or '.join(remedies) or 'no rule'}"
+            f"{source}: mask values {_first(sorted(shown), 10)} do not fit mask_rule {mask_rule!r}"
+            f" with {classes} classes{nor}; all masks fit {', or '.join(remedies) or 'no rule'}"
         )
     if mask_rule == "instances" and all(len(found[stem] - {0}) <= 1 for stem in masks):
         logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
@@ -308,6 +310,10 @@ def _fitting_rules(values: set[int], classes: int) -> list[str]:
         "instances": True,
     }
     return [rule for rule in _MASK_RULES if fits[rule]]
+
+
+def _first(values: Sequence, count: int) -> str:
+    return ", ".join(map(str, values[:count])) + (", ..." if len(values) > count else "")
 
 
 def _page_names(stem: str, pages: int) -> list[str]:

@@ -80,14 +80,22 @@ def _split_folder(data, classes):
 
 def _split_sequences(data):
     dataset, every = find_dataset(data["dataset"]), data["validation_every"]
+    problems = {}  # each once, though an image is read with either truth
 
     def read(sequence, truth):
-        return read_sequence(
-            dataset, data[sequence], truth=truth, partly_annotated=data["partly_annotated"]
-        )
+        try:
+            return read_sequence(
+                dataset, data[sequence], truth=truth, partly_annotated=data["partly_annotated"]
+            )
+        except InputError as error:
+            problems.update(dict.fromkeys(error.args))
+            return []
 
     # Validation and test have the gold truth, whatever the network is trained on.
-    annotated = read("train_sequence", "gold")
+    annotated, test = read("train_sequence", "gold"), read("test_sequence", "gold")
+    train = annotated if data["truth"] == "gold" else read("train_sequence", data["truth"])
+    if problems:
+        raise InputError(*problems)
     if not 2 <= every <= len(annotated):
         raise InputError(
             f"data.validation_every must be between 2 and the {len(annotated)} annotated frames of "
@@ -95,11 +103,10 @@ def _split_sequences(data):
         )
     validation = annotated[every - 1 :: every]
     held_out = {example.name for example in validation}
-    train = annotated if data["truth"] == "gold" else read("train_sequence", data["truth"])
     return {
         "train": [example for example in train if example.name not in held_out],
         "validation": validation,
-        "test": read("test_sequence", "gold"),
+        "test": test,
     }
 
 
