@@ -11,9 +11,11 @@ Nothing in it is ever executed, and nothing outside its folder is opened.
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import shutil
+import stat
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
+from ml_collections import ConfigDict
 
-from unet_jax.configuration import check_model
+from unet_jax.augmentation import augment
+from unet_jax.configuration import check_config, check_model
 from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.model import Model
 from unet_jax.network import UNet, init_params
@@ -34,6 +39,9 @@ _DESCRIPTION = "checkpoint.json"
 _MANIFEST = "sha256.json"
 # Parameters are hardly compressible: arrays larger than this many times their files are made up.
 _MAX_RATIO = 100
+# Of a JSON file, which takes 20 times as much memory; a description names all images.
+_MAX_JSON = 2**26
+_MAX_DEPTH = 10
 
 
 class Saver:
@@ -126,14 +134,14 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
 
 def saved_steps(workdir: Path) -> list[int]:
     """The steps that have a checkpoint, ascending."""
-    manifests = (workdir / "checkpoints").glob("*/" + _MANIFEST)
+    manifests = _steps_folder(workdir).glob("*/" + _MANIFEST)
     return sorted(int(f.parent.name) for f in manifests if f.parent.name.isdecimal())
 
 
 def remove_unfinished(workdir: Path) -> list[Path]:
     """Removes the steps without a manifest, which a kill left behind; returns their folders."""
-    steps = {_step_folder(workdir, step) for step in saved_steps(workdir)}
-    folders = [f for f in (workdir / "checkpoints").glob("*") if f.is_dir() and f not in steps]
+    steps = [f for f in _steps_folder(workdir).glob("*") if f.is_dir() and f.name.isdecimal()]
+    folders = [folder for folder in steps if not (folder / _MANIFEST).exists()]
     for folder in folders:
         shutil.rmtree(folder)
     return folders
@@ -147,8 +155,8 @@ def describe(workdir: Path, step: int) -> dict[str, Any]:
     """
     folder = _step_folder(workdir, step)
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
-        text = (folder / _DESCRIPTION).read_bytes()
+        manifest = json.loads(_read_small(folder / _MANIFEST))
+        text = _read_small(folder / _DESCRIPTION)
         if hashlib.sha256(text).hexdigest() != manifest[_DESCRIPTION]:
             raise ValueError(f"{_DESCRIPTION} is not what was saved")
         description = json.loads(text)
@@ -156,20 +164,31 @@ def describe(workdir: Path, step: int) -> dict[str, Any]:
         raise _damaged(workdir, step, error) from error
     try:
         _check_description(description)
-    except (InputError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # made-up values raise many kinds
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{folder}: is no checkpoint of this program ({reason}).") from error
     return description
 
 
 def best_step(workdir: Path) -> int:
-    """The step with the lowest validation loss; the latest, if none has been validated."""
-    losses = {}
-    for step in saved_steps(workdir):
-        validation = describe(workdir, step)["validation"]
-        if validation is not None:
-            losses[step] = validation["loss"]
-    return min(losses, key=losses.get) if losses else max(saved_steps(workdir))
+    """The step with the lowest validation loss; the latest, if none has been validated.
+
+    Where a run went on with other data or weights, only the losses since then are compared.
+    """
+    descriptions = {step: describe(workdir, step) for step in saved_steps(workdir)}
+    latest = max(descriptions)
+    losses = {
+        step: description["validation"]["loss"]
+        for step, description in descriptions.items()
+        if description["validation"] and _same_measure(description, descriptions[latest])
+    }
+    return min(losses, key=losses.get) if losses else latest
+
+
+def _same_measure(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether the validation losses of two steps are of the same images and weights."""
+    weights = [description.get("config", {}).get("weight_map") for description in (a, b)]
+    return weights[0] == weights[1] and all(a.get(k) == b.get(k) for k in ("data", "splits"))
 
 
 def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
@@ -202,12 +221,12 @@ def load(workdir: str | Path, step: str | int = "best") -> Model:
 
 def load_members(workdir: Path, step: str | int = "best") -> list[Model]:
     """The network of a run, or those of a cross-validation by fold; arguments as of `load`."""
-    folds = [f for f in workdir.glob("fold*") if f.name.removeprefix("fold").isdecimal()]
+    folds = [_own(f) for f in workdir.glob("fold*") if f.name.removeprefix("fold").isdecimal()]
     folds.sort(key=lambda folder: int(folder.name.removeprefix("fold")))
     if not folds:
         return [_load_one(workdir, step)]
     members = [_load_one(folder, step) for folder in folds]
-    expected = members[0].description["folds"]
+    expected = members[0].description.get("folds")
     if len(members) != expected:
         raise InputError(
             f"{workdir}: holds {len(members)} of {expected} folds; train the others first."
@@ -252,39 +271,91 @@ def _check_description(description: dict[str, Any]) -> None:
     validation = description["validation"]
     for name, holds in (
         ("channels", type(description["channels"]) is int and 1 <= description["channels"] <= 1000),
-        ("scale", 0 < description["scale"] < 100),
+        ("scale", 0 < description["scale"] <= 10),
         ("percentiles", 0 <= low <= high <= 100),
         ("validation", validation is None or isinstance(validation["loss"], float)),
     ):
         if not holds:
             raise InputError(f"{name} is {description[name]!r}")
+    if _depth(description) > _MAX_DEPTH:
+        raise InputError(f"it is nested more than {_MAX_DEPTH} deep")
+    if "config" in description:
+        _check_run(description)
+
+
+def _check_run(description: dict[str, Any]) -> None:
+    """Raises for values of what training adds that an evaluation cannot use."""
+    config, names = description["config"], description["class_names"]
+    check_config(ConfigDict(config))
+    data, augmentation = config["data"], config["augmentation"]
+    splits = description["splits"]
+    options = inspect.getfullargspec(augment).kwonlyargs
+    for name, holds in (
+        ("step", type(description["step"]) is int),
+        ("folds", type(description.get("folds", 1)) is int),
+        ("config", config["model"] == description["model"]),
+        ("config", type(data["source"]) is str and type(data.get("ignore_value", -1)) is int),
+        ("config", {"tile_side", "context", *augmentation} == set(options)),
+        ("class_names", names == config["class_names"] and all(type(n) is str for n in names)),
+        ("splits", set(splits) == {"train", "validation", "test"}),
+        ("splits", all(type(split) is list for split in splits.values())),
+        ("data", type(description.get("data", {})) is dict),
+        ("versions", type(description["versions"]["unet-jax"]) is str),
+    ):
+        if not holds:
+            raise InputError(f"{name} is {description[name]!r}")
+
+
+def _depth(value) -> int:
+    """How often JSON objects and arrays are nested."""
+    if isinstance(value, dict | list):
+        return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
+    return 0
 
 
 def _restore(folder: Path, like):
-    """The arrays of an Orbax folder with the structure, shapes and dtypes of `like`."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+    """The arrays of an Orbax folder with the structure, shapes and dtypes of `like`.
+
+    They are read by TensorStore alone. Orbax's own way is open to more layouts, in which the name
+    of an array is the path of its files, and absolute if it likes.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    expected = {name: (x.shape, x.dtype) for name, (_, x) in zip(names, leaves, strict=True)}
+    base = {"driver": "file", "path": f"{folder.absolute()}/"}
+    database = {"driver": "ocdbt", "base": base}
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(folder.absolute())
-            saved = getattr(saved, "item_metadata", saved)  # since Orbax 0.11.1
-            _check_same_arrays(folder, _arrays(getattr(saved, "tree", saved)), _arrays(like))
-            restored = checkpointer.restore(folder.absolute(), like)
+        store = tensorstore.KvStore.open(database).result()
+        keys = [key.decode() for key in store.list().result()]
+        found = {
+            key.removesuffix("/.zarray"): json.loads(store[key])
+            for key in keys
+            if key.endswith("/.zarray")
+        }
+        saved = {name: (tuple(x["shape"]), np.dtype(x["dtype"])) for name, x in found.items()}
+        _check_same_arrays(folder, saved, expected)
+        for name, array in found.items():
+            # TensorStore makes room for a chunk as large as declared, or seeks billions of them.
+            if array["chunks"] != array["shape"]:
+                raise ValueError(f"{name} is in chunks of {array['chunks']}")
+        arrays = [
+            tensorstore.open(
+                {
+                    "driver": "zarr",
+                    "kvstore": database | {"path": f"{name}/"},
+                    "fill_missing_data_reads": False,
+                }
+            )
+            .result()
+            .read()
+            .result()
+            for name in names
+        ]
     except InputError:
         raise
     except Exception as error:  # a file of another format raises many kinds
         raise InputError(f"{folder}: cannot be read ({one_line(error)}).") from error
-    # Copies of JAX's own: what Orbax returns may lie in its memory, and training donates it.
-    return jax.tree.map(jnp.copy, restored)
-
-
-def _arrays(tree) -> dict[str, tuple]:
-    """Shape and dtype of each array by its name."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), np.dtype(x.dtype))
-        for path, x in leaves
-    }
+    return jax.tree.unflatten(structure, map(jnp.array, arrays))
 
 
 def _check_plausible(folder: Path, params) -> None:
@@ -302,7 +373,7 @@ def _check_same_arrays(folder, saved, expected):
                 for arrays in (saved, expected)
             )
             raise InputError(
-                f"{folder}: is of another network: {name} is {found}, expected {wanted}."
+                f"{folder}: is of another network: {one_line(name)} is {found}, expected {wanted}."
             )
 
 
@@ -317,7 +388,7 @@ def _verified(workdir: Path, step: int) -> Path:
 
 
 def _verify(folder: Path) -> None:
-    manifest = json.loads((folder / _MANIFEST).read_bytes())
+    manifest = json.loads(_read_small(folder / _MANIFEST))
     if not isinstance(manifest, dict) or _DESCRIPTION not in manifest:
         raise ValueError(f"{_MANIFEST} is no manifest")
     files = _files(folder)
@@ -325,8 +396,28 @@ def _verify(folder: Path) -> None:
         raise ValueError(f"{name} is missing" if name in manifest else f"{name} was not saved")
     for name, file in files.items():
         with file.open("rb") as opened:
+            if _has_holes(opened):
+                raise ValueError(f"{name} has holes")
             if hashlib.file_digest(opened, "sha256").hexdigest() != manifest[name]:
                 raise ValueError(f"{name} is not what was saved")
+
+
+def _has_holes(opened) -> bool:
+    """Whether zeros of an open file take no space: there can be terabytes of them to read."""
+    try:
+        return opened.seek(0, os.SEEK_HOLE) < os.fstat(opened.fileno()).st_size
+    except (OSError, AttributeError):  # Windows and some file systems do not tell
+        return False
+    finally:
+        opened.seek(0)
+
+
+def _read_small(file: Path) -> bytes:
+    """What a small file holds; ValueError if it is none: to open a pipe would take for ever."""
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_JSON:
+        raise ValueError(f"{file.name} is no plain file of at most {_MAX_JSON:,} bytes")
+    return file.read_bytes()
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -346,6 +437,8 @@ def _damaged(workdir: Path, step: int, reason: Exception) -> InputError:
     folder = _step_folder(workdir, step)
     remedy = "no other step is good."
     for other in reversed(saved_steps(workdir)):
+        if other == step:
+            continue
         try:
             _verify(_step_folder(workdir, other))
         except (OSError, ValueError, TypeError, RecursionError):
@@ -363,4 +456,15 @@ def _remove(folder: Path) -> None:
 
 
 def _step_folder(workdir, step):
-    return workdir / "checkpoints" / f"{step:06d}"
+    return _own(_steps_folder(workdir) / f"{step:06d}")
+
+
+def _steps_folder(workdir):
+    return _own(workdir / "checkpoints")
+
+
+def _own(folder):
+    """The folder; InputError for a link: what is elsewhere is neither read nor cleared up."""
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a link, expected a folder.")
+    return folder

@@ -1,6 +1,7 @@
 """What the command line programs share: flags, one-line errors and the exit status."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -54,6 +55,10 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         _say("stopped")
         status = 130
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader is gone, like `tee` after Ctrl-C
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 

@@ -37,7 +37,8 @@ logger = logging.getLogger("unet_jax")
 SPLITS = ("held_out", "validation", "test")
 
 _EXAMPLES_SHOWN = 8
-_INSTANCES, _REPORT = "instances.json", "report.html"
+_INSTANCES = "instances.json"
+_REPORT, _RESULT, _PICTURE = "report.html", "report.json", "examples.png"
 # What is printed, with its title.
 _METRICS = {
     "pixel_error": "pixel",
@@ -114,7 +115,7 @@ def evaluate(
     examples = [example for _, part in parts for example in part]
     if all((example.labels == IGNORED).all() for example in examples):
         raise InputError(f"{data}: all pixels are ignored, expected some that count.")
-    out = _writable(out or workdir / folder, _REPORT, overwrite)
+    out = _writable(out or workdir / folder, (_REPORT, _RESULT, _PICTURE), overwrite)
 
     outlined = [separated(example) for example in examples]
     scores = {}
@@ -178,8 +179,8 @@ def evaluate(
     ]
     shown = slice(_EXAMPLES_SHOWN)
     threshold = em["pixel_error"].threshold
-    save_examples(out / "examples.png", outlined[shown], probabilities[shown], threshold=threshold)
-    _write_json(out / "report.json", result)
+    save_examples(out / _PICTURE, outlined[shown], probabilities[shown], threshold=threshold)
+    _write_json(out / _RESULT, result)
     save_report(out / _REPORT, result, pictures)
     _print(result, out / _REPORT)
     return 0
@@ -203,7 +204,7 @@ def tune_instances(workdir: Path, *, step: str, averaging: str, overwrite: bool)
       InputError: a checkpoint or data that cannot be used; nothing has been written.
     """
     parts = _left_out(checkpoint.load_members(workdir, step))
-    _writable(workdir, _INSTANCES, overwrite)
+    _writable(workdir, (_INSTANCES,), overwrite)
     examples = [example for _, part in parts for example in part]
     if not any(example.instances.any() for example in examples):
         raise InputError("No image of the validation split has an annotated cell to tune on.")
@@ -335,10 +336,11 @@ def _crop(array: np.ndarray, example: Example) -> np.ndarray:
     return array[:height, :width]
 
 
-def _writable(folder: Path, name: str, overwrite: bool) -> Path:
-    """The folder, made if need be, once it is sure that `name` can be written there."""
-    if (folder / name).exists() and not overwrite:
-        raise InputError(f"{folder / name}: is there already; --overwrite replaces it.")
+def _writable(folder: Path, names: tuple[str, ...], overwrite: bool) -> Path:
+    """The folder, made if need be, once it is sure that files of these names can be written."""
+    for name in names:
+        if (folder / name).exists() and not overwrite:
+            raise InputError(f"{folder / name}: is there already; --overwrite replaces it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -146,6 +146,8 @@ def fit(
         network, optimiser, tile_side=settings.tile_side, augmentation=config.augmentation.to_dict()
     )
     names = [e.name for e in splits["train"]]
+    validation, validation_weights = splits["validation"], weights["validation"]
+    del splits, weights  # memory that no step needs
 
     def batch_of(step):
         """The examples of a step and its random key: pure functions of its number."""
@@ -205,22 +207,19 @@ def fit(
                 params = jax.tree.map(lambda x: x[None], state.params)
                 # Of scale 1: these examples are rescaled already.
                 model = Model(network, params, channels, 1.0, PERCENTILES, description)
-                probabilities = [predict_tiled(model, e.image) for e in splits["validation"]]
+                probabilities = [predict_tiled(model, e.image) for e in validation]
                 if not all(np.isfinite(p).all() for p in probabilities):
                     raise RunFailed(
                         f"Step {step}: the network's output is no longer finite, at a learning "
                         f"rate of {rows[-1]['learning_rate']:.2g}; {TOO_LARGE_STEPS}."
                     )
-                scores = _validation_scores(
-                    splits["validation"], probabilities, weights["validation"]
-                )
+                scores = _validation_scores(validation, probabilities, validation_weights)
                 shown = slice(_EXAMPLES_SHOWN)
-                save_examples(
-                    workdir / "validation.png", splits["validation"][shown], probabilities[shown]
-                )
+                picture = workdir / "validation.png"
+                save_examples(picture, validation[shown], probabilities[shown])
                 log.write([{"step": step, "seconds": round(seconds, 1), "validation": scores}])
                 save_training_curves(workdir / "training.png", log.rows)
-                warning = collapse(splits["validation"], probabilities, config.class_names)
+                warning = collapse(validation, probabilities, config.class_names)
                 if warning:
                     progress.write(f"Step {step}: {warning}")
             if validate or stop_signal:
@@ -231,7 +230,7 @@ def fit(
                 print(f"Stopped and saved after step {step}. The same command goes on from there.")
                 return 128 + stop_signal
     print(f"Finished: {workdir}. Evaluate it: python eval.py --checkpoint={workdir}")
-    return 0
+    return 128 + stop.signal if stop.signal else 0  # asked to stop, no other fold is begun
 
 
 def _channels(splits: dict[str, list[Example]]) -> int:

@@ -1,6 +1,7 @@
 """Output files appear under their names when they are complete."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,12 @@ def complete(file: Path) -> Iterator[Path]:
 
     An error in the block, or a kill, leaves `file` as it was.
     """
-    unfinished = file.with_name(f".unfinished-{file.name}")  # the suffix tells the format
+    # The suffix tells the format; another process may write the same file.
+    unfinished = file.with_name(f".unfinished-{os.getpid()}-{file.name}")
     try:
         yield unfinished
+        with unfinished.open("rb+") as written:
+            os.fsync(written.fileno())
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -5,10 +5,13 @@ validation, `{"step", "seconds", "validation": {...}}`; seconds count the time s
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from unet_jax.output_files import complete
+
+logger = logging.getLogger("unet_jax")
 
 
 class RunLog:
@@ -29,13 +32,19 @@ class RunLog:
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The rows of a log; none if there is no file. A last line cut off by a kill is left out."""
+    """The rows of a log; none if there is no file.
+
+    A last line cut off by a kill is left out, and others that are damaged, with a warning.
+    """
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+            rows.append(row | {"step": int(row["step"])})
+        except (ValueError, LookupError, TypeError):
+            if number < len(lines):
+                logger.warning("%s: line %d is damaged and left out.", file, number)
     return rows
 
 

@@ -10,7 +10,9 @@ class StopRequest:
 
     def __enter__(self):
         """Takes over the two signals."""
-        self._handlers = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._handlers:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_):

@@ -32,9 +32,18 @@ def newest(workdir):
 
 
 def unfinished(workdir):
-    """Whether a step is being written: its folder is there, its manifest is not."""
+    """Whether a step was left, or is, without its manifest: half written or half removed."""
     folders = list((workdir / "checkpoints").glob("*"))
     return any(not (folder / "sha256.json").exists() for folder in folders if folder.is_dir())
+
+
+def saving(workdir):
+    """Whether a step newer than all complete ones is being written."""
+    folders = list((workdir / "checkpoints").glob("[0-9]*"))
+    return any(
+        int(folder.name) > newest(workdir) and not (folder / "sha256.json").exists()
+        for folder in folders
+    )
 
 
 def wait_for(condition, process, seconds=120):
@@ -86,18 +95,18 @@ def test_sigkill_loses_nothing_that_was_saved(start, run, tmp_path, kills, durin
         wait_for(lambda b=before, i=inode: has_logged_after(workdir, b, i), process)
         wait_for(lambda b=before: newest(workdir) > b, process)
         if kill < during_save:
-            wait_for(lambda: unfinished(workdir), process)
+            wait_for(lambda: saving(workdir), process)
             time.sleep(rng.uniform(0, 0.03))
         else:
             time.sleep(rng.uniform(0, 1))
         process.kill()
         output, _ = process.communicate()
-        killed_in_a_save += unfinished(workdir)
+        killed_in_a_save += saving(workdir)
         if before:
             assert f"Going on after step {before}." in output
             resumed_at.append(before)
     assert killed_in_a_save >= during_save * 5 // 6
-    assert resumed_at[0] > 0 and resumed_at == sorted(set(resumed_at))
+    assert len(resumed_at) == kills - 1 and resumed_at == sorted(set(resumed_at))
 
     left_behind = unfinished(workdir)
     status, output, errors = run("train.py", *options(workdir, steps))
@@ -122,7 +131,7 @@ def test_asked_to_stop_it_saves_and_goes_on_identically(start, run, tmp_path, ti
         asked = time.monotonic()
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 128 + number, errors
-        assert time.monotonic() - asked < 5
+        assert time.monotonic() - asked < (5 if times > 1 else 30)  # other tests may be at work
         assert f"Stopped and saved after step {newest(workdir)}." in output
         assert newest(workdir) > before
     assert run("train.py", *options(workdir, steps, validate_every=1000))[0] == 0

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from tests.test_evaluate import use_folder
 from unet_jax import checkpoint, load, predict_tiled
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.fit import fit
+from unet_jax.fit import cross_validate, fit
 from unet_jax.network import UNet
 from unet_jax.training import create_optimiser, create_train_state
 
@@ -151,6 +152,66 @@ def test_an_unfinished_step_is_removed_with_a_message(tiny_config, workdir, caps
     assert fit(tiny_config, workdir) == 0
     assert "000009: removed, a save that was never finished." in capsys.readouterr().out
     assert not (workdir / "checkpoints" / "000009").exists()
+
+
+def test_folders_that_are_no_steps_are_left_alone(tiny_config, workdir):
+    kept = workdir / "checkpoints" / "000008_for_the_paper" / "notes"
+    kept.mkdir(parents=True)
+    tiny_config.train.steps = 12
+    assert fit(tiny_config, workdir) == 0
+    assert kept.exists()
+
+
+def test_losses_of_other_weights_do_not_compete_for_the_best_step(tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    tiny_config.weight_map.w0 = 0.0
+    tiny_config.train.steps = 4
+    fit(tiny_config, workdir)
+    tiny_config.weight_map.w0 = 500.0  # a higher loss, however good the network
+    tiny_config.train.steps = 8
+    fit(tiny_config, workdir, allow_change=["config.weight_map"])
+    assert checkpoint.best_step(workdir) == 8
+
+
+def test_a_damaged_best_step_is_told_before_training(tiny_config, workdir):
+    best = checkpoint.best_step(workdir)
+    file = workdir / "checkpoints" / f"{best:06d}" / "checkpoint.json"
+    file.write_bytes(file.read_bytes() + b" ")
+    tiny_config.train.steps = 12
+    (line,) = refused(tiny_config, workdir)
+    assert f"{best:06d}: the checkpoint is damaged" in line
+
+
+def test_the_step_is_compiled_once_in_a_run_that_goes_on(tiny_config, workdir, monkeypatch):
+    made = []
+    original = fit.__globals__["make_train_step"]
+
+    def noting(*args, **settings):
+        made.append(original(*args, **settings))
+        return made[0]
+
+    monkeypatch.setitem(fit.__globals__, "make_train_step", noting)
+    tiny_config.train.steps = 12
+    assert fit(tiny_config, workdir) == 0
+    assert made[0]._cache_size() == 1
+
+
+def test_a_stop_request_in_the_last_step_ends_a_cross_validation(
+    tiny_config, tmp_path, monkeypatch
+):
+    original = checkpoint.save
+
+    def stopping(workdir, state, description):
+        original(workdir, state, description)
+        if description["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoint, "save", stopping)
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    assert cross_validate(tiny_config, tmp_path, 2) == 128 + signal.SIGTERM
+    assert [p.name for p in tmp_path.iterdir()] == ["fold0"]
+    assert cross_validate(tiny_config, tmp_path, 2) == 128 + signal.SIGTERM  # stopped in fold 1
+    assert checkpoint.saved_steps(tmp_path / "fold1") == [4]
 
 
 def test_the_same_seed_gives_the_same_bits(tiny_config, tmp_path):

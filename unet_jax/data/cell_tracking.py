@@ -175,7 +175,11 @@ def _download(dataset: str, folder: Path) -> None:
                 )
             with zipfile.ZipFile(archive) as sequences:
                 sequences.extractall(temporary)
-            Path(temporary, dataset).rename(folder)
+            try:
+                Path(temporary, dataset).rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{address}: cannot be downloaded ({one_line(error)}); unpack it as {folder} yourself."

@@ -5,7 +5,7 @@ from pathlib import Path
 import pooch
 from tqdm import tqdm
 
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, one_line
 
 
 def download(address: str, file: Path, *, max_bytes: int) -> None:
@@ -22,11 +22,19 @@ def download(address: str, file: Path, *, max_bytes: int) -> None:
     """
 
     class Bounded(tqdm):
+        def __bool__(self):
+            return True  # else pooch reports no progress of a download of unknown length
+
         def update(self, n=1):
-            if self.n + n > max_bytes:
+            if file.stat().st_size > max_bytes:
                 raise InputError(f"{address}: sends more than {max_bytes:,} bytes, not loaded.")
             return super().update(n)
 
-    # pooch replaces the total by what the server announces.
-    with Bounded(total=max_bytes, unit="B", unit_scale=True) as progress:
-        pooch.HTTPDownloader(progressbar=progress)(address, str(file), None)
+    try:
+        # pooch replaces the total by what the server announces.
+        with Bounded(total=max_bytes, unit="B", unit_scale=True) as progress:
+            pooch.HTTPDownloader(progressbar=progress)(address, str(file), None)
+    except InputError:
+        raise
+    except ValueError as error:  # such as a length that is no number
+        raise OSError(f"the server's answer makes no sense: {one_line(error)}") from error

@@ -8,7 +8,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import imagecodecs
@@ -116,7 +116,9 @@ def grey_as_one_channel(images: Sequence[np.ndarray], source: str) -> list[np.nd
 
 
 def _refusal(path: Path, reason: str) -> InputError:
-    return InputError(" ".join(f"{path}: {reason}".splitlines()))
+    # A damaged file's own words are quoted in some reasons.
+    printable = "".join(letter if letter.isprintable() else "?" for letter in reason)
+    return InputError(" ".join(f"{path}: {printable}".splitlines()))
 
 
 @functools.cache  # once for each folder, not for each of its files
@@ -162,20 +164,36 @@ def _decode_png(path: Path) -> tuple[np.ndarray, bool]:
     """Returns the pixels [1, H, W, C], and whether the last channel is alpha."""
     with _decoding(path):
         data = path.read_bytes()
-        _check_chunks(path, data)
+        kinds = _check_chunks(path, data)
         width, height, bits, colour_type = struct.unpack_from(">IIBB", data, 16)
         if colour_type == _PNG_PALETTE:
             raise _refusal(path, f"holds palette colours, {_EXPECTED_COLOURS}")
-        channels = _PNG_CHANNELS[colour_type]
-        _check_declared(path, width * height * channels * math.ceil(bits / 8))
-        pixels = imagecodecs.png_decode(data)
-    pixels = pixels.reshape(1, height, width, -1)
-    return pixels, pixels.shape[-1] in (2, 4)
+        channels = _PNG_CHANNELS.get(colour_type, 1)  # others are refused by libpng
+        if b"tRNS" in kinds and channels in (1, 3):  # a transparent colour becomes alpha
+            channels += 1
+        shape = (height, width) if channels == 1 else (height, width, channels)
+        dtype = np.dtype(np.uint16 if bits == 16 else np.uint8)
+        _check_declared(path, math.prod(shape) * dtype.itemsize)
+        pixels = np.empty(shape, dtype)
+        try:
+            imagecodecs.png_decode(data, out=pixels)
+        except Exception as error:
+            # After an error of libpng imagecodecs 2026.3.6 never lets go of the array. An array of
+            # its own would be lost too, and a count of None that Python 3.11 one day misses.
+            pixels.resize(0, refcheck=False)
+            # Where a chunk is wrong, the text is gone and its bytes are arbitrary.
+            is_text = str(error).isprintable() and not isinstance(error, UnicodeError)
+            reason = one_line(error) if is_text else "a chunk is out of place or of a wrong size"
+            raise _refusal(path, f"cannot be decoded, is damaged ({reason})") from error
+    return pixels.reshape(1, height, width, channels), channels in (2, 4)
 
 
-def _check_chunks(path: Path, data: bytes) -> None:
-    """Compares the checksum of each PNG chunk; libpng lets some damage pass with a printed line."""
-    position, kind = len(_PNG_SIGNATURE), b""
+def _check_chunks(path: Path, data: bytes) -> set[bytes]:
+    """Compares the checksum of each PNG chunk; libpng lets some damage pass with a printed line.
+
+    Returns the kinds of chunk that there are.
+    """
+    position, kind, kinds = len(_PNG_SIGNATURE), b"", set()
     try:
         while kind != b"IEND":
             length, kind = struct.unpack_from(">I4s", data, position)
@@ -184,10 +202,12 @@ def _check_chunks(path: Path, data: bytes) -> None:
             if checksum != zlib.crc32(data[position + 4 : end]):
                 raise _refusal(path, f"is damaged, chunk {kind!r} does not match its checksum")
             position = end + 4
+            kinds.add(kind)
     except struct.error as error:
         raise _refusal(
             path, f"is truncated at {len(data):,} bytes, expected a PNG image's end"
         ) from error
+    return kinds
 
 
 def _decode_tiff(path: Path) -> tuple[np.ndarray, bool]:
@@ -200,6 +220,8 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool]:
         _check_pages(path, tif)
         _check_description(path, tif)
         _check_declared(path, sum(series.nbytes for series in tif.series))
+        if first.compression == tifffile.COMPRESSION.LZW:
+            _check_lzw(path, tif)
         pixels = np.concatenate([_read_series(path, series) for series in tif.series])
         has_alpha = bool(first.extrasamples) and first.extrasamples[-1] in (
             tifffile.EXTRASAMPLE.ASSOCALPHA,
@@ -217,19 +239,82 @@ def _check_pages(path: Path, tif: tifffile.TiffFile) -> None:
         if page.offset in offsets:
             raise _refusal(path, f"page {index} leads back to an earlier page")
         offsets.add(page.offset)
+        if not all(isinstance(side, int) for side in (*page.shape, *page.chunks)):
+            # A tuple times a side is a tuple as long as that.
+            raise _refusal(path, f"page {index} has several widths or heights, expected one")
         if page.hash != first.hash:
             found, expected = _described(page), _described(first)
             raise _refusal(path, f"page {index} is {found}, expected {expected} like page 0")
+        if page.samplesperpixel > 1 and page.planarconfig not in (1, 2):
+            # tifffile would read one channel and leave the others as the memory was.
+            found = f"planar configuration {page.planarconfig!r}"
+            raise _refusal(path, f"page {index} has {found}, expected 1 or 2")
         if 0 in page.shape:
             raise _refusal(path, f"page {index} has size 0, expected an image")
         if page.is_tiled:
-            _check_declared(path, math.prod(page.chunks) * page.bitspersample // 8)
+            _check_declared(path, math.prod(page.chunks) * page.dtype.itemsize)
         if not _is_complete(page, size):
             raise _refusal(path, f"page {index} is truncated, expected {page.nbytes:,} bytes")
     link = tif.tiff.offsetsize
     tif.filehandle.seek(tif.pages.next_page_offset)
     if tif.filehandle.read(link) != bytes(link):
         raise _refusal(path, f"is truncated or damaged after page {len(tif.pages) - 1}")
+
+
+def _check_lzw(path: Path, tif: tifffile.TiffFile) -> None:
+    """Refuses what imagecodecs 2026.3.6 would follow to memory never written, and may die of."""
+    is_reversed = tif.pages[0].fillorder == tifffile.FILLORDER.LSB2MSB
+    for index, page in enumerate(tif.pages):
+        for offset, count in set(zip(page.dataoffsets, page.databytecounts, strict=True)):
+            tif.filehandle.seek(offset)
+            data = tif.filehandle.read(count)
+            if is_reversed:
+                data = imagecodecs.bitorder_decode(data)
+            if not _compiled_lzw_check()(np.frombuffer(data, np.uint8)):
+                raise _refusal(path, f"page {index} cannot be decoded, its LZW data is damaged")
+
+
+@functools.cache
+def _compiled_lzw_check() -> Callable[[np.ndarray], bool]:
+    from unet_jax.metrics.compiled import compiled  # Numba is slow to load, and few files are LZW
+
+    return compiled(_lzw_is_sound)
+
+
+def _lzw_is_sound(data: np.ndarray) -> bool:
+    """Whether a pixel, not a sequence of some, follows each code that clears the table.
+
+    The codes and their widths are those of the TIFF 6.0 specification, section 13, or of files
+    older than it, whose first byte is 0.
+
+    Args:
+      data: uint8 [bytes], not empty.
+    """
+    is_old = data[0] == 0
+    position, width, entries, is_cleared = 0, 9, 258, False
+    while position + width <= 8 * data.size:
+        byte, bit = position // 8, position % 8
+        third = np.int64(data[byte + 2]) if byte + 2 < data.size else 0
+        if is_old:
+            code = (data[byte] | np.int64(data[byte + 1]) << 8 | third << 16) >> bit
+        else:
+            code = np.int64(data[byte]) << 16 | np.int64(data[byte + 1]) << 8 | third
+            code >>= 24 - bit - width
+        code &= (1 << width) - 1
+        position += width
+        if code == 256:
+            width, entries, is_cleared = 9, 258, True
+        elif code == 257:
+            return True
+        elif is_cleared:
+            if code > 257:
+                return False
+            is_cleared = False
+        else:
+            entries += 1
+            if width < 12 and entries >= (1 << width) - (not is_old):
+                width += 1
+    return True
 
 
 def _check_description(path: Path, tif: tifffile.TiffFile) -> None:

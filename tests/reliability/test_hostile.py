@@ -1,0 +1,1508 @@
+"""Checkpoints and archives made to attack: nothing of them is executed, sent, or leaves its folder.
+
+Each attack is a checkpoint folder whose manifest is right, since who makes one can compute it. All
+of them are loaded in a child process (this file, run as a program) in which an audit hook forbids
+what an attack is for; TensorStore is no Python, so strace looks at the same process from outside.
+"""
+
+import contextlib
+import functools
+import gc
+import gzip
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import runpy
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pooch
+import pytest
+import tensorstore
+import tifffile
+
+from configs import demo
+from unet_jax import checkpoint, load
+from unet_jax.data import cell_tracking, isbi2012
+from unet_jax.data.download import download
+from unet_jax.data.synthetic_em import synthetic_em
+from unet_jax.errors import InputError
+from unet_jax.network import UNet
+from unet_jax.training import create_optimiser, create_train_state
+
+# pooch leaves the connection of a failed download to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+ROOT = Path(__file__).parents[2]
+STEP = "000005"
+# In the name of what must not be touched, and in everything that must not be executed.
+MARK = "hostile_7c1e"
+SECONDS = 20
+PEAK_BYTES = 1.5 * 2**30  # a third of it is the program itself
+BEGINS = f"/{MARK}_begins"  # a file that is asked for, for strace to see
+
+
+def payload(outside):
+    return f"__import__('os').system('touch {outside}/executed')"
+
+
+# ---- A good checkpoint ----
+
+
+def a_state():
+    optimiser, _ = create_optimiser(
+        steps=10,
+        peak_learning_rate=0.1,
+        warmup_steps=1,
+        momentum=0.99,
+        initial_momentum=0.9,
+        momentum_warmup_steps=5,
+    )
+    fields = dict(width=2, depth=2, classes=2, dropout_rate=0.5, dtype="float32")
+    return create_train_state(jax.random.key(0), UNet(**fields), optimiser, 1)
+
+
+def a_description():
+    """As `fit` writes it."""
+    config = demo.get_config()
+    config.model.update(width=2, depth=2, dropout_rate=0.5)
+    config.train.tile_side = 44
+    return {
+        "model": config.model.to_dict(),
+        "channels": 1,
+        "scale": 1.0,
+        "percentiles": [1.0, 99.0],
+        "class_names": list(config.class_names),
+        "splits": {"train": ["picture 0"], "validation": ["picture 1"], "test": ["picture 2"]},
+        "data": {"picture 0": "0" * 64},
+        "fold": 0,
+        "folds": 1,
+        "config": config.to_dict(),
+        "command": "python train.py --config=configs/demo.py",
+        "versions": {"unet-jax": "0.1.0"},
+        "step": 5,
+        "validation": {"loss": 0.5},
+    }
+
+
+def seal(step):
+    """Writes the manifest of what lies in the folder now."""
+    digests = {}
+    for path in sorted(step.rglob("*")):
+        # What is neither read nor hashed in a second gets any digest.
+        if path.is_symlink() or path.is_fifo() or path.is_socket() or path.is_block_device():
+            digests[path.relative_to(step).as_posix()] = "0" * 64
+        elif path.is_char_device() or (path.is_file() and path.stat().st_size > 2**30):
+            digests[path.relative_to(step).as_posix()] = "0" * 64
+        elif path.is_file() and path.name != "sha256.json":
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digests[path.relative_to(step).as_posix()] = digest
+    (step / "sha256.json").write_text(json.dumps(digests))
+
+
+# ---- Attacks ----
+
+ATTACKS = {}
+
+
+def attack(outcome, *, sealed=False, name=None):
+    """Registers `attack(step, outside)`, which makes a good step bad.
+
+    Args:
+      outcome: "loads", or what the refusal says.
+      sealed: whether the manifest is made before the attack instead of after it.
+      name: of the attack; by default the function's.
+    """
+
+    def register(function):
+        key = name or function.__name__
+        assert key not in ATTACKS
+        ATTACKS[key] = (function, outcome, sealed)
+        return function
+
+    return register
+
+
+@attack("loads")
+def nothing_at_all(step, outside):
+    pass
+
+
+# (a) Locations elsewhere.
+
+
+def read_arrays(folder):
+    """The keys and values of the OCDBT database in a folder."""
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder}/"}).result()
+    return {key.decode(): store[key] for key in store.list().result()}
+
+
+def drop_arrays(folder):
+    for name in ("d", "ocdbt.process_0"):
+        shutil.rmtree(folder / name)
+    (folder / "manifest.ocdbt").unlink()
+
+
+def write_arrays(folder, values, outside=None, *, config=None, one_by_one=False, **options):
+    """Replaces the database. What its names put elsewhere is put there, into `outside`."""
+    drop_arrays(folder)
+    context = tensorstore.Context({})
+    config = {"max_inline_value_bytes": 0, "max_decoded_node_bytes": 2**31 - 1} | (config or {})
+    spec = {"driver": "ocdbt", "base": "memory://made/", "assume_config": True, "config": config}
+    store = tensorstore.KvStore.open(spec | options, context=context).result()
+    with tensorstore.Transaction() as transaction:
+        for key, value in values.items():
+            (store if one_by_one else store.with_transaction(transaction))[key] = value
+    made = tensorstore.KvStore.open("memory://made/", context=context).result()
+    for key in made.list().result():
+        name = key.decode()
+        file = outside / Path(name).name if outside and MARK in name else folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(made[key])
+
+
+def edit_json(file, edit):
+    content = json.loads(file.read_bytes())
+    content = edit(content) or content
+    file.write_text(json.dumps(content))
+
+
+def edit_array(values, name, **changes):
+    values[f"{name}/.zarray"] = json.dumps(json.loads(values[f"{name}/.zarray"]) | changes).encode()
+
+
+def locations(outside):
+    """Names for something elsewhere: the same file by several ways, and other machines."""
+    return {
+        "absolute": f"{outside}/",
+        "parent": f"../../../../../{outside.name}/",
+        "parent_inside": f"d/../../../../../../{outside.name}/",
+        "http": f"http://127.0.0.1:9/{MARK}/",
+        "gs": f"gs://{MARK}/",
+        "file": f"file://{outside}/",
+    }
+
+
+WAYS = list(locations(Path("x")))
+
+
+def database_elsewhere(way, prefix, step, outside):
+    where = locations(outside)[way]
+    write_arrays(step / "params", read_arrays(step / "params"), outside, **{prefix: where})
+
+
+def named_elsewhere(way, ocdbt, step, outside):
+    folder = step / "params"
+    values = read_arrays(folder)
+    if not ocdbt:
+        drop_arrays(folder)
+        for key, value in values.items():
+            (folder / key).parent.mkdir(exist_ok=True)
+            (folder / key).write_bytes(value)
+    name = locations(outside)[way] + "array"
+    entry = {
+        "key_metadata": [{"key": name, "key_type": 2}],
+        "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False},
+    }
+
+    def edit(metadata):
+        metadata["use_ocdbt"] = ocdbt
+        metadata["tree_metadata"][f"('{name}',)"] = entry
+
+    edit_json(folder / "_METADATA", edit)
+    edit_json(
+        folder / "array_metadatas" / "process_0",
+        lambda m: m["array_metadatas"][0]["array_metadata"].update(param_name=name),
+    )
+
+
+for way in WAYS:
+    # The root of the tree is read first, so the error is about the array that is not found.
+    for prefix in ("value_data_prefix", "btree_node_data_prefix"):
+        attack("Invalid key|b-tree node", name=f"{prefix}_{way}")(
+            functools.partial(database_elsewhere, way, prefix)
+        )
+    attack("no such array", name=f"plain_files_{way}")(
+        functools.partial(named_elsewhere, way, False)
+    )
+    attack("loads", name=f"named_in_database_{way}")(functools.partial(named_elsewhere, way, True))
+
+
+@attack("loads")
+def database_rebuilt(step, outside):
+    """Shows that the ones above fail for where they point to, not for how they are made."""
+    write_arrays(step / "params", read_arrays(step / "params"), value_data_prefix="inside/")
+
+
+@attack("loads")
+def older_versions_elsewhere(step, outside):
+    """What nobody asks for is not fetched."""
+    values = read_arrays(step / "params")
+    options = {"version_tree_node_data_prefix": locations(outside)["parent"]}
+    config = {"version_tree_arity_log2": 1}
+    write_arrays(step / "params", values, outside, config=config, one_by_one=True, **options)
+
+
+@attack("no such array")
+def plain_files_unannounced(step, outside):
+    named_elsewhere("absolute", False, step, outside)
+    edit_json(step / "params" / "_METADATA", lambda metadata: metadata.pop("use_ocdbt") and None)
+
+
+@attack("loads")
+def zarr3(step, outside):
+    edit_json(step / "params" / "_METADATA", lambda metadata: metadata.update(use_zarr3=True))
+
+
+@attack("loads")
+def shardings_elsewhere(step, outside):
+    edit_json(
+        step / "params" / "_sharding",
+        lambda shardings: {
+            key: json.dumps(
+                {"sharding_type": "SingleDeviceSharding", "device_str": f"http://{outside}"}
+            )
+            for key in shardings
+        },
+    )
+
+
+for key, value, says in [
+    ("compressor", {"id": "file:///etc/passwd", "level": 1}, "cannot be read"),
+    ("filters", [{"id": "pickle"}], "cannot be read"),
+    ("dtype", "|O", "is of another network"),
+    ("kvstore", "http://127.0.0.1:9/", "loads"),
+]:
+
+    @attack(says, name=f"zarr_{key}")
+    def zarr(step, outside, key=key, value=value):
+        values = read_arrays(step / "params")
+        edit_array(values, "classes.bias", **{key: value})
+        write_arrays(step / "params", values)
+
+
+# (b) Links, pipes, devices, holes.
+
+
+for where, says in {
+    "params/_METADATA": "is no plain file",
+    "params/d": "is no plain file",
+    "params": "is no plain file",
+    "new": "is no plain file",
+    "sha256.json": "is no plain file",
+    "checkpoint.json": "is no plain file",
+    "": "is a link",
+    "..": "is a link",
+}.items():
+    name = {"": "step", "..": "steps"}.get(where, where.replace("/", "_"))
+
+    @attack(says, sealed=True, name=f"link_{name}")
+    def linked(step, outside, where=where, name=name):
+        target = step.parent if where == ".." else step / where
+        if target.exists():
+            shutil.move(target, outside / f"linked_{name}")
+        else:
+            (outside / f"linked_{name}").write_bytes(b"secret")
+        target.symlink_to(outside / f"linked_{name}")
+
+
+@attack("fold0: is a link", sealed=True)
+def link_fold(step, outside):
+    workdir = step.parents[1]
+    shutil.move(workdir / "checkpoints", outside / "fold" / "checkpoints")
+    (workdir / "fold0").symlink_to(outside / "fold")
+
+
+@attack("holds 1 of None folds", sealed=True)
+def fold_of_nothing(step, outside):
+    workdir = step.parents[1]
+    edit_json(step / "checkpoint.json", lambda description: description.pop("folds") and None)
+    seal(step)
+    (workdir / "fold0").mkdir()
+    shutil.move(workdir / "checkpoints", workdir / "fold0" / "checkpoints")
+
+
+@attack("is no plain file")
+def link_in_a_circle(step, outside):
+    (step / "params" / "circle").symlink_to("..")
+
+
+for where in ("sha256.json", "checkpoint.json", "params/_METADATA", "params/d/pipe"):
+
+    @attack("is no plain file", sealed=True, name=f"pipe_{where.replace('/', '_')}")
+    def pipe(step, outside, where=where):
+        (step / where).unlink(missing_ok=True)
+        os.mkfifo(step / where)
+
+
+@attack("is no plain file")
+def local_socket(step, outside):
+    os.chdir(step)  # its address has room for 100 letters
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+    os.chdir(ROOT)
+
+
+if os.geteuid() == 0:
+
+    @attack("is no plain file")
+    def device(step, outside):
+        os.mknod(step / "zeros", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+
+
+for where, says in {
+    "params/d/hole": "has holes",
+    "sha256.json": "is no plain file of at most",
+    "checkpoint.json": "is no plain file of at most",
+}.items():
+
+    @attack(says, sealed=where != "params/d/hole", name=f"holes_{where.replace('/', '_')}")
+    def holes(step, outside, where=where):
+        """A tebibyte that takes no space."""
+        with (step / where).open("ab") as file:
+            file.truncate(2**40)
+
+
+@attack("recursion|File name too long", sealed=True)
+def folders_without_end(step, outside):
+    os.chdir(step)
+    for _ in range(1200):
+        os.mkdir("x")
+        os.chdir("x")
+    os.chdir(ROOT)
+
+
+# (c) Code.
+
+
+class Evil:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@attack("loads")
+def code_lying_around(step, outside):
+    command = f"touch {outside}/executed"
+    code = f"{payload(outside)}  # {MARK}\n"
+    array = np.array([Evil(command)], dtype=object)
+    for folder in (step, step / "params" / "d", step / "params", step.parent, step.parents[1]):
+        for module in ("sitecustomize", "usercustomize", "conftest", "config", "__init__", "jax"):
+            (folder / f"{module}.py").write_text(code)
+        (folder / "evil.pth").write_text(f"import os; {code}")
+        for name in ("checkpoint.pkl", "params.pickle", "flax_model.msgpack", "params.pt"):
+            (folder / name).write_bytes(pickle.dumps(Evil(command)))
+        np.save(folder / "params.npy", array, allow_pickle=True)
+        np.savez(folder / "params.npz", array)
+
+
+for name, content in {
+    "pickle": pickle.dumps(Evil("true")),
+    "msgpack": b"\x81\xa7classes\x81\xa4bias\xcb" + bytes(8),  # {"classes": {"bias": 0.0}}
+}.items():
+
+    @attack("loads", name=f"{name}_instead_of_arrays")
+    def instead_of_arrays(step, outside, content=content):
+        """What the oldest Orbax wrote arrays to, and today's still reads."""
+        (step / "params" / "checkpoint").write_bytes(content)
+
+
+@attack("loads")
+def types_to_import(step, outside):
+    """Orbax can record the type of a container by its module and name."""
+
+    def edit(metadata):
+        leaf = {
+            "category": "custom",
+            "clazz": "ValueMetadataEntry",
+            "data": {"value_type": "jax.Array", "skip_deserialize": False},
+        }
+        metadata["value_metadata_tree"] = json.dumps(
+            {
+                "category": "namedtuple",
+                "module": f"os {MARK}",
+                "clazz": "system",
+                "entries": [{"key": "a", "value": leaf}],
+            }
+        )
+
+    edit_json(step / "params" / "_METADATA", edit)
+
+
+for kind in ("string", "scalar", "jax.random.key", "os.system"):
+
+    @attack("loads", name=f"value_type_{kind}")
+    def value_type(step, outside, kind=kind):
+        def edit(metadata):
+            for entry in metadata["tree_metadata"].values():
+                entry["value_metadata"]["value_type"] = kind
+
+        edit_json(step / "params" / "_METADATA", edit)
+
+
+@attack("loads")
+def handler_to_import(step, outside):
+    edit_json(
+        step / "params" / "_CHECKPOINT_METADATA", lambda m: m.update(item_handlers="os.system")
+    )
+
+
+@attack("loads")
+def expressions(step, outside):
+    code = payload(outside) + f"  # {MARK}"
+
+    def edit(description):
+        description["class_names"] = [f"<script>{code}</script>", f"${code}$ {{{{ {code} }}}}"]
+        description["config"]["class_names"] = description["class_names"]
+        description["command"] = f"python train.py; $({code})"
+        description["config"]["data"] |= {"source": code, "images": code, "truth": code}
+        description["config"]["extra"] = f"!!python/object/apply:os.system ['{code}']"
+        description["versions"]["unet-jax"] = f"<img src=x onerror={code}>"
+        description["splits"]["train"] = [code]
+
+    edit_json(step / "checkpoint.json", edit)
+
+
+# (d) Descriptions.
+
+
+def described(keys, value):
+    """An attack that puts a value into checkpoint.json."""
+
+    def make(step, outside):
+        def edit(description):
+            inner = description
+            for key in keys[:-1]:
+                inner = inner[key]
+            inner[keys[-1]] = value
+
+        edit_json(step / "checkpoint.json", edit)
+
+    return make
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+NO_CHECKPOINT = "is no checkpoint of this program"
+for name, keys, value, says in [
+    ("width", ["model", "width"], 10**9, NO_CHECKPOINT),
+    ("width_of_another", ["model", "width"], 3, NO_CHECKPOINT),
+    ("negative_width", ["model", "width"], -2, NO_CHECKPOINT),
+    ("width_that_is_none", ["model", "width"], True, NO_CHECKPOINT),
+    ("width_with_a_point", ["model", "width"], 2.0, NO_CHECKPOINT),
+    ("depth", ["model", "depth"], 64, NO_CHECKPOINT),
+    ("dtype", ["model", "dtype"], "os.system", NO_CHECKPOINT),
+    ("dtype_of_objects", ["model", "dtype"], "O", NO_CHECKPOINT),
+    ("dropout", ["model", "dropout_rate"], float("nan"), NO_CHECKPOINT),
+    ("unknown_field", ["model", "activation"], "os.system", NO_CHECKPOINT),
+    ("newline_in_a_field", ["model", "a\nb\x1b[2J"], 1, NO_CHECKPOINT),
+    ("model_that_is_a_list", ["model"], [2, 2], NO_CHECKPOINT),
+    ("channels", ["channels"], 10**9, NO_CHECKPOINT),
+    ("channels_of_another", ["channels"], 1000, "is of another network"),
+    ("channels_that_are_text", ["channels"], "1", NO_CHECKPOINT),
+    ("scale", ["scale"], 1e9, NO_CHECKPOINT),
+    ("scale_that_fills_the_memory", ["scale"], 99, NO_CHECKPOINT),
+    ("scale_that_is_nothing", ["scale"], float("nan"), NO_CHECKPOINT),
+    ("scale_that_is_text", ["scale"], "1", NO_CHECKPOINT),
+    ("tiny_scale", ["scale"], 1e-300, "loads"),
+    ("percentiles", ["percentiles"], [-1, 1e9], NO_CHECKPOINT),
+    ("many_percentiles", ["percentiles"], [0] * 10**6, NO_CHECKPOINT),
+    ("validation", ["validation"], "low", NO_CHECKPOINT),
+    ("loss", ["validation"], {"loss": [0.5]}, NO_CHECKPOINT),
+    ("loss_that_is_nothing", ["validation"], {"loss": float("nan")}, "loads"),
+    ("unknown_part", ["unknown"], "x", "loads"),
+    ("nested_200", ["unknown"], nested(200), NO_CHECKPOINT),
+    ("nested_config", ["config", "data", "deep"], nested(200), NO_CHECKPOINT),
+    ("absolute_paths", ["config", "data", "images"], f"/{MARK}", "loads"),
+    ("no_step", ["step"], None, NO_CHECKPOINT),
+    ("folds", ["folds"], "3\n", NO_CHECKPOINT),
+    ("class_names", ["class_names"], "ab", NO_CHECKPOINT),
+    ("class_names_without_end", ["config", "class_names"], ["x"] * 10**5, NO_CHECKPOINT),
+    ("classes_of_the_report", ["config", "model", "classes"], 10**9, NO_CHECKPOINT),
+    ("learning_rate", ["config", "optimiser", "peak_learning_rate"], "{}", NO_CHECKPOINT),
+    ("steps", ["config", "train", "steps"], {"a": 1}, NO_CHECKPOINT),
+    ("steps_beyond_floats", ["config", "weight_map", "w0"], 10**400, NO_CHECKPOINT),
+    ("augmentation", ["config", "augmentation"], {"shift": 1.0}, NO_CHECKPOINT),
+    ("source", ["config", "data"], {}, NO_CHECKPOINT),
+    ("ignore_value", ["config", "data", "ignore_value"], [1], NO_CHECKPOINT),
+    ("config", ["config"], None, NO_CHECKPOINT),
+    ("splits", ["splits"], {"train": 3}, NO_CHECKPOINT),
+    ("versions", ["versions"], [], NO_CHECKPOINT),
+    ("data", ["data"], "x", NO_CHECKPOINT),
+]:
+    attack(says, name=f"described_{name}")(described(keys, value))
+
+
+for name, text in {
+    "nested_100000": "[" * 100_000,
+    "nested_objects": '{"a":' * 100_000,
+    "list": "[]",
+    "number": "9" * 5000,
+    "nothing": "",
+    "not_text": "\ud800",
+}.items():
+
+    @attack("is damaged|is no checkpoint of this program", name=f"described_as_{name}")
+    def described_as(step, outside, text=text):
+        (step / "checkpoint.json").write_bytes(text.encode(errors="surrogatepass"))
+
+
+@attack("bytes of parameters and holds")
+def width_that_nothing_is_behind(step, outside):
+    """The largest network that is allowed, 50 TB: each array declared, none there."""
+    model = a_description()["model"] | {"width": 4096, "depth": 8}
+
+    def edit(description):
+        description["model"] = description["config"]["model"] = model
+        description["config"]["train"]["tile_side"] = 1532
+
+    edit_json(step / "checkpoint.json", edit)
+    declare(step, UNet(**model))
+
+
+# (e) Manifests.
+
+
+def manifest(edit):
+    def make(step, outside):
+        edit_json(step / "sha256.json", functools.partial(edit, outside))
+
+    return make
+
+
+def digest_of(text):
+    return hashlib.sha256(text).hexdigest()
+
+
+for name, edit in {
+    "parent": lambda outside, m: m.update(
+        {f"../../../../{outside.name}/secret": digest_of(b"secret")}
+    ),
+    "absolute": lambda outside, m: m.update({f"{outside}/secret": digest_of(b"secret")}),
+    "missing": lambda _, m: m.pop("params/_METADATA") and None,
+    "additional": lambda _, m: m.update({"params/new\n\x1b[2J": "0" * 64}),
+    "itself": lambda _, m: m.update({"sha256.json": "0" * 64}),
+    "only_itself": lambda _, m: ["checkpoint.json"],
+    "numbers": lambda _, m: dict.fromkeys(m, 0),
+    "lists": lambda _, m: dict.fromkeys(m, []),
+    "text": lambda _, m: "checkpoint.json",
+    "short": lambda _, m: {"checkpoint.json": m["checkpoint.json"]},
+}.items():
+    attack("is damaged", sealed=True, name=f"manifest_{name}")(manifest(edit))
+
+
+@attack("is damaged", sealed=True)
+def manifest_nested(step, outside):
+    (step / "sha256.json").write_text("[" * 100_000)
+
+
+@attack("new.*was not saved", sealed=True)
+def file_that_the_manifest_does_not_name(step, outside):
+    (step / "new\n\x1b[2J").write_bytes(b"x")
+
+
+@attack("no checkpoint in this folder", sealed=True)
+def step_that_is_no_number(step, outside):
+    step.rename(step.with_name("..5"))
+
+
+@attack("is damaged", sealed=True)
+def step_of_other_digits(step, outside):
+    """Python reads them as a number, which is written otherwise."""
+    step.rename(step.with_name("٥"))
+
+
+# (f) Arrays out of little.
+
+
+def declare(step, network):
+    """Declares all parameters of a network without a chunk of them."""
+    like = jax.eval_shape(lambda key: checkpoint.init_params(key, network, 1), jax.random.key(0))
+    leaves = jax.tree_util.tree_flatten_with_path(like)[0]
+    shapes = {".".join(key.key for key in path): list(x.shape) for path, x in leaves}
+    values = read_arrays(step / "params")
+    template = json.loads(values["classes.bias/.zarray"])
+    edited = {
+        f"{name}/.zarray": json.dumps(
+            template | {"shape": shape, "chunks": shape, "fill_value": 0.0}
+        ).encode()
+        for name, shape in shapes.items()
+    }
+    entries = {
+        str(tuple(name.split("."))): {
+            "key_metadata": [{"key": key, "key_type": 2} for key in name.split(".")],
+            "value_metadata": {
+                "value_type": "jax.Array",
+                "skip_deserialize": False,
+                "write_shape": shape,
+            },
+        }
+        for name, shape in shapes.items()
+    }
+    write_arrays(step / "params", edited)
+    edit_json(
+        step / "params" / "_METADATA",
+        lambda m: m.update(tree_metadata=entries, store_array_data_equal_to_fill_value=False),
+    )
+    (step / "params" / "_sharding").unlink()
+
+
+def bomb(make, says):
+    @functools.wraps(make)
+    def attacked(step, outside):
+        values = read_arrays(step / "params")
+        make(values)
+        write_arrays(step / "params", values)
+        edit_json(
+            step / "params" / "_METADATA",
+            lambda m: m.update(store_array_data_equal_to_fill_value=False),
+        )
+
+    return attack(says)(attacked)
+
+
+def zstd_zeros(size):
+    """A frame of `size` zeros, 4 bytes for each 128 KiB of them."""
+    frame = bytearray(b"\x28\xb5\x2f\xfd\x00\x38")
+    for left in range(size // 2**17 - 1, -1, -1):
+        frame += (2**17 << 3 | 1 << 1 | (left == 0)).to_bytes(3, "little") + b"\0"
+    return bytes(frame)
+
+
+@functools.partial(bomb, says="in chunks of")
+def chunk_beyond_the_memory(values):
+    edit_array(values, "classes.bias", chunks=[2**40])
+
+
+@functools.partial(bomb, says="in chunks of")
+def chunk_of_16_gigabytes(values):
+    edit_array(values, "classes.bias", chunks=[2**32])
+    values["classes.bias/0"] = zstd_zeros(2**34)
+
+
+@functools.partial(bomb, says="in chunks of")
+def a_chunk_for_each_number(values):
+    edit_array(values, "contracting2_conv2.kernel", chunks=[1, 1, 1, 1], fill_value=0.0)
+
+
+@functools.partial(bomb, says="cannot be read")
+def zstd_bomb(values):
+    values["classes.bias/0"] = zstd_zeros(2**33)
+
+
+@functools.partial(bomb, says="is of another network")
+def shape_beyond_the_memory(values):
+    edit_array(values, "classes.bias", shape=[2**40], chunks=[2**40], fill_value=0.0)
+    del values["classes.bias/0"]
+
+
+@functools.partial(bomb, says="is of another network")
+def dtype_of_a_gigabyte(values):
+    edit_array(values, "classes.bias", dtype=f"|V{2**30}", fill_value=None)
+
+
+for name in ("_METADATA", "_sharding", "_CHECKPOINT_METADATA", "array_metadatas/process_0"):
+
+    @attack("loads", name=f"deep_{name.replace('/', '_')}")
+    def deep(step, outside, name=name):
+        (step / "params" / name).write_text('{"a":' * 100_000)
+
+
+@attack("JSON|Expecting")
+def deep_array(step, outside):
+    values = read_arrays(step / "params")
+    values["classes.bias/.zarray"] = b"[" * 100_000
+    write_arrays(step / "params", values)
+
+
+# ---- Beside the checkpoints ----
+
+BESIDE = {}
+
+
+def beside(make):
+    """Registers what a run's folder, `make(workdir, outside)`, can hold beside checkpoints."""
+    BESIDE[make.__name__] = make
+    return make
+
+
+for file in ("instances.json", "log.jsonl"):
+    key = file.split(".")[0]
+
+    def link(workdir, outside, file=file):
+        (workdir / file).symlink_to(outside / "secret")
+
+    def pipe(workdir, outside, file=file):
+        os.mkfifo(workdir / file)
+
+    def hole(workdir, outside, file=file):
+        with (workdir / file).open("wb") as opened:
+            opened.truncate(2**40)
+
+    def nested(workdir, outside, file=file):
+        (workdir / file).write_text("[" * 100_000)
+
+    def other(workdir, outside, file=file):
+        (workdir / file).write_text('{"step": "x", "loss": {}, "threshold": []}\n[1]\n"loss"\n')
+
+    BESIDE |= {f"{key}_{make.__name__}": make for make in (link, pipe, hole, nested, other)}
+
+
+@beside
+def out_link(workdir, outside):
+    (workdir / "evaluation_images").symlink_to(outside / "fold")
+
+
+for file in ("examples.png", ".unfinished-examples.png", ".unfinished-report.json"):
+
+    def result_link(workdir, outside, file=file):
+        (workdir / "evaluation_images").mkdir()
+        (workdir / "evaluation_images" / file).symlink_to(outside / "new")
+
+    BESIDE[f"{file.strip('.')}_link"] = result_link
+
+
+@beside
+def without_config(workdir, outside):
+    step = workdir / "checkpoints" / STEP
+    edit_json(step / "checkpoint.json", lambda description: description.pop("config") and None)
+    seal(step)
+
+
+# ---- The child process ----
+
+
+def peak_bytes():
+    """The most memory used since `forget_peak`."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def forget_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def watch(area, writable):
+    """Forbids, from now on, all that attacks are for; returns the list of what was tried."""
+    tried = []
+    outside = str(area / MARK)
+    changing = {"remove", "rename", "mkdir", "rmdir", "link", "symlink", "truncate", "chmod"}
+    changing = {f"os.{name}" for name in changing | {"chown", "utime", "mknod", "mkfifo"}}
+    running = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"}
+
+    def inside(path, folders):
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False  # a file that was opened already
+        path = os.path.realpath(os.fsdecode(path))
+        return any(path == folder or path.startswith(folder + "/") for folder in folders)
+
+    def forbidden(event, args):
+        if event == "open":
+            path, mode, flags = args
+            if isinstance(path, int):
+                return False
+            write = (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            return inside(path, [outside]) or (write and not inside(path, writable))
+        if event in changing:
+            return not all(inside(path, writable) for path in args if isinstance(path, str | bytes))
+        if event in ("exec", "compile"):
+            code = args[0]
+            name = args[1] if event == "compile" else getattr(code, "co_filename", None)
+            text = (code.co_consts, code.co_names) if hasattr(code, "co_consts") else code
+            return MARK in str(text) or (
+                name and os.path.exists(name) and inside(name, [str(area)])
+            )
+        if event == "pickle.find_class":
+            return args[0] in ("os", "posix", "subprocess", "builtins")
+        if event == "subprocess.Popen":
+            return list(args[1][:3]) != ["git", "-C", str(ROOT / "unet_jax")]
+        if event == "socket.__new__":
+            return args[1] != socket.AF_UNIX  # asyncio has a pair of them
+        return event in running or event.startswith(("socket.connect", "socket.get", "socket.bind"))
+
+    def hook(event, args):
+        if forbidden(event, args):
+            tried.append(f"{event} {args!r}"[:300])
+            raise PermissionError(tried[-1])
+
+    sys.addaudithook(hook)
+    return tried
+
+
+@contextlib.contextmanager
+def alarm():
+    def ring(*_):
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.alarm(SECONDS + 5)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def outcome(act):
+    """How something ends, in a line."""
+    try:
+        with alarm():
+            act()
+    except InputError as error:
+        return f"refused: {error}"
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    return "loads"
+
+
+def loading(area):
+    like = a_state()
+
+    def act(workdir):
+        result = {"load": outcome(lambda: load(workdir))}
+        result["restore"] = outcome(lambda: checkpoint.restore(workdir, 5, like))
+        return result
+
+    return act
+
+
+def evaluating(area):
+    from unet_jax import command_line
+
+    main = runpy.run_path(str(ROOT / "eval.py"), run_name="eval")["_evaluate"]
+
+    def act(workdir):
+        arguments = f"--checkpoint={workdir} --images={area}/images --labels={area}/masks"
+        sys.argv = ["eval.py", *arguments.split()]
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            status = outcome(lambda: command_line.run(main))
+        return {"status": status, "errors": errors.getvalue()}
+
+    return act
+
+
+def misbehaving(area):
+    """Does deliberately what must be noticed."""
+    outside = area / MARK
+    step = area / "attacks" / "code_lying_around" / "checkpoints" / STEP
+
+    def connect():
+        with socket.socket() as tcp:
+            tcp.connect(("127.0.0.1", 9))
+
+    def read_by_tensorstore():
+        assert tensorstore.KvStore.open(f"file://{outside}/").result()["secret"] == b"secret"
+
+    acts = {
+        "read": lambda: (outside / "secret").read_bytes(),
+        "read_by_a_link": lambda: (area / "images" / ".." / MARK / "secret").read_bytes(),
+        "write": lambda: (area / "new").write_bytes(b""),
+        "create": lambda: os.mkdir(area / "folder"),
+        "remove": lambda: (outside / "victim").unlink(),
+        "rename": lambda: os.rename(outside / "victim", area / "victim"),
+        "connect": connect,
+        "look_up": lambda: socket.getaddrinfo("localhost", 9),
+        "system": lambda: os.system(f"touch {outside}/executed"),
+        "run": lambda: subprocess.run(["true"], check=True),
+        "eval": lambda: eval(f"1 + 1  # {MARK}"),
+        "compile": lambda: compile(payload(outside) + f"  # {MARK}", "x", "exec"),
+        "import": lambda: runpy.run_path(str(step / "config.py")),
+        "unpickle": lambda: pickle.loads((step / "checkpoint.pkl").read_bytes()),
+        "unpickle_array": lambda: np.load(step / "params.npy", allow_pickle=True),
+        "fill": lambda: np.ones(2**28),
+        "read_by_tensorstore": read_by_tensorstore,
+    }
+    return lambda name: {"load": outcome(acts[name.name])}
+
+
+def child(mode, area, *names):
+    """Acts on each attacked checkpoint; prints a line of JSON about each."""
+    import resource
+
+    area = Path(area)
+    # A bomb that goes off ends this process, not the machine.
+    resource.setrlimit(resource.RLIMIT_DATA, (2**33, 2**33))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
+    act = {"load": loading, "evaluate": evaluating}.get(mode, misbehaving)(area)
+    if mode in ("load", "evaluate"):
+        load(area / "attacks" / "nothing_at_all")  # imports and compiles
+    writable = [os.environ["JAX_COMPILATION_CACHE_DIR"], "/dev/null", "/proc/self/clear_refs"]
+    writable = [os.path.realpath(path) for path in writable] + [str(area / "scratch")]
+    writable += [str(area / "attacks" / name / "evaluation_images") for name in names]
+    tried = watch(area, writable) if mode != "misbehave_unwatched" else []
+    os.path.exists(BEGINS)
+    for name in names:
+        workdir = area / "attacks" / name
+        if workdir.exists():
+            os.chdir(workdir)
+        forget_peak()
+        began = time.perf_counter()
+        result = act(workdir)
+        seconds = time.perf_counter() - began
+        result |= {"name": name, "seconds": seconds, "peak": peak_bytes(), "tried": list(tried)}
+        tried.clear()
+        print(json.dumps(result), flush=True)
+
+
+# ---- Tests ----
+
+
+@pytest.fixture(scope="module")
+def area(tmp_path_factory):
+    """A folder with all attacks, images to evaluate, and what is not to be touched."""
+    area = tmp_path_factory.mktemp("area").resolve()
+    outside = area / MARK
+    for folder in (outside, outside / "fold", outside / "array", area / "images", area / "masks"):
+        folder.mkdir()
+    (area / "scratch").mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    (outside / "victim").write_bytes(b"victim")
+    picture, instances = synthetic_em(0, height=60, width=60)
+    tifffile.imwrite(area / "images" / "a.tif", picture)
+    tifffile.imwrite(area / "masks" / "a.tif", (instances > 0) * np.uint8(255))
+    checkpoint.save(area / "good", a_state(), a_description())
+    for key, value in read_arrays(area / "good" / "checkpoints" / STEP / "params").items():
+        if key.startswith("classes.bias/"):
+            (outside / "array" / Path(key).name).write_bytes(value)
+    for name, (make, _, sealed) in ATTACKS.items():
+        shutil.copytree(area / "good", area / "attacks" / name)
+        step = area / "attacks" / name / "checkpoints" / STEP
+        make(step, outside)
+        if not sealed:
+            seal(step)
+    for name, make in BESIDE.items():
+        shutil.copytree(area / "good", area / "attacks" / name)
+        make(area / "attacks" / name, outside)
+    yield area
+    # Deeper than Python's own function goes.
+    subprocess.run(["rm", "-rf", area], check=True)
+
+
+def snapshot(folder):
+    """Kind, size, time and content of all there is in a folder."""
+    found, folders = {}, [folder]
+    while folders:  # `os.walk` recurs
+        for entry in os.scandir(folders.pop()):
+            status = entry.stat(follow_symlinks=False)
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            small = stat.S_ISREG(status.st_mode) and status.st_size < 2**24
+            content = Path(entry.path).read_bytes() if small else None
+            found[entry.path] = (status.st_mode, status.st_size, status.st_mtime_ns, content)
+    return found
+
+
+def run_child(mode, area, names, *prefix):
+    """What the child prints of each."""
+    environment = os.environ | {
+        "MPLCONFIGDIR": str(area / "scratch"),
+        "NUMBA_CACHE_DIR": str(area / "scratch"),
+        "TMPDIR": str(area / "scratch"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    process = subprocess.run(
+        [*prefix, sys.executable, __file__, mode, area, *names],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+        cwd=area,
+    )
+    results = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+    assert process.returncode == 0 and len(results) == len(names), (
+        process.returncode,
+        process.stdout[-1000:],
+        process.stderr[-3000:],
+    )
+    return results
+
+
+def complaints(results, key):
+    """What is wrong with how the attacks ended."""
+    for result in results:
+        name, ended = result["name"], result[key]
+        says = ATTACKS[name][1]
+        if says == "loads":
+            right = ended == "loads"
+        else:
+            right = ended.startswith("refused: ") and re.search(says, ended) and "\n" not in ended
+        if not right:
+            yield f"{name}: {ended}, expected {says}"
+        if result["tried"]:
+            yield f"{name}: {result['tried']}"
+        if result["seconds"] > SECONDS or result["peak"] > PEAK_BYTES:
+            yield f"{name}: {result['seconds']:.1f} s, {result['peak'] / 2**30:.1f} GiB"
+
+
+def test_attacks_load_as_harmless_or_are_refused(area):
+    before = snapshot(area)
+    results = run_child("load", area, ATTACKS)
+    assert list(complaints(results, "load")) == []
+    # Going on with training reads the optimiser's state too.
+    ends = {result["restore"].split(":")[0] for result in results}
+    assert ends == {"loads", "refused"}
+    assert snapshot(area) == before
+
+
+def test_what_is_forbidden_is_noticed(area):
+    acts = [
+        *("read", "read_by_a_link", "write", "create", "remove", "rename", "connect", "look_up"),
+        *("system", "run", "eval", "compile", "import", "unpickle", "unpickle_array"),
+    ]
+    before = snapshot(area)
+    *results, filled = run_child("misbehave", area, [*acts, "fill"])
+    for result in results:
+        assert result["tried"] and result["load"].startswith("PermissionError"), result
+    assert filled["peak"] > PEAK_BYTES and filled["load"] == "loads"
+    assert snapshot(area) == before
+    (area / MARK / "victim").touch()
+    assert snapshot(area) != before
+
+
+def trace(area, mode, names):
+    """What strace sees of the child once it begins: the network, processes, files outside."""
+    log = area / "scratch" / "trace"
+    tracing = ["strace", "-f", "-y", "-qq", "-s", "4096", "-e", "trace=network,file,process"]
+    results = run_child(mode, area, names, *tracing, "-o", log)
+    lines = log.read_text(errors="replace").splitlines()
+    log.unlink()
+    begin = next(i for i, line in enumerate(lines) if BEGINS in line)
+    outside = re.escape(str(area / MARK))
+    seen = {"network": [], "processes": [], "outside": []}
+    for line in lines[begin:]:
+        if re.search(r"AF_INET6?\b", line):
+            seen["network"].append(line)
+        if re.search(r"\bexecve(at)?\(|\bfork\(|\bvfork\(", line):
+            seen["processes"].append(line)
+        # Where the name leads: strace adds it to the descriptor; names with .. lead there too.
+        call = re.search(r'\b(?:open|openat|openat2|creat)\((?:AT_FDCWD<(.*?)>, )?"(.*?)"', line)
+        names_it = call and os.path.normpath(os.path.join(call[1] or "", call[2])).startswith(
+            str(area / MARK)
+        )
+        if names_it or re.search(rf"= \d+<{outside}", line):
+            seen["outside"].append(line)
+    return results, seen
+
+
+strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+@pytest.mark.slow
+@strace
+def test_strace_notices_what_python_does_not_see(area):
+    acts = ["read_by_tensorstore", "connect", "run"]
+    results, seen = trace(area, "misbehave_unwatched", acts)
+    assert [result["load"].split(":")[0] for result in results] == [
+        "loads",
+        "ConnectionRefusedError",
+        "loads",
+    ]
+    assert seen["network"] and seen["processes"] and seen["outside"]
+
+
+@pytest.mark.slow
+@strace
+def test_attacks_under_strace(area):
+    results, seen = trace(area, "load", ATTACKS)
+    assert list(complaints(results, "load")) == []
+    assert seen == {"network": [], "processes": [], "outside": []}
+
+
+@pytest.mark.slow
+def test_attacks_are_evaluated_or_refused_in_one_line(area):
+    before = snapshot(area)
+    results = run_child("evaluate", area, ATTACKS)
+    for result in results:
+        name, status, errors = result["name"], result["status"], result["errors"].strip()
+        if ATTACKS[name][1] == "loads" and status == "SystemExit: 0":
+            result["ended"] = "loads"
+        elif status == "SystemExit: 2" and errors.startswith("eval.py: "):
+            result["ended"] = "refused: " + errors.removeprefix("eval.py: ")
+        else:
+            result["ended"] = status + errors
+    assert list(complaints(results, "ended")) == []
+    report = area / "attacks" / "expressions" / "evaluation_images" / "report.html"
+    page = report.read_text()
+    assert "&lt;script&gt;__import__" in page and "&lt;img src" in page
+    assert "<script" not in page and "<img src=x" not in page
+    for name, (_, outcome, _) in ATTACKS.items():
+        out = area / "attacks" / name / "evaluation_images"
+        assert out.exists() == (outcome == "loads"), name
+        if out.exists():
+            shutil.rmtree(out)
+    after = snapshot(area)
+    workdirs = {str(area / "attacks" / name) for name in ATTACKS}  # whose time has changed
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert not {p for p in changed - workdirs if not p.startswith(str(area / "scratch"))}
+
+
+@pytest.fixture(scope="module")
+def evaluated_beside(area):
+    before = snapshot(area / MARK)
+    results = {result["name"]: result for result in run_child("evaluate", area, BESIDE)}
+    assert snapshot(area / MARK) == before
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_is_harmless_or_refused_in_one_line(name, evaluated_beside):
+    result = evaluated_beside[name]
+    lines = result["errors"].splitlines()
+    assert result["tried"] == []
+    assert result["status"] == "SystemExit: 0" or (
+        result["status"] == "SystemExit: 2" and len(lines) == 1 and lines[0].startswith("eval.py: ")
+    )
+    assert result["seconds"] < SECONDS and result["peak"] < PEAK_BYTES
+
+
+def test_links_are_not_cleared_up(area, tmp_path):
+    """Going on with a run removes what a kill left of saves: nothing elsewhere."""
+    elsewhere = tmp_path / "elsewhere" / "folder"
+    elsewhere.mkdir(parents=True)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="checkpoints: is a link"):
+        checkpoint.remove_unfinished(workdir)
+    with pytest.raises(InputError, match="checkpoints: is a link"):
+        checkpoint.save(workdir, None, a_description())
+    (workdir / "checkpoints").unlink()
+    (workdir / "checkpoints").mkdir()
+    (workdir / "checkpoints" / "000001").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises((InputError, OSError)):
+        checkpoint.remove_unfinished(workdir)
+    assert elsewhere.is_dir()
+
+
+# ---- Archives ----
+
+VOLUMES = {name: np.full((2, 8, 9), 255, np.uint8) for name in isbi2012.MD5}
+
+
+def tiff_bytes(pixels):
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels)
+    return file.getvalue()
+
+
+FILES = {name: tiff_bytes(pixels) for name, pixels in VOLUMES.items()}
+
+
+def zip_bytes(members, method=zipfile.ZIP_DEFLATED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder in which the small files are those that are published."""
+    monkeypatch.delenv("UNET_JAX_DATA", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in FILES.items()}
+    sha256 = {name: hashlib.sha256(pixels).hexdigest() for name, pixels in VOLUMES.items()}
+    monkeypatch.setattr(isbi2012, "MD5", md5)
+    monkeypatch.setattr(isbi2012, "PIXEL_SHA256", sha256)
+    (tmp_path / "secret").write_bytes(b"secret")
+    return tmp_path / "cache" / "unet_jax" / "isbi2012"
+
+
+def left_over(tmp_path):
+    """The names of all files below a folder, which holds a secret."""
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+    return sorted(path.name for path in tmp_path.rglob("*") if not path.is_dir())
+
+
+@contextlib.contextmanager
+def bounded_memory(limit):
+    forget_peak()
+    before = peak_bytes()
+    yield
+    assert peak_bytes() - before < limit
+
+
+def refusal(call, limit=2**27):
+    """The text of an InputError, which comes soon and takes little memory."""
+    began = time.perf_counter()
+    with bounded_memory(limit), pytest.raises(InputError) as caught:
+        call()
+    assert time.perf_counter() - began < SECONDS
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def names_elsewhere(tmp_path):
+    return ["../../../", "/", f"{tmp_path}/", "..\\..\\", "C:/", "a/../../../../", "\x1b[2J\n/"]
+
+
+def test_names_in_an_archive_lead_nowhere(cache, serve_file, monkeypatch, tmp_path):
+    for way in names_elsewhere(tmp_path):
+        members = {f"{way}secret": b"changed", f"{way}evil.pth": b"import os"}
+        slashes = way.replace("\\", "/")  # Python does not take them for separators here
+        members |= {slashes + name: content for name, content in FILES.items()}
+        address, _ = serve_file(zip_bytes(members))
+        monkeypatch.setattr(isbi2012, "ADDRESS", address)
+        assert len(isbi2012.read_isbi2012()) == 2
+        assert left_over(tmp_path) == sorted([*FILES, "secret"])
+        shutil.rmtree(cache)
+
+
+def link_member(name, target):
+    member = zipfile.ZipInfo(name)
+    member.create_system = 3
+    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return member, str(target)
+
+
+def test_links_in_an_archive_are_not_made(cache, serve_file, monkeypatch, tmp_path):
+    file = io.BytesIO(zip_bytes(FILES))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(*link_member(isbi2012.TEST_LABELS, tmp_path / "secret"))
+    address, _ = serve_file(file.getvalue())
+    monkeypatch.setattr(isbi2012, "ADDRESS", address)
+    assert len(isbi2012.read_isbi2012()) == 2
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+    assert isbi2012.TEST_LABELS in refusal(isbi2012.read_isbi2012_test)
+
+
+def declaring(content, real, declared):
+    """An archive in which a member of `real` bytes is said to have others."""
+    return content.replace(struct.pack("<I", real), struct.pack("<I", declared))
+
+
+def entries(count):
+    """A directory of an archive with nothing behind it."""
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", *[20, 0, 20, 0], *[0] * 7, 1, *[0] * 6)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *[count % 2**16] * 2, 47 * count, 0, 0)
+    return (entry + b"a") * count + end
+
+
+def overlapping(content):
+    """An archive in which each name leads to the same bytes."""
+    return re.sub(rb"(PK\x01\x02.{38}).{4}", lambda entry: entry[1] + bytes(4), content, flags=re.S)
+
+
+LARGE = 2**28 + 7
+ARCHIVES = {
+    "declares": (lambda: zip_bytes({"train-volume.tif": bytes(LARGE)}), "declares 268,435,463 b"),
+    "inflates": (
+        lambda: declaring(zip_bytes({"train-volume.tif": bytes(LARGE)}), LARGE, 100),
+        "not a whole zip",
+    ),
+    "inflates_otherwise": (
+        lambda: declaring(
+            zip_bytes({"train-volume.tif": bytes(LARGE)}, zipfile.ZIP_BZIP2), LARGE, 100
+        ),
+        "is compressed by method 12",
+    ),
+    "entries": (lambda: entries(10**6), "holds more than 1,000 files"),
+    "overlapping": (lambda: overlapping(zip_bytes(FILES)), "not a whole zip"),
+    "unknown_method": (
+        lambda: zip_bytes(FILES).replace(b"\x14\0\0\0\x08\0", b"\x14\0\0\0\x63\0"),
+        "is compressed by method 99",
+    ),
+    "encrypted": (
+        lambda: zip_bytes(FILES).replace(b"\x14\0\0\0\x08\0", b"\x14\0\1\0\x08\0"),
+        "not a whole zip",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_bombs_are_refused(name, cache, serve_file, monkeypatch, tmp_path):
+    make, says = ARCHIVES[name]
+    address, _ = serve_file(make())
+    monkeypatch.setattr(isbi2012, "ADDRESS", address)
+    assert says in refusal(isbi2012.read_isbi2012)
+    assert left_over(tmp_path) == ["secret"]
+
+
+def test_mutated_archives_are_whole_or_refused(cache, tmp_path):
+    random = np.random.default_rng(0)
+    content = zip_bytes(FILES)
+    archive = tmp_path / "unpacked" / "challenge.zip"
+    archive.parent.mkdir()
+    refused = 0
+    for _ in range(1000):
+        mutated = bytearray(content)
+        for at in random.integers(random.choice([0, len(content) - 400]), len(content), 3):
+            mutated[at] = random.integers(256)
+        archive.write_bytes(mutated)
+        try:
+            isbi2012._unpack(archive)
+        except (InputError, OSError):  # which the caller makes one line of
+            refused += 1
+    assert 200 < refused < 1000
+
+
+def test_an_archive_of_another_sum_is_not_opened(cache, serve_file, monkeypatch, tmp_path):
+    file = io.BytesIO(zip_bytes({f"{way}secret": b"x" for way in names_elsewhere(tmp_path)}))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(*link_member("PhC-C2DH-U373", "/"))
+    address, _ = serve_file(file.getvalue())
+    monkeypatch.setattr(cell_tracking, "ADDRESS", address)
+    monkeypatch.setattr(cell_tracking.zipfile, "ZipFile", None)
+    text = refusal(lambda: cell_tracking.find_dataset("PhC-C2DH-U373"))
+    assert "SHA-256 of what came is" in text
+    assert left_over(tmp_path) == ["secret"]
+
+
+def test_names_in_a_published_archive_lead_nowhere(cache, serve_file, monkeypatch, tmp_path):
+    """Even if whoever publishes it meant harm."""
+    members = {f"{way}secret": b"changed" for way in names_elsewhere(tmp_path)}
+    content = zip_bytes({"PhC-C2DH-U373/01/t000.tif": b"", **members})
+    address, _ = serve_file(content)
+    monkeypatch.setattr(cell_tracking, "ADDRESS", address)
+    monkeypatch.setattr(
+        cell_tracking, "SHA256", {"PhC-C2DH-U373": hashlib.sha256(content).hexdigest()}
+    )
+    folder = cell_tracking.find_dataset("PhC-C2DH-U373")
+    assert left_over(tmp_path) == ["secret", "t000.tif"] and (folder / "01" / "t000.tif").is_file()
+
+
+# ---- Servers ----
+
+
+@contextlib.contextmanager
+def answering(head, endless=b""):
+    """A server that sends `head` and then, for ever, the same; yields its address and what it sent.
+
+    The 256 MiB that it does send are for the case that nobody stops it.
+    """
+    sent, connections = [0], []
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                connections.append(connection)
+                with contextlib.suppress(OSError), connection:
+                    connection.recv(2**16)
+                    connection.sendall(head)
+                    while endless and sent[0] < 2**28:
+                        connection.sendall(endless)
+                        sent[0] += len(endless)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/file.zip", sent
+        finally:
+            for waiting in (listening, *connections):
+                with contextlib.suppress(OSError):
+                    waiting.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            gc.collect()
+
+
+MEBIBYTE = bytes(2**20)
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def chunk(content):
+    return b"%x\r\n%s\r\n" % (len(content), content)
+
+
+def squeezed(levels):
+    content = bytes(2**28)
+    for _ in range(levels):
+        content = gzip.compress(content, 1)
+    encodings = b"Content-Encoding: " + b", ".join([b"gzip"] * levels)
+    return OK + encodings + b"\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(content)
+
+
+ENDLESS = {
+    "no_length": lambda: (OK + b"\r\n", MEBIBYTE),
+    "negative": lambda: (OK + b"Content-Length: -1\r\n\r\n", MEBIBYTE),
+    "announced": lambda: (OK + b"Content-Length: 1000000000000\r\n\r\n", MEBIBYTE),
+    "chunked": lambda: (OK + b"Transfer-Encoding: chunked\r\n\r\n", chunk(MEBIBYTE)),
+    "more": lambda: (
+        OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        chunk(bytes(999)),
+    ),
+    "squeezed": lambda: (squeezed(1), b""),
+    "squeezed_twice": lambda: (squeezed(2), b""),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_server_that_sends_without_end_is_stopped(name, tmp_path):
+    limit = 2**22
+    head, endless = ENDLESS[name]()
+    with answering(head, endless) as (address, sent):
+        text = refusal(lambda: download(address, tmp_path / "file", max_bytes=limit))
+    assert text == f"{address}: sends more than 4,194,304 bytes, not loaded."
+    assert (tmp_path / "file").stat().st_size < limit + 2**20
+    assert sent[0] < 2**25  # what has room on the way
+
+
+@pytest.mark.parametrize("module", [isbi2012, cell_tracking])
+def test_what_came_before_the_end_is_removed(module, cache, monkeypatch, tmp_path):
+    read = {
+        isbi2012: isbi2012.read_isbi2012,
+        cell_tracking: lambda: cell_tracking.find_dataset("PhC-C2DH-U373"),
+    }[module]
+    monkeypatch.setattr(module, "_MAX_BYTES", 2**22)
+    with answering(OK + b"\r\n", MEBIBYTE) as (address, _):
+        monkeypatch.setattr(module, "ADDRESS", address)
+        assert "sends more than 4,194,304 bytes" in refusal(read)
+    assert left_over(tmp_path) == ["secret"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        OK + b"Content-Length: many\r\n\r\n",
+        OK + b"Content-Length: 5, 6\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello",
+        OK + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 nothing\r\n\r\n",
+        b"\0" * 1000,
+        OK + b"X: y\r\n" * 1000 + b"\r\n",
+        *(
+            b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n"
+            for where in (
+                b"file:///etc/passwd",
+                b"http://[::bad/",
+                b"http://a..b/",
+                b"//\xff",
+                b"x",
+            )
+        ),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_one_line(head, cache, monkeypatch, tmp_path):
+    with answering(head) as (address, _):
+        monkeypatch.setattr(isbi2012, "ADDRESS", address)
+        assert refusal(isbi2012.read_isbi2012).startswith(f"{address}: cannot be downloaded (")
+    assert left_over(tmp_path) == ["secret"]
+
+
+if __name__ == "__main__":
+    child(*sys.argv[1:])

@@ -1,0 +1,112 @@
+"""Outputs have their names only when they are complete, and one run at a time has a folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.reliability.conftest import ROOT, TINY
+from tests.test_evaluate import DEFAULTS
+from unet_jax.errors import InputError
+from unet_jax.evaluate import evaluate
+from unet_jax.fit import fit
+from unet_jax.output_files import complete
+from unet_jax.run_log import read_log
+
+OUTPUTS = ["examples.png", "report.json", "report.html"]
+
+
+class Killed(BaseException):
+    """Nothing that follows is executed."""
+
+
+def test_an_error_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "file.txt"
+    with complete(file) as unfinished:
+        unfinished.write_text("whole")
+    with pytest.raises(Killed), complete(file) as unfinished:
+        unfinished.write_text("ha")
+        raise Killed
+    assert file.read_text() == "whole" and list(tmp_path.iterdir()) == [file]
+
+
+def test_two_writers_of_one_file_do_not_share_what_is_unfinished(tmp_path):
+    code = f"""
+from pathlib import Path
+from unet_jax.output_files import complete
+with complete(Path({str(tmp_path / "file")!r})) as unfinished:
+    unfinished.write_text("other")
+"""
+    with complete(tmp_path / "file") as unfinished:
+        unfinished.write_text("own")
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        assert (tmp_path / "file").read_text() == "other"
+    assert (tmp_path / "file").read_text() == "own"
+
+
+@pytest.mark.parametrize("written", range(3))
+def test_an_evaluation_that_ends_before_a_file_is_complete_does_not_show_it(
+    tiny_config, tmp_path, monkeypatch, written
+):
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    fit(tiny_config, tmp_path / "run")
+    replaced = []
+    original = Path.replace
+
+    def replace(unfinished, file):
+        if len(replaced) == written:
+            raise Killed
+        replaced.append(Path(file).name)
+        return original(unfinished, file)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(Killed):
+        evaluate(tmp_path / "run", **DEFAULTS)
+    out = tmp_path / "run" / "evaluation"
+    assert sorted(p.name for p in out.iterdir()) == sorted(OUTPUTS[:written]) == sorted(replaced)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_no_output_is_replaced_unasked(tiny_config, tmp_path, name):
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    fit(tiny_config, tmp_path / "run")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("my own")
+    with pytest.raises(InputError, match=f"{name}: is there already; --overwrite replaces it"):
+        evaluate(tmp_path / "run", **DEFAULTS | dict(out=out))
+    assert (out / name).read_text() == "my own" and len(list(out.iterdir())) == 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny_config, tmp_path, run):
+    fit(tiny_config, tmp_path / "run")  # this process keeps the folder
+    status, _, errors = run("train.py", *TINY, f"--workdir={tmp_path / 'run'}")
+    assert status == 2 and "holds a run with" in errors
+    before = read_log(tmp_path / "run" / "log.jsonl")
+    options = ["--config.data.train=(0, 3)", "--config.data.validation=(3, 5)"]
+    options += ["--config.data.test=(5, 7)", "--config.optimiser.warmup_steps=3"]
+    options += ["--config.train.steps=20", "--config.train.validate_every=4"]
+    status, _, errors = run("train.py", *TINY, *options, f"--workdir={tmp_path / 'run'}")
+    assert (status, len(errors.splitlines())) == (2, 1) and "another run is writing to it" in errors
+    assert read_log(tmp_path / "run" / "log.jsonl") == before
+
+
+def test_a_reader_that_is_gone_does_not_change_the_exit_status(tmp_path, start):
+    process = start(
+        "train.py", *TINY, "--config.train.steps=4", f"--workdir={tmp_path / 'run'}", bufsize=0
+    )
+    process.stdout.close()
+    process.stdout = None
+    errors = process.stderr.read()
+    assert process.wait() == 0, errors
+    assert "Traceback" not in errors and "Broken pipe" not in errors
+
+
+def test_damaged_lines_of_a_log_are_left_out_with_a_warning(tmp_path, caplog):
+    file = tmp_path / "log.jsonl"
+    good = b'{"step": 1}\n', b'{"step": 2}\n'
+    file.write_bytes(good[0] + b"\xff\xfe\n" + b'{"loss": 1}\n' + good[1] + b'{"step": 3, "lo')
+    assert [row["step"] for row in read_log(file)] == [1, 2]
+    assert "line 2 is damaged" in caplog.text and "line 3 is damaged" in caplog.text
+    assert "line 5" not in caplog.text, "cut off by a kill"
