@@ -150,6 +150,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("weight_map.w0", float("inf"), "weight_map.w0 must be finite"),
         ("data.source", "nowhere", "isbi2012, cell_tracking, folder or synthetic, not 'nowhere'"),
         ("data.test", (9, 9), r"data.test = \(9, 9\) is no range"),
+        ("data.test", (0, 1, 2, 3), r"config.data.test must be two whole numbers"),
     ],
 )
 def test_bad_values_are_refused_before_anything_is_written(
@@ -190,7 +191,7 @@ def test_an_infinite_loss_stops_and_keeps_the_last_good_step(
 def test_a_slow_cpu_is_told_of_the_small_configuration(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fit_module, "_PATIENCE_HOURS", 0)
     fit(tiny_config, tmp_path / "run")
-    assert "configs/em_small.py" in capsys.readouterr().out
+    assert "configs/em_small.py" in capsys.readouterr().err
 
 
 def test_an_absent_class_trains_with_a_notice(tiny_config, tmp_path, caplog):

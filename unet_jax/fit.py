@@ -221,16 +221,22 @@ def fit(
                 save_training_curves(workdir / "training.png", log.rows)
                 warning = collapse(validation, probabilities, config.class_names)
                 if warning:
-                    progress.write(f"Step {step}: {warning}")
+                    progress.write(f"Step {step}: {warning}", file=sys.stderr)
             if validate or stop_signal:
                 saver.save(state, description | {"step": step, "validation": scores})
             if stop_signal and step < settings.steps:
                 saver.wait()
                 progress.close()
-                print(f"Stopped and saved after step {step}. The same command goes on from there.")
+                _tell(f"Stopped and saved after step {step}. The same command goes on from there.")
                 return 128 + stop_signal
-    print(f"Finished: {workdir}. Evaluate it: python eval.py --checkpoint={workdir}")
+    _tell(f"Finished: {workdir}. Evaluate it: python eval.py --checkpoint={workdir}")
     return 128 + stop.signal if stop.signal else 0  # asked to stop, no other fold is begun
+
+
+def _tell(what: str) -> None:
+    """Prints a last word; that nobody reads it any more, like `tee` after Ctrl-C, is no error."""
+    with contextlib.suppress(BrokenPipeError):
+        print(what)
 
 
 def _channels(splits: dict[str, list[Example]]) -> int:
@@ -285,5 +291,6 @@ def _warn_if_slow(progress: tqdm, seconds: float) -> None:
     if jax.default_backend() == "cpu" and seconds > _PATIENCE_HOURS * 3600:
         progress.write(
             f"On this CPU the run will take about {seconds / 3600:.0f} hours; "
-            "configs/em_small.py trains a small network in less than one."
+            "configs/em_small.py trains a small network in less than one.",
+            file=sys.stderr,
         )

@@ -119,4 +119,4 @@ def test_collapse_to_one_class_is_said():
 def test_collapse_is_said_during_training(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("unet_jax.fit.collapse", lambda *_: "every pixel is taken for 'cell'")
     fit(tiny_config, tmp_path / "run")
-    assert "Step 4: every pixel is taken for 'cell'" in capsys.readouterr().out
+    assert "Step 4: every pixel is taken for 'cell'" in capsys.readouterr().err

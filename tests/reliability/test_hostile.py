@@ -44,8 +44,13 @@ from unet_jax.errors import InputError
 from unet_jax.network import UNet
 from unet_jax.training import create_optimiser, create_train_state
 
-# pooch leaves the connection of a failed download to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+pytestmark = [
+    pytest.mark.skipif(
+        not Path("/proc/self/clear_refs").exists(), reason="no /proc for the memory"
+    ),
+    # pooch leaves the connection of a failed download to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 ROOT = Path(__file__).parents[2]
 STEP = "000005"
@@ -351,17 +356,17 @@ for where in ("sha256.json", "checkpoint.json", "params/_METADATA", "params/d/pi
 
 @attack("is no plain file")
 def local_socket(step, outside):
-    os.chdir(step)  # its address has room for 100 letters
-    with socket.socket(socket.AF_UNIX) as listening:
+    # Its address has room for 100 letters.
+    with contextlib.chdir(step), socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket")
-    os.chdir(ROOT)
 
 
-if os.geteuid() == 0:
-
-    @attack("is no plain file")
-    def device(step, outside):
+@attack("is no plain file")
+def device(step, outside):
+    try:
         os.mknod(step / "zeros", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    except PermissionError:  # it takes root
+        os.mkfifo(step / "zeros")
 
 
 for where, says in {
@@ -379,11 +384,10 @@ for where, says in {
 
 @attack("recursion|File name too long", sealed=True)
 def folders_without_end(step, outside):
-    os.chdir(step)
-    for _ in range(1200):
-        os.mkdir("x")
-        os.chdir("x")
-    os.chdir(ROOT)
+    with contextlib.chdir(step):
+        for _ in range(1200):
+            os.mkdir("x")
+            os.chdir("x")
 
 
 # (c) Code.
@@ -748,25 +752,18 @@ def beside(make):
 
 
 for file in ("instances.json", "log.jsonl"):
-    key = file.split(".")[0]
+    for name, make in {
+        "link": lambda path, outside: path.symlink_to(outside / "secret"),
+        "pipe": lambda path, outside: os.mkfifo(path),
+        "hole": lambda path, outside: (path.touch(), os.truncate(path, 2**40)),
+        "nested": lambda path, outside: path.write_text("[" * 100_000),
+        "other": lambda path, outside: path.write_text('{"step": "x", "loss": {}}\n[1]\n2\n'),
+    }.items():
 
-    def link(workdir, outside, file=file):
-        (workdir / file).symlink_to(outside / "secret")
+        def make_file(workdir, outside, make=make, file=file):
+            make(workdir / file, outside)
 
-    def pipe(workdir, outside, file=file):
-        os.mkfifo(workdir / file)
-
-    def hole(workdir, outside, file=file):
-        with (workdir / file).open("wb") as opened:
-            opened.truncate(2**40)
-
-    def nested(workdir, outside, file=file):
-        (workdir / file).write_text("[" * 100_000)
-
-    def other(workdir, outside, file=file):
-        (workdir / file).write_text('{"step": "x", "loss": {}, "threshold": []}\n[1]\n"loss"\n')
-
-    BESIDE |= {f"{key}_{make.__name__}": make for make in (link, pipe, hole, nested, other)}
+        BESIDE[f"{file.split('.')[0]}_{name}"] = make_file
 
 
 @beside
@@ -799,7 +796,8 @@ def peak_bytes():
 
 
 def forget_peak():
-    Path("/proc/self/clear_refs").write_text("5")
+    with contextlib.suppress(PermissionError):  # then the peak only grows
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def watch(area, writable):
@@ -810,10 +808,12 @@ def watch(area, writable):
     changing = {f"os.{name}" for name in changing | {"chown", "utime", "mknod", "mkfifo"}}
     running = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"}
 
-    def inside(path, folders):
+    def inside(path, folders, follow=True):
         if not isinstance(path, str | bytes | os.PathLike):
             return False  # a file that was opened already
-        path = os.path.realpath(os.fsdecode(path))
+        path = os.fsdecode(path)
+        parent, name = (path, "") if follow else os.path.split(path)
+        path = os.path.join(os.path.realpath(parent), name).rstrip("/")
         return any(path == folder or path.startswith(folder + "/") for folder in folders)
 
     def forbidden(event, args):
@@ -824,7 +824,8 @@ def watch(area, writable):
             write = (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             return inside(path, [outside]) or (write and not inside(path, writable))
         if event in changing:
-            return not all(inside(path, writable) for path in args if isinstance(path, str | bytes))
+            paths = [path for path in args if isinstance(path, str | bytes)]
+            return not all(inside(path, writable, follow=False) for path in paths)
         if event in ("exec", "compile"):
             code = args[0]
             name = args[1] if event == "compile" else getattr(code, "co_filename", None)
@@ -833,7 +834,7 @@ def watch(area, writable):
                 name and os.path.exists(name) and inside(name, [str(area)])
             )
         if event == "pickle.find_class":
-            return args[0] in ("os", "posix", "subprocess", "builtins")
+            return args[0] in ("os", "posix", "subprocess") or args[1] in ("eval", "exec")
         if event == "subprocess.Popen":
             return list(args[1][:3]) != ["git", "-C", str(ROOT / "unet_jax")]
         if event == "socket.__new__":
@@ -1012,20 +1013,20 @@ def snapshot(folder):
     return found
 
 
+def environment(area):
+    """In which programs write nothing elsewhere."""
+    scratch = dict.fromkeys(("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TMPDIR"), str(area / "scratch"))
+    settings = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return os.environ | scratch | settings
+
+
 def run_child(mode, area, names, *prefix):
     """What the child prints of each."""
-    environment = os.environ | {
-        "MPLCONFIGDIR": str(area / "scratch"),
-        "NUMBA_CACHE_DIR": str(area / "scratch"),
-        "TMPDIR": str(area / "scratch"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": str(ROOT),
-    }
     process = subprocess.run(
         [*prefix, sys.executable, __file__, mode, area, *names],
         capture_output=True,
         text=True,
-        env=environment,
+        env=environment(area),
         timeout=600,
         cwd=area,
     )
@@ -1157,6 +1158,41 @@ def test_attacks_are_evaluated_or_refused_in_one_line(area):
     assert not {p for p in changed - workdirs if not p.startswith(str(area / "scratch"))}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("nothing_at_all", 0),
+        ("code_lying_around", 0),
+        ("plain_files_absolute", 2),
+        ("link_params__METADATA", 2),
+        ("pipe_sha256.json", 2),
+        ("described_width", 2),
+    ],
+)
+def test_as_a_user_runs_it(name, expected, area):
+    """In the folder itself, where Python would find modules that it looks for."""
+    workdir = area / "attacks" / name
+    before = snapshot(area / MARK)
+    process = subprocess.run(
+        [
+            *(sys.executable, ROOT / "eval.py", f"--checkpoint={workdir}", f"--out={area / 'out'}"),
+            *(f"--images={area / 'images'}", f"--labels={area / 'masks'}"),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(area),
+        timeout=600,
+        cwd=workdir,
+    )
+    assert process.returncode == expected, process.stderr
+    assert (area / "out" / "report.html").exists() == (expected == 0)
+    if expected:
+        assert len(process.stderr.splitlines()) == 1
+    shutil.rmtree(area / "out", ignore_errors=True)
+    assert snapshot(area / MARK) == before
+
+
 @pytest.fixture(scope="module")
 def evaluated_beside(area):
     before = snapshot(area / MARK)
@@ -1165,8 +1201,21 @@ def evaluated_beside(area):
     return results
 
 
+# Not of the checkpoint's own reading.
+OPEN = [
+    *(f"{file}_{name}" for file in ("instances", "log") for name in ("link", "pipe", "hole")),
+    *("instances_nested", "log_nested", "out_link", "without_config"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.xfail(strict=True)] if name in OPEN else [])
+        for name in BESIDE
+    ],
+)
 def test_what_lies_beside_is_harmless_or_refused_in_one_line(name, evaluated_beside):
     result = evaluated_beside[name]
     lines = result["errors"].splitlines()
@@ -1175,6 +1224,29 @@ def test_what_lies_beside_is_harmless_or_refused_in_one_line(name, evaluated_bes
         result["status"] == "SystemExit: 2" and len(lines) == 1 and lines[0].startswith("eval.py: ")
     )
     assert result["seconds"] < SECONDS and result["peak"] < PEAK_BYTES
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="TensorStore bounds no node of an OCDBT index")
+def test_an_index_of_long_names(area):
+    """Names that begin with the same 60,000 letters, kept once in the file and whole in memory."""
+    workdir = area / "attacks" / "index"
+    shutil.copytree(area / "good", workdir)
+    folder = workdir / "checkpoints" / STEP / "params"
+    names = {"x" * 60_000 + f"{i:04}": b"" for i in range(5000)}
+    write_arrays(folder, read_arrays(folder) | names)
+    seal(workdir / "checkpoints" / STEP)
+    good, bad = run_child("load", area, ["nothing_at_all", "index"])
+    shutil.rmtree(workdir)
+    assert bad["peak"] - good["peak"] < 2**27
+
+
+@pytest.mark.xfail(strict=True, reason="errors.one_line lets control characters pass")
+def test_messages_do_not_steer_the_terminal(area):
+    for name in ("manifest_additional", "described_newline_in_a_field"):
+        with pytest.raises(InputError) as caught:
+            load(area / "attacks" / name)
+        assert str(caught.value).isprintable()
 
 
 def test_links_are_not_cleared_up(area, tmp_path):

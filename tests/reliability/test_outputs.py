@@ -1,5 +1,6 @@
 """Outputs have their names only when they are complete, and one run at a time has a folder."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -84,17 +85,24 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_config, tmp_path, run):
     status, _, errors = run("train.py", *TINY, f"--workdir={tmp_path / 'run'}")
     assert status == 2 and "holds a run with" in errors
     before = read_log(tmp_path / "run" / "log.jsonl")
-    options = ["--config.data.train=(0, 3)", "--config.data.validation=(3, 5)"]
+    options = [option for option in TINY if not option.startswith("--config.data.t")]
+    options.remove("--config.data.validation=(2, 3)")
+    options += ["--config.data.train=(0, 3)", "--config.data.validation=(3, 5)"]
     options += ["--config.data.test=(5, 7)", "--config.optimiser.warmup_steps=3"]
     options += ["--config.train.steps=20", "--config.train.validate_every=4"]
-    status, _, errors = run("train.py", *TINY, *options, f"--workdir={tmp_path / 'run'}")
+    status, _, errors = run("train.py", *options, f"--workdir={tmp_path / 'run'}")
     assert (status, len(errors.splitlines())) == (2, 1) and "another run is writing to it" in errors
     assert read_log(tmp_path / "run" / "log.jsonl") == before
 
 
-def test_a_reader_that_is_gone_does_not_change_the_exit_status(tmp_path, start):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_is_gone_does_not_change_the_exit_status(tmp_path, start, unbuffered):
     process = start(
-        "train.py", *TINY, "--config.train.steps=4", f"--workdir={tmp_path / 'run'}", bufsize=0
+        "train.py",
+        *TINY,
+        "--config.train.steps=4",
+        f"--workdir={tmp_path / 'run'}",
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
     )
     process.stdout.close()
     process.stdout = None

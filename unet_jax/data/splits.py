@@ -11,6 +11,12 @@ from unet_jax.errors import InputError
 from unet_jax.example import Example
 
 _SPLITS = ("train", "validation", "test")
+_TEXTS = (
+    *("source", "images", "labels", "mask_rule"),
+    *("dataset", "train_sequence", "test_sequence", "truth"),
+)
+_WHOLE_NUMBERS = ("ignore_value", "split_seed", "validation_every", "seed", "height", "width")
+_FRACTIONS = ("validation_fraction", "test_fraction")
 
 
 def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example]]:
@@ -23,6 +29,7 @@ def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example
     Raises:
       InputError: files that cannot be used, or a split without examples.
     """
+    _check_types(data)
     try:
         if data["source"] == "folder":
             return _split_folder(data, classes)
@@ -63,6 +70,30 @@ def split_folds(examples: list[Example], fold: int, folds: int) -> dict[str, lis
         "train": [e for e, part in zip(examples, parts, strict=True) if part != fold],
         "validation": [e for e, part in zip(examples, parts, strict=True) if part == fold],
     }
+
+
+def _check_types(data: Mapping[str, Any]) -> None:
+    """Raises InputError, a line for each value of `data` that is of another type than its key."""
+    problems = []
+    for key, value in data.items():
+        is_list = isinstance(value, list | tuple)
+        if key in _TEXTS:
+            holds, wanted = type(value) is str, "a text"
+        elif key in _WHOLE_NUMBERS:
+            holds, wanted = type(value) is int, "a whole number"
+        elif key in _FRACTIONS:
+            holds, wanted = type(value) is float, "a number between 0 and 1"
+        elif key in _SPLITS:
+            holds = is_list and len(value) == 2 and all(type(n) is int for n in value)
+            wanted = "two whole numbers, first and last + 1"
+        elif key == "partly_annotated":
+            holds, wanted = is_list and all(type(n) is str for n in value), "names of frames"
+        else:
+            continue
+        if not holds:
+            problems.append(f"config.data.{key} must be {wanted}, not {value!r}.")
+    if problems:
+        raise InputError(*problems)
 
 
 def _split_folder(data, classes):
