@@ -44,5 +44,6 @@ class Problems:
 
 
 def one_line(error: object) -> str:
-    """The text of an exception as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The text of an exception as one line of at most 300 printable characters."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -140,9 +140,8 @@ def numbers_in(tiff):
                 size = tag.valuebytecount // tag.count
                 if size <= 8:
                     places += [(tag.valueoffset + i * size, size) for i in range(min(tag.count, 9))]
-            places.append(
-                (max(tag.offset for tag in page.tags) + 4 + 2 * width, width)
-            )  # next page
+            end = max(tag.offset for tag in page.tags) + 4 + 2 * width
+            places.append((end, width))  # where the next page is
     return places
 
 
@@ -251,7 +250,6 @@ def random_file(rng, kind):
 def read_or_refused(path):
     """The pixels, or why they are refused; what warns fails, what hangs ends the process."""
     faulthandler.dump_traceback_later(MAX_SECONDS, exit=True)
-    logging.disable(logging.NOTSET)
     try:
         with warnings.catch_warnings(action="error"):
             pixels = read_image(path)
@@ -261,7 +259,6 @@ def read_or_refused(path):
         assert text.splitlines() == [text] and text.isprintable(), text
         return text.removeprefix(f"{path}: ")
     finally:
-        logging.disable()
         faulthandler.cancel_dump_traceback_later()
     assert pixels.ndim == 4 and 0 not in pixels.shape
     assert pixels.dtype.kind in "uif" and np.isfinite(pixels).all()
@@ -273,8 +270,12 @@ def declared_size(path):
     head = path.read_bytes()[:24]
     if head.startswith(PNG_SIGNATURE):
         return struct.unpack(">II", head[16:])[::-1]
-    with tifffile.TiffFile(path) as tif:
-        return tif.pages[0].imagelength, tif.pages[0].imagewidth
+    logging.disable()
+    try:
+        with tifffile.TiffFile(path) as tif:
+            return tif.pages[0].imagelength, tif.pages[0].imagewidth
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def never_empty(*args, _empty=np.empty, _count=itertools.count(), **kwargs):  # noqa: B008
@@ -366,7 +367,7 @@ def put_files(rng, clean):
             lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()
             content = mutated_png(rng, png_chunks(*pixels.shape[::-1], 8, 0, lines))
         else:
-            pixels = pixels.astype(pick(rng, ["u1", "u2", "f4"]))
+            pixels = pixels.astype(pick(rng, ["u1", "u2"]))  # training may diverge on huge floats
             layout = pick(rng, [{}, {"rowsperstrip": 7}, {"tile": (16, 32)}])
             tiff = tiff_of(pixels, compression=pick(rng, [None, *CODECS]), **layout)
             content = mutated_tiff(rng, tiff, numbers_in(tiff))
@@ -383,7 +384,7 @@ def all_files(folder):
 def test_programs_use_mutated_files_or_refuse_each_in_one_line(run, folder_data, tmp_path, runs):
     rng = np.random.default_rng(SEED)
     images, masks = tmp_path / "images", tmp_path / "masks"
-    files = sorted((*images.iterdir(), *masks.iterdir()))
+    files = sorted([*images.iterdir(), *masks.iterdir()])
     clean = {path: tifffile.imread(path) for path in files}
     statuses = []
     while (index := len(statuses)) < runs:
@@ -418,6 +419,63 @@ def test_programs_use_mutated_files_or_refuse_each_in_one_line(run, folder_data,
             assert all_files(tmp_path) == before
     assert statuses[:2] == [0, 2]
     assert min(statuses.count(0), statuses.count(2)) >= runs // 10
+
+
+# What the mutations have found, without chance.
+
+
+@pytest.mark.parametrize(
+    ("tile", "tags", "reason"),
+    [
+        # Two of three channels were never written.
+        (None, {284: 3}, "page 0 has planar configuration 3"),
+        # 14 seconds, 500 MB.
+        ((16, 32), {322: 2**24, 323: (1, 2, 3, 4)}, "page 0 has several widths or heights"),
+    ],
+)
+def test_tags_that_cannot_be_are_refused(tmp_path, tile, tags, reason):
+    pixels = np.zeros((1, 3, HEIGHT, WIDTH), np.uint8)
+    options = {"photometric": "rgb", "planarconfig": "separate", "compression": "zlib"}
+    (tmp_path / "file").write_bytes(tiff_of(pixels, tile=tile, **options))
+    with tifffile.TiffFile(tmp_path / "file", mode="r+") as tif:
+        for tag, value in tags.items():
+            tif.pages[0].tags[tag].overwrite(value)
+    assert read_or_refused(tmp_path / "file").startswith(reason)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize(
+    ("codes", "pixels"), [([256, 7, 8, 258, 257], [7, 8, 7, 8]), ([256, 300, 7, 8, 9, 257], None)]
+)
+def test_lzw_codes_that_lead_to_memory_never_written_are_refused(tmp_path, codes, pixels, is_old):
+    """They ended the process."""
+    bits = "".join(f"{code:09b}" for code in (reversed(codes) if is_old else codes))
+    if is_old:
+        strip = int(bits, 2).to_bytes(7, "little")
+    else:
+        strip = int(bits.ljust(56, "0"), 2).to_bytes(7, "big")
+    tiff = tiff_of(iter([strip]), shape=(1, 4), dtype=np.uint8, compression="lzw")
+    (tmp_path / "file").write_bytes(tiff)
+    found = read_or_refused(tmp_path / "file")
+    if pixels:
+        assert found.ravel().tolist() == pixels
+    else:
+        assert found == "page 0 cannot be decoded, its LZW data is damaged"
+
+
+def test_refused_png_gives_everything_back(tmp_path):
+    """Its pixels were lost, and one count of None each: after thousands Python 3.11 aborted."""
+
+    def memory():
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    lines = bytes(3001 * 2999)  # the last is missing
+    (tmp_path / "file").write_bytes(joined(png_chunks(3000, 3000, 8, 0, lines)))
+    before, references = memory(), sys.getrefcount(None)
+    for _ in range(50):
+        assert "Not enough image data" in read_or_refused(tmp_path / "file")
+    assert memory() - before < 100  # MiB, of 430
+    assert abs(sys.getrefcount(None) - references) < 25
 
 
 if __name__ == "__main__":

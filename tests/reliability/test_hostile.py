@@ -1241,7 +1241,6 @@ def test_an_index_of_long_names(area):
     assert bad["peak"] - good["peak"] < 2**27
 
 
-@pytest.mark.xfail(strict=True, reason="errors.one_line lets control characters pass")
 def test_messages_do_not_steer_the_terminal(area):
     for name in ("manifest_additional", "described_newline_in_a_field"):
         with pytest.raises(InputError) as caught:
