@@ -11,7 +11,6 @@ Nothing in it is ever executed, and nothing outside its folder is opened.
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -25,9 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from ml_collections import ConfigDict
 
-from unet_jax.augmentation import augment
 from unet_jax.configuration import check_config, check_model
 from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.model import Model
@@ -286,16 +283,13 @@ def _check_description(description: dict[str, Any]) -> None:
 def _check_run(description: dict[str, Any]) -> None:
     """Raises for values of what training adds that an evaluation cannot use."""
     config, names = description["config"], description["class_names"]
-    check_config(ConfigDict(config))
-    data, augmentation = config["data"], config["augmentation"]
-    splits = description["splits"]
-    options = inspect.getfullargspec(augment).kwonlyargs
+    check_config(config)
+    data, splits = config["data"], description["splits"]
     for name, holds in (
         ("step", type(description["step"]) is int),
         ("folds", type(description.get("folds", 1)) is int),
         ("config", config["model"] == description["model"]),
         ("config", type(data["source"]) is str and type(data.get("ignore_value", -1)) is int),
-        ("config", {"tile_side", "context", *augmentation} == set(options)),
         ("class_names", names == config["class_names"] and all(type(n) is str for n in names)),
         ("splits", set(splits) == {"train", "validation", "test"}),
         ("splits", all(type(split) is list for split in splits.values())),
@@ -320,7 +314,7 @@ def _restore(folder: Path, like):
     of an array is the path of its files, and absolute if it likes.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    names = [".".join(map(_entry_name, path)) for path, _ in leaves]
     expected = {name: (x.shape, x.dtype) for name, (_, x) in zip(names, leaves, strict=True)}
     base = {"driver": "file", "path": f"{folder.absolute()}/"}
     database = {"driver": "ocdbt", "base": base}
@@ -356,6 +350,11 @@ def _restore(folder: Path, like):
     except Exception as error:  # a file of another format raises many kinds
         raise InputError(f"{folder}: cannot be read ({one_line(error)}).") from error
     return jax.tree.unflatten(structure, map(jnp.array, arrays))
+
+
+def _entry_name(entry) -> str:
+    """How Orbax calls a key of a dict, a field of a named tuple, an element of a tuple."""
+    return str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", None))))
 
 
 def _check_plausible(folder: Path, params) -> None:
