@@ -2,25 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-TINY = [
-    "--config=configs/demo.py",
-    "--config.model.width=2",
-    "--config.model.depth=2",
-    "--config.data.height=60",
-    "--config.data.width=60",
-    "--config.data.train=(0, 2)",
-    "--config.data.validation=(2, 3)",
-    "--config.data.test=(3, 5)",
-    "--config.train.tile_side=44",
-    "--config.train.steps=4",
-    "--config.optimiser.warmup_steps=1",
-    "--config.train.validate_every=2",
-]
+from tests.reliability.conftest import ROOT, TINY
+
+TINY = [*TINY, "--config.train.steps=4", "--config.train.validate_every=2"]
 
 
 def call(*arguments):
