@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,13 @@ from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.model import Model
 from unet_jax.network import UNet, init_params
 from unet_jax.output_files import complete
+from unet_jax.plain_files import read_small
 from unet_jax.training import TrainState
 
 _DESCRIPTION = "checkpoint.json"
 _MANIFEST = "sha256.json"
 # Parameters are hardly compressible: arrays larger than this many times their files are made up.
 _MAX_RATIO = 100
-# Of a JSON file, which takes 20 times as much memory; a description names all images.
-_MAX_JSON = 2**26
 _MAX_DEPTH = 10
 
 
@@ -152,8 +150,8 @@ def describe(workdir: Path, step: int) -> dict[str, Any]:
     """
     folder = _step_folder(workdir, step)
     try:
-        manifest = json.loads(_read_small(folder / _MANIFEST))
-        text = _read_small(folder / _DESCRIPTION)
+        manifest = json.loads(read_small(folder / _MANIFEST))
+        text = read_small(folder / _DESCRIPTION)
         if hashlib.sha256(text).hexdigest() != manifest[_DESCRIPTION]:
             raise ValueError(f"{_DESCRIPTION} is not what was saved")
         description = json.loads(text)
@@ -387,7 +385,7 @@ def _verified(workdir: Path, step: int) -> Path:
 
 
 def _verify(folder: Path) -> None:
-    manifest = json.loads(_read_small(folder / _MANIFEST))
+    manifest = json.loads(read_small(folder / _MANIFEST))
     if not isinstance(manifest, dict) or _DESCRIPTION not in manifest:
         raise ValueError(f"{_MANIFEST} is no manifest")
     files = _files(folder)
@@ -409,14 +407,6 @@ def _has_holes(opened) -> bool:
         return False
     finally:
         opened.seek(0)
-
-
-def _read_small(file: Path) -> bytes:
-    """What a small file holds; ValueError if it is none: to open a pipe would take for ever."""
-    status = file.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_JSON:
-        raise ValueError(f"{file.name} is no plain file of at most {_MAX_JSON:,} bytes")
-    return file.read_bytes()
 
 
 def _files(folder: Path) -> dict[str, Path]:

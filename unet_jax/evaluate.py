@@ -25,6 +25,7 @@ from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
 from unet_jax.output_files import complete
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
+from unet_jax.plain_files import read_small
 from unet_jax.report import Picture, save_report
 from unet_jax.run_log import read_log
 from unet_jax.scores import baselines, class_scores, em_scores, seg_score
@@ -91,6 +92,9 @@ def evaluate(
     """
     members = checkpoint.load_members(workdir, step)
     settings, tuned = _instance_settings(workdir)
+    log = read_log(workdir / "log.jsonl")
+    if "config" not in members[0].description:
+        raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
     if images or labels or mask_rule:
         if images is None or labels is None or split != "held_out":
             raise InputError(
@@ -115,6 +119,8 @@ def evaluate(
     examples = [example for _, part in parts for example in part]
     if all((example.labels == IGNORED).all() for example in examples):
         raise InputError(f"{data}: all pixels are ignored, expected some that count.")
+    if out is None and (workdir / folder).is_symlink():
+        raise InputError(f"{workdir / folder}: is a link, expected a folder; or give --out.")
     out = _writable(out or workdir / folder, (_REPORT, _RESULT, _PICTURE), overwrite)
 
     outlined = [separated(example) for example in examples]
@@ -158,7 +164,7 @@ def evaluate(
             "splits": description["splits"],
             "data_sha256": _digest_of_all(description.get("data", {})),
             "versions": description["versions"],
-            "log": read_log(workdir / "log.jsonl"),
+            "log": log,
         },
         "versions": versions(),
     }
@@ -226,12 +232,12 @@ def tune_instances(workdir: Path, *, step: str, averaging: str, overwrite: bool)
 def _instance_settings(workdir: Path) -> tuple[InstanceSettings, bool]:
     """What `tune_instances` has chosen, or else the defaults; and whether it was tuned."""
     file = workdir / _INSTANCES
-    if not file.exists():
-        return InstanceSettings(), False
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(read_small(file))
         values = [float(record[name]) for name in InstanceSettings._fields]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except FileNotFoundError:
+        return InstanceSettings(), False
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: is damaged ({one_line(error)}); run --tune again.") from None
     return InstanceSettings(*values), True
 

@@ -9,7 +9,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from unet_jax.errors import InputError, one_line
 from unet_jax.output_files import complete
+from unet_jax.plain_files import read_small
 
 logger = logging.getLogger("unet_jax")
 
@@ -35,14 +37,22 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     """The rows of a log; none if there is no file.
 
     A last line cut off by a kill is left out, and others that are damaged, with a warning.
+
+    Raises:
+      InputError: it is no plain file of at most 64 MiB.
     """
     rows = []
-    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+    try:
+        lines = read_small(file).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read ({one_line(error)}).") from error
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             rows.append(row | {"step": int(row["step"])})
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             if number < len(lines):
                 logger.warning("%s: line %d is damaged and left out.", file, number)
     return rows

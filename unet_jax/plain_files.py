@@ -1,0 +1,20 @@
+"""Small files of a folder that may come from a stranger."""
+
+import stat
+from pathlib import Path
+
+# JSON takes 20 times as much memory; a description names all images, a log has all steps.
+_MAX_BYTES = 2**26
+
+
+def read_small(file: Path) -> bytes:
+    """What a small plain file holds.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is a link, or a pipe, which to open would take for ever, or larger than 64 MiB.
+    """
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+        raise ValueError(f"{file.name} is no plain file of at most {_MAX_BYTES:,} bytes")
+    return file.read_bytes()
