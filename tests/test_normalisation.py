@@ -50,6 +50,17 @@ def test_one_outlier_changes_nothing_and_nothing_is_clipped():
     assert normalise(spoilt, *statistics)[5, 5, 0] > 1e4
 
 
+@pytest.mark.parametrize("far", [-3e9, 3e9])
+def test_a_pixel_beyond_a_million_standard_deviations_is_refused(far):
+    image = np.zeros((30, 30, 1), np.float32)
+    image[::2] = 2000
+    image[5, 5] = 9e8
+    assert grey_value_statistics(image)[1] == pytest.approx(1000, rel=1e-3)
+    image[5, 5] = far
+    with pytest.raises(ValueError, match="expected none beyond"):
+        grey_value_statistics(image)
+
+
 def test_channels_are_independent_and_normalised():
     rng = np.random.default_rng(0)
     image = rng.normal(size=(50, 50, 2)) * [3, 500] + [10, -70]

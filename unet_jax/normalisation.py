@@ -2,13 +2,18 @@
 
 Per image and channel over the whole image, never per tile: subtract the mean and divide by the
 standard deviation of the pixels between two percentiles, so that a few hot or dead pixels change
-nothing. Nothing is clipped.
+nothing. Nothing is clipped; what is too far from all others to be a grey value is refused.
 """
 
 import numpy as np
 
 #: The percentiles that bound the pixels counted.
 PERCENTILES = (1.0, 99.0)
+#: Beyond it, sums of float32 grey values are not finite any more.
+MAX_GREY_VALUE = np.float32(1e30)
+# In standard deviations. The hottest pixel of a 16-bit camera stays below it; a marker such as
+# 1e20 for "no value" does not, and would ruin what the network sees and learns around it.
+_MAX_DISTANCE = 1e6
 
 
 def grey_value_statistics(
@@ -19,11 +24,14 @@ def grey_value_statistics(
     Reads the image in chunks, so that an image as large as the memory can be normalised.
 
     Args:
-      image: real [H, W, C], finite, taken as float32.
+      image: real [H, W, C], at most `MAX_GREY_VALUE` in size, taken as float32.
       percentiles: lower and upper one, in percent.
 
     Returns:
       Two float64 [C]; the standard deviation is 0 where all those pixels are equal.
+
+    Raises:
+      ValueError: a pixel is more than 1e6 standard deviations away from the mean.
     """
     statistics = [_channel_statistics(image[..., c], percentiles) for c in range(image.shape[-1])]
     means, stds = np.array(statistics).T
@@ -41,7 +49,9 @@ def _channel_statistics(channel, percentiles):
     # The pixels between two interpolated percentiles are those between these two ranks.
     low, high = _ranked(channel, int(np.ceil(ranks[0]))), _ranked(channel, int(ranks[1]))
     count = total = squares = 0.0
+    extremes = [low, high]
     for chunk in _chunks(channel):
+        extremes = [min(extremes[0], chunk.min()), max(extremes[1], chunk.max())]
         # Around `low`: the squares of large grey values would lose the digits of a small spread.
         inside = chunk[(chunk >= low) & (chunk <= high)].astype(np.float64) - low
         count, total, squares = (
@@ -52,7 +62,15 @@ def _channel_statistics(channel, percentiles):
     if count == 0:  # an image of two pixels
         return float(low), 0.0
     mean = total / count
-    return low + mean, np.sqrt(max(squares / count - mean**2, 0.0))
+    std = np.sqrt(max(squares / count - mean**2, 0.0))
+    for extreme in map(float, extremes):
+        if std > 0 and abs(extreme - low - mean) > _MAX_DISTANCE * std:
+            raise ValueError(
+                f"holds a pixel of {extreme:g}, most are about {low + mean:.3g} with a standard "
+                f"deviation of {std:.3g}, expected none beyond {_MAX_DISTANCE:g} of these; replace "
+                "such pixels, by the median for example"
+            )
+    return low + mean, std
 
 
 def _ranked(channel, rank):

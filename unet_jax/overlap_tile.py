@@ -22,7 +22,7 @@ from unet_jax.example import resized, scaled_size
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
-from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax.normalisation import MAX_GREY_VALUE, grey_value_statistics, normalise
 
 logger = logging.getLogger("unet_jax")
 
@@ -57,8 +57,9 @@ def predict_tiled(
       float32 [H, W, classes], summing to 1 over the classes; 0 = background or membrane, 1 = cell.
 
     Raises:
-      ValueError: an image of another shape than the model takes, without pixels or not finite; a
-        tile side that the network does not take; an unknown `averaging`.
+      ValueError: an image of another shape than the model takes, without pixels, not finite, or
+        with a pixel too far from all others; a tile side that the network does not take; an
+        unknown `averaging`.
       MemoryError: not even the smallest tile fits.
     """
     image = _checked(image, model.channels)
@@ -105,7 +106,10 @@ def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
 def _predict_by_tiles(model, image, averaging, side, batch_size) -> np.ndarray:
     """float32 [H, W, classes] for an image [H, W, C]."""
     height, width, _ = image.shape
-    mean, std = grey_value_statistics(image, model.percentiles)
+    try:
+        mean, std = grey_value_statistics(image, model.percentiles)
+    except ValueError as error:
+        raise ValueError(f"The image {error}.") from None
     output = np.zeros((height, width, model.network.classes), np.float32)
     tiles, count = _tiles(image, output, averaging, side, model.network.depth)
     predict = tile_probabilities(model.network)
@@ -196,10 +200,11 @@ def _checked(image, channels):
     if image.dtype.kind not in "biuf":
         raise ValueError(f"The model takes an image of real numbers, not of {image.dtype}.")
     # NaN is the least and the largest of all; so no memory of the image's size is needed.
-    with np.errstate(over="ignore"):
-        extremes = np.array([image.min(), image.max()]).astype(np.float32)
-    if not np.isfinite(extremes).all():
-        raise ValueError("The image holds NaN, infinite pixels or some beyond float32.")
+    extremes = np.array([image.min(), image.max()], float)
+    if not (np.abs(extremes) <= MAX_GREY_VALUE).all():
+        raise ValueError(
+            f"The image holds NaN, infinite or huge pixels, not numbers up to {MAX_GREY_VALUE:g}."
+        )
     # SciPy's interpolation does not know float16.
     image = image.astype(np.float32) if image.dtype == np.float16 else image
     return image.reshape(*image.shape[:2], channels)

@@ -165,7 +165,7 @@ def flipped(content, position):
 
 STACK = tiff_bytes(np.stack([PICTURE] * 2), **GREY)
 PLAIN, ZLIB = (tiff_bytes(PICTURE, compression=c, metadata=None) for c in (None, "zlib"))
-NOT_A_NUMBER = [np.stack([PICTURE, bad * np.ones_like(PICTURE)]) for bad in (np.nan, np.inf, 1e300)]
+NOT_A_NUMBER = [np.stack([PICTURE, bad * np.ones_like(PICTURE)]) for bad in (np.nan, np.inf, 1e31)]
 
 # Row, what is stored as c.tif, what was found, what was expected (empty: the decoder's own words).
 FILES = [
@@ -204,7 +204,7 @@ FILES = [
         "expected plain grey levels or RGB",
     ),
     *(
-        ("NaN, Inf", tiff_bytes(pixels), "page 1 holds NaN", "expected numbers of float32")
+        ("NaN, Inf", tiff_bytes(pixels), "page 1 holds NaN", "expected numbers up to 1e+30")
         for pixels in NOT_A_NUMBER
     ),
     ("complex", tiff_bytes(PICTURE * 1j), "complex128", "expected integer or floating"),
@@ -309,12 +309,40 @@ def test_the_range_of_grey_values_is_that_of_the_whole_image(trained, folder):
 
 
 # Row: NaN, Inf; in files they are in the table above.
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e31])
 def test_arrays_with_nan_are_not_predicted(trained, bad):
     image = PICTURE.astype(float)
     image[20, 20] = bad
-    with pytest.raises(ValueError, match="^The image holds NaN, infinite pixels or some beyond"):
+    with pytest.raises(ValueError, match="^The image holds NaN, infinite or huge pixels"):
         predict_tiled(load(trained), image)
+
+
+@pytest.mark.parametrize("far", [-1e20, 1e9])
+def test_pixels_too_far_from_the_others(refusals, trained, folder, far):
+    image = PICTURE.astype(np.float32)
+    image[20, 20] = far
+    for name in "bc":
+        tifffile.imwrite(folder / "images" / f"{name}.tif", image)
+    for lines in refusals(ways=ALL).values():
+        for name, line in zip("bc", lines, strict=True):
+            assert line.startswith(
+                f"{folder / 'images' / name}.tif: page 0 holds a pixel of {far:g}"
+            )
+            assert "expected none beyond 1e+06" in line and line.endswith("median for example")
+    with pytest.raises(ValueError, match="^The image holds a pixel of .* most are about"):
+        predict_tiled(load(trained), image)
+    image[20, 20] = 65535  # a hot pixel of a 16-bit camera
+    assert np.isfinite(predict_tiled(load(trained), image)).all()
+
+
+def test_huge_pixels_that_are_like_the_others(arguments, folder):
+    rng = np.random.default_rng(0)
+    for file in (folder / "images").iterdir():
+        noise = rng.choice(np.float32([-1e30, 1e30]), (HEIGHT, WIDTH))
+        tifffile.imwrite(file, noise)
+    for program in PROGRAMS:
+        assert call(program, *arguments[program])[0] == 0
+    assert_finite(folder)
 
 
 # Row: labels 0/1, 0/255, instance ids, more classes than configured.

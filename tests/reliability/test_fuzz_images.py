@@ -367,7 +367,7 @@ def put_files(rng, clean):
             lines = np.pad(pixels, ((0, 0), (1, 0))).tobytes()
             content = mutated_png(rng, png_chunks(*pixels.shape[::-1], 8, 0, lines))
         else:
-            pixels = pixels.astype(pick(rng, ["u1", "u2"]))  # training may diverge on huge floats
+            pixels = pixels.astype(pick(rng, ["u1", "u2", "f4", "f8"]))
             layout = pick(rng, [{}, {"rowsperstrip": 7}, {"tile": (16, 32)}])
             tiff = tiff_of(pixels, compression=pick(rng, [None, *CODECS]), **layout)
             content = mutated_tiff(rng, tiff, numbers_in(tiff))

@@ -21,7 +21,7 @@ import pooch
 from scipy.ndimage import distance_transform_edt
 
 from unet_jax.data.download import download
-from unet_jax.data.image_files import read_image
+from unet_jax.data.image_files import check_grey_values, read_image
 from unet_jax.errors import InputError, Problems, one_line
 from unet_jax.example import IGNORED, Example
 
@@ -133,6 +133,7 @@ def _read_frame(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarr
     problems = Problems()
     with problems.collected():
         image = _read_plane(image_file)
+        check_grey_values(image_file, image[None, ..., None])
     with problems.collected():
         cells = _read_plane(mask_file)
         if cells.dtype.kind not in "ui" or cells.min() < 0 or cells.max() >= 2**31:

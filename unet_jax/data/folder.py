@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.data.image_files import grey_as_one_channel, read_image
+from unet_jax.data.image_files import check_grey_values, grey_as_one_channel, read_image
 from unet_jax.errors import InputError, Problems
 from unet_jax.example import IGNORED, Example
 
@@ -231,6 +231,7 @@ def _read_pictures(
                 raise InputError(
                     f"{files[stem]}: has {found} channel(s), expected {channels} {reason}"
                 )
+            check_grey_values(files[stem], picture)
     return pictures
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import tifffile
 
 from unet_jax.errors import InputError, one_line
+from unet_jax.normalisation import MAX_GREY_VALUE, grey_value_statistics
 
 logger = logging.getLogger("unet_jax")
 
@@ -54,14 +55,15 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
       path: the file.
 
     Returns:
-      number [pages, H, W, C], no axis empty, as stored: any integer or floating dtype, all finite.
+      number [pages, H, W, C], no axis empty, as stored: any integer or floating dtype, all finite
+      and at most 1e30 in size.
       One-bit TIFF pixels come as uint8 0 and 1; PNG pixels of 1, 2 or 4 bits are scaled to 0..255,
       as that format defines them.
 
     Raises:
       InputError: the file is missing, damaged or incomplete, declares an implausible size, has
-        pages that differ, NaN, infinite or complex pixels, inverted grey levels (MinIsWhite), a
-        palette, lossy compression, or an alpha channel that is not constant.
+        pages that differ, NaN, infinite, huge or complex pixels, inverted grey levels
+        (MinIsWhite), a palette, lossy compression, or an alpha channel that is not constant.
     """
     path = Path(path)
     try:
@@ -78,12 +80,13 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise _refusal(path, f"{found}, expected a TIFF or PNG image")
 
     if pixels.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(pixels.astype(np.float32)).all(axis=(1, 2, 3))
-        if not finite.all():
-            page = int(np.argmin(finite))
+        fits = (np.abs(pixels) <= MAX_GREY_VALUE).all(axis=(1, 2, 3))
+        if not fits.all():
+            page = int(np.argmin(fits))
             raise _refusal(
-                path, f"page {page} holds NaN or infinite pixels, expected numbers of float32"
+                path,
+                f"page {page} holds NaN, infinite or huge pixels, expected numbers up to "
+                f"{MAX_GREY_VALUE:g}",
             )
     if has_alpha:
         if (pixels[..., -1] != pixels.flat[-1]).any():
@@ -94,6 +97,15 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         _notice_alpha(path.parent)
         pixels = pixels[..., :-1]
     return pixels
+
+
+def check_grey_values(path: Path, pixels: np.ndarray) -> None:
+    """Raises InputError if a page of a file, number [pages, H, W, C], cannot be normalised."""
+    for page, image in enumerate(pixels):
+        try:
+            grey_value_statistics(image)
+        except ValueError as error:
+            raise _refusal(path, f"page {page} {error}") from error
 
 
 def grey_as_one_channel(images: Sequence[np.ndarray], source: str) -> list[np.ndarray]:
