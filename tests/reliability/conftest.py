@@ -1,6 +1,8 @@
 """A tiny run as a process of its own, to be killed, starved and attacked."""
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +85,13 @@ def rows(workdir):
     """The log of a run without the times."""
     lines = (workdir / "log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def peak_bytes():
+    """The most memory used since `forget_peak`."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def forget_peak():
+    with contextlib.suppress(PermissionError):  # then the peak only grows
+        Path("/proc/self/clear_refs").write_text("5")

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.reliability.conftest import peak_bytes
 from unet_jax.data.image_files import read_image
 from unet_jax.errors import InputError
 
@@ -286,11 +287,6 @@ def never_empty(*args, _empty=np.empty, _count=itertools.count(), **kwargs):  # 
     return array
 
 
-def peak_memory():
-    """The most memory that this process has used, in bytes."""
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
 def read_mutated_files(kind, count, seed, folder):
     """Writes to `results.jsonl` what became of each file; the last one is in `file`."""
     logging.basicConfig(level=logging.DEBUG)  # whatever a library logs is printed
@@ -301,7 +297,7 @@ def read_mutated_files(kind, count, seed, folder):
     path = folder / "file"
     path.write_bytes(tiff_of(np.zeros((9, 9), np.uint8), compression="lzw"))
     read_or_refused(path)  # loads Numba
-    start = peak_memory()
+    start = peak_bytes()
     with (folder / "results.jsonl").open("w") as results:
         for index in range(count):
             if index % 10 == 0:
@@ -319,7 +315,7 @@ def read_mutated_files(kind, count, seed, folder):
                 outcome = "same" if np.array_equal(found, original) else "changed"
                 assert found.shape[1:3] == declared_size(path)
                 assert np.array_equal(found, read_or_refused(path))
-            print(json.dumps([name, outcome, seconds, peak_memory() - start]), file=results)
+            print(json.dumps([name, outcome, seconds, peak_bytes() - start]), file=results)
 
 
 def short_and_slow(**cases):

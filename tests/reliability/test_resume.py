@@ -15,7 +15,6 @@ import tifffile
 from tests.reliability.conftest import ROOT, rows
 from tests.test_evaluate import use_folder
 from unet_jax import checkpoint, load, predict_tiled
-from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.fit import cross_validate, fit
 from unet_jax.network import UNet
@@ -86,18 +85,8 @@ def test_another_network_is_refused_by_its_first_difference(tiny_config, workdir
     assert "expected (1, 1, 4, 2) float32" in line
 
 
-@pytest.fixture
-def own_folders(tmp_path):
-    for i in range(5):
-        picture, instances = synthetic_em(i, height=50, width=60)
-        for name, array in (("images", picture), ("masks", (instances > 0) * np.uint8(255))):
-            (tmp_path / name).mkdir(exist_ok=True)
-            tifffile.imwrite(tmp_path / name / f"{i}.tif", array)
-    return tmp_path / "images", tmp_path / "masks"
-
-
-def test_other_pixels_are_other_data(tiny_config, own_folders, tmp_path):
-    images, masks = own_folders
+def test_other_pixels_are_other_data(tiny_config, folder_data, tmp_path):
+    images, masks = tmp_path / "images", tmp_path / "masks"
     use_folder(tiny_config, images, masks, mask_rule="binary", ignore_value=-1)
     tiny_config.train.steps = 4
     workdir = tmp_path / "run"
