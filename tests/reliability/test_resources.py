@@ -156,9 +156,11 @@ def assert_flat(samples, end):
     late = samples[samples[:, 0] > 0.8 * end]
     assert len(early) >= 5 and len(late) >= 5
     megabytes = (np.median(late[:, 1]) - np.median(early[:, 1])) / 2**20
-    print(f"{megabytes:+.1f} MB, {late[:, 2].max() - early[:, 2].max():+d} files")
+    files = np.median(late[:, 2]) - np.median(early[:, 2])
+    print(f"{megabytes:+.1f} MB, {files:+g} files")
     assert megabytes < 40
-    assert late[:, 2].max() <= early[:, 2].max() + 5  # a save may be under way
+    # Not the most: a save may be under way, which opens a dozen.
+    assert files <= 2
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
