@@ -47,7 +47,8 @@ def run(main: Callable[[], int]) -> None:
             _say(problem)
         status = 2
     except RunFailed as error:
-        _say(error)
+        for problem in error.args:
+            _say(problem)
         status = 1
     except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _say(one_line(error))

@@ -18,7 +18,7 @@ class InputError(ValueError):
 class RunFailed(RuntimeError):
     """A run that could not go on after its start; the last good checkpoint is intact.
 
-    The command line programs exit with status 1.
+    Each argument is one problem, in one line. The command line programs exit with status 1.
     """
 
 

@@ -18,14 +18,13 @@ from unet_jax.data.folder import read_folder
 from unet_jax.data.isbi2012 import read_isbi2012_test
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
-from unet_jax.errors import InputError, RunFailed, one_line
+from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED, Example, scaled_size, separated, sha256
 from unet_jax.figures import save_examples
-from unet_jax.instances import InstanceSettings, find_cells
+from unet_jax.instances import SETTINGS, find_cells, read_settings
 from unet_jax.model import Model
 from unet_jax.output_files import complete
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
-from unet_jax.plain_files import read_small
 from unet_jax.report import Picture, save_report
 from unet_jax.run_log import read_log
 from unet_jax.scores import baselines, class_scores, em_scores, seg_score
@@ -38,7 +37,6 @@ logger = logging.getLogger("unet_jax")
 SPLITS = ("held_out", "validation", "test")
 
 _EXAMPLES_SHOWN = 8
-_INSTANCES = "instances.json"
 _REPORT, _RESULT, _PICTURE = "report.html", "report.json", "examples.png"
 # What is printed, with its title.
 _METRICS = {
@@ -91,7 +89,7 @@ def evaluate(
       InputError: a checkpoint or data that cannot be used; nothing has been written.
     """
     members = checkpoint.load_members(workdir, step)
-    settings, tuned = _instance_settings(workdir)
+    settings, tuned = read_settings(workdir)
     log = read_log(workdir / "log.jsonl")
     if "config" not in members[0].description:
         raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
@@ -210,7 +208,7 @@ def tune_instances(workdir: Path, *, step: str, averaging: str, overwrite: bool)
       InputError: a checkpoint or data that cannot be used; nothing has been written.
     """
     parts = _left_out(checkpoint.load_members(workdir, step))
-    _writable(workdir, (_INSTANCES,), overwrite)
+    _writable(workdir, (SETTINGS,), overwrite)
     examples = [example for _, part in parts for example in part]
     if not any(example.instances.any() for example in examples):
         raise InputError("No image of the validation split has an annotated cell to tune on.")
@@ -223,23 +221,10 @@ def tune_instances(workdir: Path, *, step: str, averaging: str, overwrite: bool)
         "averaging": averaging,
         "images": [example.name for example in examples],
     }
-    _write_json(workdir / _INSTANCES, record)
-    print(f"{workdir / _INSTANCES}: SEG {score:.4f} on {len(examples)} validation images with")
+    _write_json(workdir / SETTINGS, record)
+    print(f"{workdir / SETTINGS}: SEG {score:.4f} on {len(examples)} validation images with")
     print(", ".join(f"{name} {value:g}" for name, value in settings._asdict().items()))
     return 0
-
-
-def _instance_settings(workdir: Path) -> tuple[InstanceSettings, bool]:
-    """What `tune_instances` has chosen, or else the defaults; and whether it was tuned."""
-    file = workdir / _INSTANCES
-    try:
-        record = json.loads(read_small(file))
-        values = [float(record[name]) for name in InstanceSettings._fields]
-    except FileNotFoundError:
-        return InstanceSettings(), False
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(f"{file}: is damaged ({one_line(error)}); run --tune again.") from None
-    return InstanceSettings(*values), True
 
 
 def _own(model: Model, images, labels, mask_rule) -> list[Example]:

@@ -1,9 +1,19 @@
-"""Output files appear under their names when they are complete."""
+"""Output files appear under their names when they are complete; one process writes to a folder."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from unet_jax.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# Folders that this process writes to, kept open: that is the lock.
+_locks = {}
 
 
 @contextlib.contextmanager
@@ -21,3 +31,22 @@ def complete(file: Path) -> Iterator[Path]:
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def lock(folder: Path) -> None:
+    """Until this process ends, no other one writes to the folder; removes what a kill left there.
+
+    Raises:
+      InputError: another process writes to it.
+    """
+    if fcntl and folder.absolute() not in _locks:
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another run is writing to it.") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        _locks[folder.absolute()] = opened
+    for leftover in folder.glob(".unfinished-*"):
+        leftover.unlink()

@@ -40,7 +40,12 @@ _MAPS_ALIVE = 8
 
 
 def predict_tiled(
-    model: Model, image: np.ndarray, *, tile_side: int | None = None, averaging: str = "none"
+    model: Model,
+    image: np.ndarray,
+    *,
+    tile_side: int | None = None,
+    averaging: str = "none",
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Class probabilities for each pixel of one image; a stack is a loop over its slices.
 
@@ -52,6 +57,8 @@ def predict_tiled(
         tried, with a warning.
       averaging: "none"; "rotations", the 7 of the paper by k 360 / 7 degrees; or "symmetries",
         the 8 of the square. The probabilities are averaged after turning back.
+      out: float32 [H, W, classes] to write the result to, such as an array in a file; image and
+        result may then be larger than the memory, but not for a model of another scale than 1.
 
     Returns:
       float32 [H, W, classes], summing to 1 over the classes; 0 = background or membrane, 1 = cell.
@@ -59,19 +66,25 @@ def predict_tiled(
     Raises:
       ValueError: an image of another shape than the model takes, without pixels, not finite, or
         with a pixel too far from all others; a tile side that the network does not take; an
-        unknown `averaging`.
+        unknown `averaging`; an `out` of another shape or dtype.
       MemoryError: not even the smallest tile fits.
     """
     image = _checked(image, model.channels)
     if averaging not in AVERAGING:
         raise ValueError(f"averaging is one of {', '.join(AVERAGING)}, not {averaging!r}.")
+    height, width, _ = image.shape
+    shape = height, width, model.network.classes
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif out.shape != shape or out.dtype != np.float32:
+        raise ValueError(f"The result is float32 {shape}, but out is {out.dtype} {out.shape}.")
     if model.scale != 1:
-        size = image.shape[:2]
-        image = resized(image, scaled_size(size, model.scale))
+        image = resized(image, scaled_size((height, width), model.scale))
         model = dataclasses.replace(model, scale=1.0)
         image = image if model.channels > 1 else image[..., 0]
-        return resized(predict_tiled(model, image, tile_side=tile_side, averaging=averaging), size)
-    height, width, _ = image.shape
+        scaled = predict_tiled(model, image, tile_side=tile_side, averaging=averaging)
+        out[:] = resized(scaled, (height, width))
+        return out
     depth = model.network.depth
     side = choose_tile_side(model.network, height, width) if tile_side is None else tile_side
     if side not in valid_input_sides(side, depth) or tile_step(side, depth) < 1:
@@ -84,7 +97,8 @@ def predict_tiled(
 
     for fitting, batch_size in _attempts(model.network, side):
         try:
-            return _predict_by_tiles(model, image, averaging, fitting, batch_size)
+            _predict_by_tiles(model, image, averaging, fitting, batch_size, out)
+            return out
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -103,14 +117,13 @@ def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
             yield smaller, 1
 
 
-def _predict_by_tiles(model, image, averaging, side, batch_size) -> np.ndarray:
-    """float32 [H, W, classes] for an image [H, W, C]."""
-    height, width, _ = image.shape
+def _predict_by_tiles(model, image, averaging, side, batch_size, output) -> None:
+    """Fills float32 [H, W, classes] for an image [H, W, C]."""
     try:
         mean, std = grey_value_statistics(image, model.percentiles)
     except ValueError as error:
         raise ValueError(f"The image {error}.") from None
-    output = np.zeros((height, width, model.network.classes), np.float32)
+    output[:] = 0
     tiles, count = _tiles(image, output, averaging, side, model.network.depth)
     predict = tile_probabilities(model.network)
     progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
@@ -126,8 +139,7 @@ def _predict_by_tiles(model, image, averaging, side, batch_size) -> np.ndarray:
             _write(*ahead)
         ahead = batch, probabilities
     _write(*ahead)
-    # Averages may exceed 1 by rounding.
-    return np.clip(output, 0, 1, out=output)
+    np.clip(output, 0, 1, out=output)  # averages may exceed 1 by rounding
 
 
 @functools.cache
@@ -245,6 +257,8 @@ def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]
     if averaging == "rotations":
         angles = [2 * math.pi * k / 7 for k in range(7)]
         origins = [_rotated_origins(height, width, angle, step, depth) for angle in angles]
+        # SciPy would copy the whole image for each tile, if its bytes were in the other order.
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
         return (
             tile
             for angle, corners in zip(angles, origins, strict=True)

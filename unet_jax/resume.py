@@ -1,6 +1,5 @@
 """Going on with a run: as the run it was, but for changes that the user has named as wanted."""
 
-import os
 import reprlib
 import shutil
 from collections.abc import Collection, Iterator
@@ -11,15 +10,9 @@ import jax
 
 from unet_jax import checkpoint
 from unet_jax.errors import InputError
+from unet_jax.output_files import lock
 from unet_jax.training import TrainState
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-# Folders in which this process trains, kept open: that is the lock.
-_locks = {}
 # Parts of a checkpoint's description that make it the same run.
 _COMPARED = ("config", "channels", "fold", "folds", "splits", "data")
 _STEPS = "config.train.steps"
@@ -55,13 +48,11 @@ def resume_or_start(
             raise InputError(f"{workdir}: this run is at step {steps[-1]} already.")
         state = checkpoint.restore(workdir, steps[-1], state)
     _probe(workdir, 2 * sum(x.nbytes for x in jax.tree.leaves(state)))
-    _lock(workdir)
+    lock(workdir)
     if checkpoint.saved_steps(workdir) != steps:
         raise InputError(f"{workdir}: another run has just written to it; start again.")
     for folder in checkpoint.remove_unfinished(workdir):
         print(f"{folder}: removed, a save that was never finished.")
-    for leftover in workdir.glob(".unfinished-*"):
-        leftover.unlink()
     if steps:
         print(f"Going on after step {steps[-1]}.")
     for key, before, now in changes:
@@ -115,17 +106,3 @@ def _probe(workdir: Path, size: int) -> None:
         raise InputError(
             f"{workdir}: has {free:,} bytes of space, expected {size:,} for two checkpoints."
         )
-
-
-def _lock(workdir: Path) -> None:
-    """Until this process ends, no other one trains in the folder."""
-    if fcntl is None or workdir.absolute() in _locks:
-        return
-    folder = os.open(workdir, os.O_RDONLY)
-    _locks[workdir.absolute()] = folder
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{workdir}: another run is writing to it.") from None
-    except OSError:
-        pass  # some network file systems have no locks

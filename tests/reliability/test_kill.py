@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tifffile
 
 from tests.reliability.conftest import TINY, rows
 from unet_jax import checkpoint, load
@@ -214,3 +216,47 @@ def complete_outputs(out):
     if "examples.png" in names:
         assert imagecodecs.png_decode((out / "examples.png").read_bytes()).size
     return names
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_prediction_leaves_each_output_absent_or_complete(start, run, tmp_path, kills):
+    workdir, out, images = tmp_path / "run", tmp_path / "out", tmp_path / "images"
+    assert run("train.py", *options(workdir, steps=4, validate_every=4))[0] == 0
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        tifffile.imwrite(images / f"{i}.tif", rng.integers(0, 255, (300, 40 + 20 * i), np.uint8))
+    command = ["predict.py", f"--checkpoint={workdir}", f"--images={images}"]
+    began = time.monotonic()
+    assert run(*command, f"--output={tmp_path / 'whole'}")[0] == 0
+    seconds = time.monotonic() - began
+
+    counts = []
+    for kill in range(kills):
+        if kill % 6 == 0:  # else it goes on
+            shutil.rmtree(out, ignore_errors=True)
+        process = start(*command, f"--output={out}")
+        time.sleep(seconds * rng.uniform(0.5, 1))
+        process.kill()
+        process.communicate()
+        counts.append(sum(same_result(path, tmp_path / "whole") for path in results(out)))
+    assert len(set(counts)) > 5 or kills < 10
+    assert run(*command, f"--output={out}")[0] == 0
+    assert [path.name for path in results(out)] == [p.name for p in results(tmp_path / "whole")]
+    assert all(same_result(path, tmp_path / "whole") for path in results(out))
+    assert not list(out.glob(".*"))
+
+
+def results(out):
+    """What has been written under its name, without the record."""
+    return sorted(p for p in out.glob("*") if p.suffix in (".tif", ".png") and p.name[0] != ".")
+
+
+def same_result(path, folder):
+    """Whether a result is that of an uninterrupted prediction; everything else fails."""
+    whole = folder / path.name
+    if path.suffix == ".png":
+        assert path.read_bytes() == whole.read_bytes()
+    else:
+        np.testing.assert_array_equal(tifffile.imread(path), tifffile.imread(whole))
+    return True

@@ -15,7 +15,8 @@ from unet_jax.example import IGNORED, Example
 
 logger = logging.getLogger("unet_jax")
 
-_SUFFIXES = (".tif", ".tiff", ".png")
+#: Of the names of image files.
+SUFFIXES = (".tif", ".tiff", ".png")
 _MASK_RULES = ("binary", "classes", "instances")
 
 
@@ -199,9 +200,9 @@ def _find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path
     files: dict[str, Path] = {}
     with problems.collected():
         if not folder.is_dir():
-            raise InputError(f"{folder}: is not a folder, expected one with {', '.join(_SUFFIXES)}")
+            raise InputError(f"{folder}: is not a folder, expected one with {', '.join(SUFFIXES)}")
         for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.suffix)):
-            if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
+            if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
                 continue
             with problems.collected():
                 if path.stem in files:
@@ -209,7 +210,7 @@ def _find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path
                     raise InputError(f"{path}: {other} has the same name, expected one")
             files[path.stem] = path
         if not files:
-            raise InputError(f"{folder}: holds no image, expected {', '.join(_SUFFIXES)}")
+            raise InputError(f"{folder}: holds no image, expected {', '.join(SUFFIXES)}")
     return files
 
 

@@ -44,7 +44,7 @@ _COMPRESSIONS = {
 }
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, *, mapped: bool = False) -> np.ndarray:
     """Reads every page of a TIFF file, or a PNG file, after checking what it declares.
 
     The axes C (of ImageJ and OME files) and S (samples of a pixel) are channels; all others are
@@ -53,6 +53,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
     Args:
       path: the file.
+      mapped: leaves the pixels of an uncompressed TIFF in the file, to be read where they are
+        looked at; it may then be larger than the memory.
 
     Returns:
       number [pages, H, W, C], no axis empty, as stored: any integer or floating dtype, all finite
@@ -74,20 +76,21 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if head == _PNG_SIGNATURE:
         pixels, has_alpha = _decode_png(path)
     elif head[:2] in (b"II", b"MM"):
-        pixels, has_alpha = _decode_tiff(path)
+        pixels, has_alpha = _decode_tiff(path, mapped)
     else:
         found = f"begins with {head[:4]!r}" if head else "is empty"
         raise _refusal(path, f"{found}, expected a TIFF or PNG image")
 
     if pixels.dtype.kind == "f":
-        fits = (np.abs(pixels) <= MAX_GREY_VALUE).all(axis=(1, 2, 3))
-        if not fits.all():
-            page = int(np.argmin(fits))
-            raise _refusal(
-                path,
-                f"page {page} holds NaN, infinite or huge pixels, expected numbers up to "
-                f"{MAX_GREY_VALUE:g}",
-            )
+        for page, image in enumerate(pixels):
+            # NaN is the least and the largest of all; so no memory of the image's size is needed.
+            extremes = np.array([image.min(), image.max()], float)
+            if not (np.abs(extremes) <= MAX_GREY_VALUE).all():
+                raise _refusal(
+                    path,
+                    f"page {page} holds NaN, infinite or huge pixels, expected numbers up to "
+                    f"{MAX_GREY_VALUE:g}",
+                )
     if has_alpha:
         if (pixels[..., -1] != pixels.flat[-1]).any():
             raise _refusal(
@@ -139,8 +142,8 @@ def _notice_alpha(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turns whatever a decoder raises into an InputError, and silences its warnings and log."""
+def quiet() -> Iterator[None]:
+    """Silences the decoders' warnings and log."""
 
     def drop(record: logging.LogRecord) -> bool:
         return False
@@ -151,13 +154,21 @@ def _decoding(path: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
+    finally:
+        for log in logs:
+            log.removeFilter(drop)
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into an InputError."""
+    try:
+        with quiet():
+            yield
     except InputError:
         raise
     except Exception as error:  # damaged files raise some twenty kinds
         raise _refusal(path, f"cannot be decoded, is damaged ({one_line(error)})") from error
-    finally:
-        for log in logs:
-            log.removeFilter(drop)
 
 
 def _check_declared(path: Path, declared: int) -> None:
@@ -222,7 +233,7 @@ def _check_chunks(path: Path, data: bytes) -> set[bytes]:
     return kinds
 
 
-def _decode_tiff(path: Path) -> tuple[np.ndarray, bool]:
+def _decode_tiff(path: Path, mapped: bool) -> tuple[np.ndarray, bool]:
     """Returns the pixels [pages, H, W, C], and whether the last channel is alpha."""
     with _decoding(path), tifffile.TiffFile(path) as tif:
         if not tif.pages:
@@ -231,10 +242,14 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool]:
         _check_kind(path, first)
         _check_pages(path, tif)
         _check_description(path, tif)
-        _check_declared(path, sum(series.nbytes for series in tif.series))
+        # Contiguous pages were seen to be in the file as a whole.
+        mapped = mapped and len(tif.series) == 1 and tif.series[0].dataoffset is not None
+        if not mapped:
+            _check_declared(path, sum(series.nbytes for series in tif.series))
         if first.compression == tifffile.COMPRESSION.LZW:
             _check_lzw(path, tif)
-        pixels = np.concatenate([_read_series(path, series) for series in tif.series])
+        series = [_read_series(path, part, mapped) for part in tif.series]
+        pixels = series[0] if len(series) == 1 else np.concatenate(series)
         has_alpha = bool(first.extrasamples) and first.extrasamples[-1] in (
             tifffile.EXTRASAMPLE.ASSOCALPHA,
             tifffile.EXTRASAMPLE.UNASSALPHA,
@@ -372,13 +387,13 @@ def _check_kind(path: Path, page: tifffile.TiffPage) -> None:
         raise _refusal(path, f"grey levels are inverted (MinIsWhite), {_EXPECTED_COLOURS}")
 
 
-def _read_series(path: Path, series: tifffile.TiffPageSeries) -> np.ndarray:
+def _read_series(path: Path, series: tifffile.TiffPageSeries, mapped: bool) -> np.ndarray:
     """Decodes a series as [pages, H, W, C]."""
     axes = series.axes
     if axes.count("Y") != 1 or axes.count("X") != 1:
         raise _refusal(path, f"has axes {axes}, expected one Y and one X")
-    pixels = series.asarray()
-    if pixels.shape != series.shape or pixels.dtype != series.dtype:
+    pixels = series.asarray(out="memmap" if mapped else None)
+    if pixels.shape != series.shape or pixels.dtype.newbyteorder("=") != series.dtype:
         raise _refusal(
             path,
             f"decodes to {pixels.shape} {pixels.dtype}, expected the {series.shape} {series.dtype}"

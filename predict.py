@@ -1,0 +1,52 @@
+"""Segments images with a trained U-Net: python predict.py --checkpoint=runs/em --images=my/images.
+
+Writes into --output, for each image file, what --write names: TIFF files that Fiji opens with the
+pixel size of the image, and pictures. The same command goes on where it was stopped.
+
+    python predict.py --checkpoint=runs/em --images='data/*.tif' --output=results
+    python predict.py --checkpoint=runs/em --images=my/stack.tif --output=results --write=cells
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from unet_jax import command_line
+from unet_jax.overlap_tile import AVERAGING
+from unet_jax.predict_files import KINDS, predict_files
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a training run.")
+_IMAGES = flags.DEFINE_string("images", None, "A file, a folder, or a pattern in quotes.")
+_OUTPUT = flags.DEFINE_string("output", "results", "Folder to write to.")
+_WRITE = flags.DEFINE_multi_enum(
+    "write",
+    ["probabilities", "classes", "cells", "overlay"],
+    KINDS,
+    "What to write, given once for each: probabilities (of each class), classes (the most probable "
+    "one), cells (a number for each), overlay (a picture), challenge (the probability of cell as "
+    "the ISBI 2012 challenge takes it).",
+)
+_STEP = flags.DEFINE_string("step", "best", "best (by validation), latest, or a step's number.")
+_AVERAGING = flags.DEFINE_enum(
+    "averaging", "none", AVERAGING, "Views whose results are averaged; takes 7 or 8 times as long."
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+flags.mark_flags_as_required(["checkpoint", "images"])
+for _name in ("checkpoint", "images", "output"):
+    flags.register_validator(_name, lambda path: path != "", "it names no file or folder.")
+
+
+def _predict():
+    return predict_files(
+        Path(_CHECKPOINT.value),
+        images=_IMAGES.value,
+        output=Path(_OUTPUT.value),
+        kinds=_WRITE.value,
+        step=_STEP.value,
+        averaging=_AVERAGING.value,
+        overwrite=_OVERWRITE.value,
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(_predict)

@@ -1,0 +1,145 @@
+import warnings
+
+import numpy as np
+import pytest
+import skimage.io
+import tifffile
+
+from unet_jax.data import hyperstack
+from unet_jax.data.hyperstack import Frame, read_frame, reserve, result_file
+from unet_jax.data.image_files import read_image
+
+PIXELS = np.arange(3 * 2 * 8 * 9, dtype=np.uint16).reshape(3, 2, 8, 9)
+
+
+def write(path, pixels, **options):
+    tifffile.imwrite(path, pixels, **options)
+    return read_frame(path, len(read_image(path)))
+
+
+@pytest.mark.parametrize(
+    ("axes", "pixels", "expected"),
+    [
+        ("YX", PIXELS[0, 0], ("", ())),
+        ("ZYX", PIXELS[0], ("Z", (2,))),
+        ("TYX", PIXELS[:, 0], ("T", (3,))),
+        ("TZYX", PIXELS, ("TZ", (3, 2))),
+        ("ZCYX", PIXELS, ("Z", (3,))),
+    ],
+)
+def test_frames_of_imagej_files(tmp_path, axes, pixels, expected):
+    metadata = {"axes": axes, "unit": "micron", "spacing": 0.5, "finterval": 2.0}
+    frame = write(tmp_path / "a.tif", pixels, imagej=True, resolution=(4, 5), metadata=metadata)
+    assert frame == Frame(*expected, (0.25, 0.2), 0.5, 2.0, "um")
+
+
+def test_frames_of_ome_files(tmp_path):
+    metadata = {"axes": "ZTYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 3.0}
+    metadata |= {f"PhysicalSize{axis}Unit": "µm" for axis in "XYZ"} | {"TimeIncrement": 2.0}
+    frame = write(tmp_path / "a.ome.tif", PIXELS, ome=True, metadata=metadata)
+    assert frame == Frame("ZT", (3, 2), (0.25, 0.2), 3.0, 2.0, "um")
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "unit"),
+    [
+        (dict(resolution=(100, 200), resolutionunit="CENTIMETER"), (0.01, 0.005), "cm"),
+        (dict(resolution=(50, 50), resolutionunit="INCH"), (0.02, 0.02), "inch"),
+        (dict(resolution=(50, 50), resolutionunit="NONE"), None, ""),
+        (dict(metadata=None), None, ""),
+    ],
+)
+def test_frames_of_other_tiffs(tmp_path, options, size, unit):
+    frame = write(tmp_path / "a.tif", PIXELS[0], photometric="minisblack", **options)
+    assert frame.pixel_size == (size and pytest.approx(size))
+    assert (frame.axes, frame.shape) == ("Z", (2,)) and frame.unit == unit
+
+
+def test_what_is_said_of_the_pixel_size_need_not_make_sense(tmp_path, caplog):
+    metadata = {"axes": "YX", "unit": "um", "spacing": -3}
+    frame = write(
+        tmp_path / "a.tif", PIXELS[0, 0], imagej=True, resolution=(4, 4), metadata=metadata
+    )
+    assert frame == Frame() and "a.tif: its pixel size cannot be read (found" in caplog.text
+
+
+def test_png_has_no_frame(tmp_path):
+    skimage.io.imsave(tmp_path / "a.png", PIXELS[0, 0].astype(np.uint8), check_contrast=False)
+    assert read_frame(tmp_path / "a.png", 1) == Frame()
+
+
+FRAMES = [
+    Frame(),
+    Frame("Z", (3,), (0.25, 0.2), 0.5, None, "um"),
+    Frame("TZ", (3, 2), (0.25, 0.2), 0.5, 2.0, "um"),
+    Frame("ZT", (2, 3), (0.25, 0.2), 0.5, 2.0, "um"),
+    Frame("T", (3,), (1.5, 1.5), None, 2.0, "inch"),
+]
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("channels", [(), ("membrane", "cell")])
+@pytest.mark.parametrize("frame", FRAMES)
+def test_results_have_the_frame_of_their_image(tmp_path, monkeypatch, frame, channels, is_large):
+    """Read by tifffile and by scikit-image, in the formats of ImageJ and OME."""
+    if is_large:
+        monkeypatch.setattr(hyperstack, "_MAX_IMAGEJ_BYTES", 100)
+    file = tmp_path / "a.tif"
+    shape = (8, 9, 2) if channels else (8, 9)
+    values = np.random.default_rng(0).random((*frame.shape, *shape)).astype(np.float32)
+    with result_file(file, frame, (8, 9), np.float32, channels=channels) as pages:
+        assert not file.exists()
+        for page, value in zip(pages, values.reshape(-1, *shape), strict=True):
+            assert page.shape == shape and not page.any()
+            page[:] = value
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+    found = read_frame(file, len(pages))
+    ordered = Frame(*frame) if frame.axes != "ZT" else frame._replace(axes="TZ", shape=(3, 2))
+    assert found.axes == ordered.axes and found.shape == ordered.shape
+    if frame.pixel_size:
+        assert found.pixel_size == pytest.approx(frame.pixel_size)
+        assert (found.interval, found.unit) == (frame.interval, frame.unit)
+        assert found.spacing == frame.spacing or "Z" not in frame.axes
+    else:
+        assert found.pixel_size is None
+    with tifffile.TiffFile(file) as tif:
+        assert (tif.is_ome, tif.is_bigtiff, tif.is_imagej) == (is_large, is_large, not is_large)
+        assert tif.series[0].axes == ordered.axes + "C" * bool(channels) + "YX"
+        stored = tif.series[0].asarray()
+        described = tif.ome_metadata if is_large else str(tif.imagej_metadata)
+    assert all(name in described for name in channels)
+    if channels:
+        stored = np.moveaxis(stored, -3, -1)
+    if frame.axes == "ZT":
+        stored = stored.swapaxes(0, 1)
+    np.testing.assert_array_equal(stored, values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert sorted(skimage.io.imread(file).ravel()) == sorted(values.ravel())
+
+
+def test_colours_are_those_that_fiji_shows(tmp_path):
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 200, 9]], np.uint8)
+    options = dict(largest=2, colours=colours)
+    with result_file(tmp_path / "a.tif", Frame(), (8, 9), np.uint8, **options) as (page,):
+        page[0, 0] = 2
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        metadata = tif.imagej_metadata
+    assert (metadata["min"], metadata["max"]) == (0, 2)
+    shown = np.array(metadata["LUTs"]).reshape(3, 256)[:, [0, 255 // 2, 255]]  # of 0, 1 and 2
+    np.testing.assert_array_equal(shown.T, colours)
+
+
+def test_a_result_that_fails_is_not_there(tmp_path):
+    with pytest.raises(KeyError), result_file(tmp_path / "a.tif", Frame(), (8, 9), "u1"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_is_made_before_anything_is_written(tmp_path):
+    with (tmp_path / "file").open("wb") as file:
+        reserve(file, 3000)
+    assert (tmp_path / "file").stat().st_size == 3000
+    with (tmp_path / "file").open("wb") as file, pytest.raises(OSError):
+        reserve(file, 2**62)

@@ -1,0 +1,197 @@
+"""Axes and pixel size of an image, and result files with the same that Fiji opens."""
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import tifffile
+
+from unet_jax.data.image_files import quiet
+from unet_jax.errors import one_line
+from unet_jax.output_files import complete
+
+logger = logging.getLogger("unet_jax")
+
+# Beyond, ImageJ's own format ends, and OME's is written.
+_MAX_IMAGEJ_BYTES = 2**32 - 2**20
+_UNITS = {"\u00b5m": "um", "\u03bcm": "um", "\\u00B5m": "um", "micron": "um", "in": "inch"}
+_OME_UNITS = {"um": "\u00b5m", "inch": "in"}
+_RESOLUTION_UNITS = {tifffile.RESUNIT.INCH: "inch", tifffile.RESUNIT.CENTIMETER: "cm"}
+
+
+class Frame(NamedTuple):
+    """How the pages of an image file are arranged, and how large its pixels are.
+
+    Attributes:
+      axes: of the pages as they are stored: "" for a single one, "Z", "T", "TZ" or "ZT".
+      shape: number of pages along each.
+      pixel_size: width and height of a pixel in `unit`; None = unknown.
+      spacing: from one Z to the next, in `unit`; None = unknown.
+      interval: from one T to the next, in seconds; None = unknown.
+      unit: such as "um", "cm" or "inch".
+    """
+
+    axes: str = ""
+    shape: tuple[int, ...] = ()
+    pixel_size: tuple[float, float] | None = None
+    spacing: float | None = None
+    interval: float | None = None
+    unit: str = ""
+
+
+def read_frame(path: Path, pages: int) -> Frame:
+    """The frame of a file in which `read_image` has found so many pages.
+
+    Pages along other axes than Z and T are taken for Z. What cannot be understood of the pixel size
+    is left out, with a notice.
+    """
+    stack = Frame("Z", (pages,)) if pages > 1 else Frame()
+    try:
+        with quiet(), tifffile.TiffFile(path) as tif:
+            series = tif.series[0]
+            sizes = {
+                a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YXCS"
+            }
+            if len(tif.series) == 1 and set(sizes) <= {"Z", "T"}:
+                stack = Frame("".join(sizes), tuple(sizes.values()))
+            return _calibrated(stack, tif)
+    except tifffile.TiffFileError:  # a PNG file
+        return stack
+    except Exception as error:  # what a file says of itself may be anything
+        logger.warning("%s: its pixel size cannot be read (%s)", path, one_line(error))
+        return stack
+
+
+def _calibrated(frame: Frame, tif: tifffile.TiffFile) -> Frame:
+    page = tif.pages[0]
+    if tif.is_ome:
+        image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]
+        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+        unit = pixels.get("PhysicalSizeXUnit", "um")
+        sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "XYZ"]
+        in_seconds = pixels.get("TimeIncrementUnit", "s") == "s"
+        interval = pixels.get("TimeIncrement") if in_seconds else None
+    else:
+        described = tif.imagej_metadata or {}
+        unit = described.get("unit", _RESOLUTION_UNITS.get(page.resolutionunit, ""))
+        known = "XResolution" in page.tags and unit not in ("", "pixel")
+        sizes = [1 / resolution if known else None for resolution in page.resolution]
+        sizes.append(described.get("spacing"))
+        interval = described.get("finterval") or None
+    x, y, z, interval = (None if size is None else float(size) for size in (*sizes, interval))
+    if not all(0 < size < math.inf for size in (x, y, z, interval) if size is not None):
+        raise ValueError(f"found {x}, {y}, {z}, {interval}")
+    size = (x, y) if x and y else None
+    return frame._replace(
+        pixel_size=size, spacing=z, interval=interval, unit=_UNITS.get(unit, str(unit))
+    )
+
+
+@contextlib.contextmanager
+def result_file(
+    file: Path,
+    frame: Frame,
+    size: tuple[int, int],
+    dtype: Any,
+    *,
+    channels: Sequence[str] = (),
+    largest: int = 1,
+    colours: np.ndarray | None = None,
+) -> Iterator[list[np.ndarray]]:
+    """A TIFF file of an image's pages, which appears complete at the end of the block.
+
+    It is a hyperstack of ImageJ, or an OME-TIFF where that is too small. The arrays lie in the
+    file: what is written to them takes no memory.
+
+    Args:
+      file: to write, .tif.
+      frame: of the image.
+      size: of a page, (height, width).
+      dtype: of the pixels: uint8, uint16 or float32.
+      channels: their names; none for pages without an axis for them.
+      largest: the pixel value that is shown as white, or in the last colour.
+      colours: uint8 [largest + 1, 3], of each pixel value; by default grey.
+
+    Yields:
+      For each page an array [H, W, channels], or [H, W], of zeros to fill.
+
+    Raises:
+      OSError: there is no room for it.
+    """
+    order = sorted(range(len(frame.axes)), key=lambda i: frame.axes[i])  # T before Z
+    shape = [frame.shape[i] for i in order] + [len(channels)] * bool(channels) + [*size]
+    axes = "".join(frame.axes[i] for i in order) + "C" * bool(channels) + "YX"
+    is_large = math.prod(shape) * np.dtype(dtype).itemsize > _MAX_IMAGEJ_BYTES
+    described = _ome(frame, channels) if is_large else _imagej(frame, channels, largest, colours)
+    with complete(file) as unfinished:
+        stored = tifffile.memmap(
+            unfinished,
+            shape=tuple(shape),
+            dtype=dtype,
+            photometric="minisblack",
+            metadata={"axes": axes} | described.pop("metadata"),
+            **described,
+        )
+        with unfinished.open("rb+") as opened:
+            reserve(opened, unfinished.stat().st_size)
+        pages = np.moveaxis(stored, -3, -1) if channels else stored
+        yield [pages[tuple(index[i] for i in order)] for index in np.ndindex(*frame.shape)]
+        stored.flush()
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Makes a file so many bytes long, with room on the disk for all of them.
+
+    Without it, a full disk ends the process where an array in the file is written to.
+
+    Raises:
+      OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+def _imagej(frame, channels, largest, colours):
+    pages = math.prod(frame.shape)
+    metadata = {
+        "unit": frame.unit,
+        "spacing": frame.spacing,
+        "finterval": frame.interval,
+        "min": 0.0,
+        "max": float(largest),
+        "mode": "grayscale" if channels else None,
+        "Labels": [*channels] * pages if channels else None,
+    }
+    if colours is not None:
+        metadata["LUTs"] = [colours[np.arange(256) * len(colours) // 256].T.copy()]
+    return {
+        "imagej": True,
+        "metadata": {name: value for name, value in metadata.items() if value not in (None, "")},
+    } | _resolution(frame)
+
+
+def _resolution(frame):
+    if frame.pixel_size is None:
+        return {}
+    return {"resolution": tuple(1 / size for size in frame.pixel_size)}
+
+
+def _ome(frame, channels):
+    unit = _OME_UNITS.get(frame.unit, frame.unit)
+    metadata = {}
+    sizes = dict(zip("XY", frame.pixel_size or (), strict=False)) | {"Z": frame.spacing}
+    for axis, size in sizes.items():
+        if size is not None:
+            metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
+    if frame.interval:
+        metadata["TimeIncrement"] = frame.interval
+    if channels:
+        metadata["Channel"] = {"Name": [*channels]}
+    return {"ome": True, "bigtiff": True, "metadata": metadata}
