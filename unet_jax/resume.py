@@ -54,7 +54,7 @@ def resume_or_start(
         if steps[-1] > description["config"]["train"]["steps"]:
             raise InputError(f"{workdir}: this run is at step {steps[-1]} already.")
         state = checkpoint.restore(workdir, steps[-1], state)
-    _probe(workdir, 2 * sum(x.nbytes for x in jax.tree.leaves(state)))
+    probe(workdir, 2 * sum(x.nbytes for x in jax.tree.leaves(state)))
     _lock(workdir)
     if checkpoint.saved_steps(workdir) != steps:
         raise InputError(f"{workdir}: another run has just written to it; start again.")
@@ -101,8 +101,8 @@ def _short(value) -> str:
     return "nothing" if value is None else reprlib.repr(value)
 
 
-def _probe(workdir: Path, size: int) -> None:
-    """Makes the folder, and sees that it can be written to and has room for so many bytes."""
+def probe(workdir: Path, size: int) -> None:
+    """Makes the folder; InputError if it cannot be written to, or has no room for `size` bytes."""
     probe = workdir / ".probe"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _probe(workdir: Path, size: int) -> None:
     free = shutil.disk_usage(workdir).free
     if free < size:
         raise InputError(
-            f"{workdir}: has {free:,} bytes of space, expected {size:,} for two checkpoints."
+            f"{workdir}: has {free:,} bytes of space, expected {size:,} for the files to come."
         )
 
 
