@@ -103,11 +103,11 @@ def _short(value) -> str:
 
 def probe(workdir: Path, size: int) -> None:
     """Makes the folder; InputError if it cannot be written to, or has no room for `size` bytes."""
-    probe = workdir / ".probe"
+    trial = workdir / ".probe"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        trial.touch()
+        trial.unlink()
     except OSError as error:
         raise InputError(f"{workdir}: cannot be written to ({error.strerror}).") from None
     free = shutil.disk_usage(workdir).free

@@ -256,7 +256,7 @@ def _span(low: str, high: str) -> str:
 def _is_like_a_mask(image, cells):
     grey = image.reshape(*cells.shape, -1)[..., 0]
     between = (grey > grey.min()) & (grey < grey.max())
-    return not between.any() or bool(np.array_equal(grey != 0, cells))
+    return not between.any() or bool((grey == 0).any() and np.array_equal(grey != 0, cells))
 
 
 def _is_inverted(f):
