@@ -9,6 +9,7 @@ import pytest
 
 from unet_jax import checkpoint, load, predict_tiled
 from unet_jax import fit as fit_module
+from unet_jax.data import splits as data_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED
 from unet_jax.fit import fit
@@ -245,13 +246,13 @@ def test_every_value_of_another_type_is_told_at_once(tiny_config, tmp_path):
 
 
 def test_a_split_without_a_pixel_that_counts_is_refused(tiny_config, tmp_path, monkeypatch):
-    original = fit_module.read_splits
+    original = data_splits.read_splits
 
     def ignored(*args):
         splits = original(*args)
         nothing = [e._replace(labels=np.full_like(e.labels, IGNORED)) for e in splits["validation"]]
         return splits | {"validation": nothing}
 
-    monkeypatch.setattr(fit_module, "read_splits", ignored)
+    monkeypatch.setattr(data_splits, "read_splits", ignored)
     with pytest.raises(InputError, match="All pixels of the validation split are ignored"):
         fit(tiny_config, tmp_path / "run")

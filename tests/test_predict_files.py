@@ -188,7 +188,7 @@ def test_input_that_cannot_be_used(predict, images, tmp_path):
     with pytest.raises(InputError, match=r"a.tif: \S+a.png has the same name, expected one"):
         predict()
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: cannot be made"):
+    with pytest.raises(InputError, match="file: cannot be written to"):
         predict(images / "b.tif", output=tmp_path / "file")
     assert not (tmp_path / "out").exists()
 

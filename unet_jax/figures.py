@@ -185,6 +185,13 @@ def cell_colours(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.nd
     return true_colours, found_colours
 
 
+def numbered_picture(instances: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: each cell of `instances`, int [H, W], in a colour of its own, 0 black."""
+    ids, cells = np.unique(instances, return_inverse=True)
+    colours = np.vstack([_rgb("black"), _palette(len(ids))])
+    return colours[cells.reshape(instances.shape) + (ids[0] != 0)]
+
+
 def cell_picture(grey: np.ndarray, cells: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """An image with its cells in colours over it.
 

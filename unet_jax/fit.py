@@ -17,10 +17,10 @@ from tqdm import tqdm
 from unet_jax import checkpoint
 from unet_jax.configuration import check_config
 from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
-from unet_jax.data.splits import read_splits, split_folds
+from unet_jax.data.splits import read_run
 from unet_jax.environment import is_out_of_memory, versions
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import IGNORED, Example, rescaled, separated, sha256
+from unet_jax.example import Example, sha256
 from unet_jax.figures import save_examples, save_training_curves
 from unet_jax.guard import TOO_LARGE_STEPS, collapse, is_finite, record_failure
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
@@ -96,21 +96,10 @@ def fit(
     check_config(config)
     settings = config.train
     network = UNet(**config.model)
-    splits = read_splits(config.data, network.classes)
-    if folds > 1:
-        splits |= split_folds(splits["train"] + splits["validation"], fold, folds)
+    stored, splits = read_run(config.data, network.classes, fold=fold, folds=folds)
     channels = _channels(splits)
-    for split in ("train", "validation"):
-        if all((e.labels == IGNORED).all() for e in splits[split]):
-            raise InputError(
-                f"All pixels of the {split} split are ignored, expected some that count."
-            )
-    digests = {e.name: sha256(e) for examples in splits.values() for e in examples}
-    scale = config.data.get("scale", 1.0)
-    splits = {
-        split: [separated(rescaled(e, scale)) for e in examples]
-        for split, examples in splits.items()
-    }
+    digests = {e.name: sha256(e) for examples in stored.values() for e in examples}
+    del stored
     class_weight = class_weights([e.labels for e in splits["train"]], network.classes)
     optimiser, learning_rate = create_optimiser(steps=settings.steps, **config.optimiser)
     initial_key, training_key = jax.random.split(jax.random.key(settings.seed))
@@ -118,7 +107,7 @@ def fit(
     description = {
         "model": config.model.to_dict(),
         "channels": channels,
-        "scale": scale,
+        "scale": config.data.get("scale", 1.0),
         "percentiles": PERCENTILES,
         "class_names": config.class_names,
         "class_weights": class_weight.tolist(),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,22 @@ def complete(file: Path) -> Iterator[Path]:
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def probe(folder: Path, size: int) -> None:
+    """Makes the folder; InputError if it cannot be written to, or has no room for `size` bytes."""
+    trial = folder / ".probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}).") from None
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise InputError(
+            f"{folder}: has {free:,} bytes of space, expected {size:,} for the files to come."
+        )
 
 
 def lock(folder: Path) -> None:

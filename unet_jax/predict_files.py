@@ -5,7 +5,6 @@ import glob
 import hashlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.figures import cell_colours, cell_picture, class_colours, grey_values, outlined
 from unet_jax.instances import InstanceSettings, find_cells, read_settings
 from unet_jax.model import Model
-from unet_jax.output_files import complete, lock
+from unet_jax.output_files import complete, lock, probe
 from unet_jax.overlap_tile import predict_tiled
 
 #: What can be written for an image.
@@ -151,12 +150,7 @@ def _begin(
 
     The record's first line is that of the network, and each other one that of a finished image.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be made ({error.strerror}).") from None
-    if not os.access(output, os.W_OK):
-        raise InputError(f"{output}: cannot be written to.")
+    probe(output, 0)
     lock(output)
     before, rows = record, []
     if overwrite:

@@ -1,7 +1,6 @@
 """Going on with a run: as the run it was, but for changes that the user has named as wanted."""
 
 import reprlib
-import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 
 from unet_jax import checkpoint
 from unet_jax.errors import InputError
-from unet_jax.output_files import lock
+from unet_jax.output_files import lock, probe
 from unet_jax.training import TrainState
 
 # Parts of a checkpoint's description that make it the same run.
@@ -47,7 +46,7 @@ def resume_or_start(
         if steps[-1] > description["config"]["train"]["steps"]:
             raise InputError(f"{workdir}: this run is at step {steps[-1]} already.")
         state = checkpoint.restore(workdir, steps[-1], state)
-    _probe(workdir, 2 * sum(x.nbytes for x in jax.tree.leaves(state)))
+    probe(workdir, 2 * sum(x.nbytes for x in jax.tree.leaves(state)))
     lock(workdir)
     if checkpoint.saved_steps(workdir) != steps:
         raise InputError(f"{workdir}: another run has just written to it; start again.")
@@ -90,19 +89,3 @@ def _differences(key: str, before, now) -> Iterator[tuple[str, Any, Any]]:
 
 def _short(value) -> str:
     return "nothing" if value is None else reprlib.repr(value)
-
-
-def _probe(workdir: Path, size: int) -> None:
-    """Makes the folder, and sees that it can be written to and has room for so many bytes."""
-    probe = workdir / ".probe"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{workdir}: cannot be written to ({error.strerror}).") from None
-    free = shutil.disk_usage(workdir).free
-    if free < size:
-        raise InputError(
-            f"{workdir}: has {free:,} bytes of space, expected {size:,} for two checkpoints."
-        )

@@ -8,7 +8,7 @@ from unet_jax.data.folder import read_folder, split_by_stem, stem_and_page
 from unet_jax.data.isbi2012 import read_isbi2012
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError
-from unet_jax.example import Example
+from unet_jax.example import IGNORED, Example, rescaled, separated
 
 _SPLITS = ("train", "validation", "test")
 _TEXTS = (
@@ -17,6 +17,38 @@ _TEXTS = (
 )
 _WHOLE_NUMBERS = ("ignore_value", "split_seed", "validation_every", "seed", "height", "width")
 _FRACTIONS = ("validation_fraction", "test_fraction")
+
+
+def read_run(
+    data: Mapping[str, Any], classes: int, *, fold: int = 0, folds: int = 1
+) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
+    """The splits of a run twice: as they are stored, and as the network sees them.
+
+    The latter are at the run's scale, with touching cells separated.
+
+    Args:
+      data: a configuration's `data` part.
+      classes: the number of classes, background included.
+      fold: which part is left out of the training, see `split_folds`.
+      folds: number of parts; 1 for the splits that `data` gives.
+
+    Raises:
+      InputError: as `read_splits`; a split to learn from without a pixel that counts.
+    """
+    stored = read_splits(data, classes)
+    if folds > 1:
+        stored |= split_folds(stored["train"] + stored["validation"], fold, folds)
+    for split in ("train", "validation"):
+        if all((e.labels == IGNORED).all() for e in stored[split]):
+            raise InputError(
+                f"All pixels of the {split} split are ignored, expected some that count."
+            )
+    scale = data.get("scale", 1.0)
+    seen = {
+        split: [separated(rescaled(e, scale)) for e in examples]
+        for split, examples in stored.items()
+    }
+    return stored, seen
 
 
 def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example]]:

@@ -1,0 +1,286 @@
+"""A look at the data before training: what the network will see, and what was found in it."""
+
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from ml_collections import ConfigDict
+from scipy import ndimage
+
+from unet_jax.augmentation import augment, tile_coordinates
+from unet_jax.configuration import check_config
+from unet_jax.data.arrays import batch_indices, training_arrays, weight_maps
+from unet_jax.data.findings import cell_diameters, doubts, finding, table
+from unet_jax.data.splits import read_run
+from unet_jax.example import IGNORED, Example
+from unet_jax.figures import (
+    IGNORED_COLOUR,
+    TRUTH_COLOUR,
+    class_colours,
+    class_picture,
+    grey_values,
+    numbered_picture,
+)
+from unet_jax.network import context
+from unet_jax.output_files import complete, probe
+from unet_jax.weight_map import class_weights
+
+_TILES = 2  # of each example
+_DETAIL = 64, 160  # pixels, least and largest side of the enlarged part
+_SHOWN_PIXELS = 1000  # along an axis; of larger images each n-th pixel is drawn
+_GRID_COLOUR = "#00d0e8"
+
+
+def preview(config: ConfigDict, workdir: Path) -> int:
+    """Shows a run's data without training: writes `preview.png` and `preview.txt` to `workdir`.
+
+    The picture has three examples of the training split: those with the least, the middle and the
+    most background. Their tiles are the first ones that the run will train on. The text is printed
+    too.
+
+    Both replace those of an earlier call without being asked: one looks, mends the masks and looks
+    again, and nothing is lost that the same command would not make again. Nothing else in `workdir`
+    is touched, and a run can start or go on there.
+
+    Args:
+      config: see `configs/em.py`.
+      workdir: the run's folder.
+
+    Returns:
+      The exit status, 0.
+
+    Raises:
+      InputError: as `fit.fit` does; nothing has been written.
+    """
+    check_config(config)
+    stored, seen = read_run(config.data, config.model.classes)
+    findings = {
+        split: [finding(e, config.model.classes) for e in examples]
+        for split, examples in stored.items()
+    }
+    found = doubts(findings["train"], stored["train"], config)
+    text = "\n\n".join(
+        [
+            table(findings, config.class_names),
+            textwrap.fill(_view(config), 100),
+            *(textwrap.fill(f"Warning: {w}", 100) for w in found),
+        ]
+    )
+    probe(workdir, 0)
+    print(text)
+    shares = sum(f.pixels for f in findings["train"])
+    figure = _figure(config, stored["train"], seen["train"], shares, found)
+    with complete(workdir / "preview.png") as unfinished:
+        figure.savefig(unfinished, dpi=110)
+    with complete(workdir / "preview.txt") as unfinished:
+        unfinished.write_text(text + "\n")
+    print(f"\nLook at {workdir / 'preview.png'} before training. The table: preview.txt beside it.")
+    return 0
+
+
+def first_tiles(
+    settings: ConfigDict, examples: int, chosen: int, count: int
+) -> list[tuple[int, jax.Array]]:
+    """The first steps that train on an example, and the random keys of its tiles there.
+
+    Args:
+      settings: the configuration's `train` part.
+      examples: number of them in the training split.
+      chosen: number of the one wanted, from 0.
+      count: of steps.
+
+    Returns:
+      `count` times (step from 1 on, key for `augmentation.augment`), as `fit` and
+      `training.make_train_step` derive it.
+    """
+    training_key = jax.random.split(jax.random.key(settings.seed))[1]
+    tiles = []
+    step = 0
+    while len(tiles) < count:
+        step += 1
+        indices = batch_indices(step - 1, examples, settings.batch_size, settings.seed)
+        for i in np.flatnonzero(indices == chosen):
+            augment_key = jax.random.split(jax.random.fold_in(training_key, step))[0]
+            tiles.append((step, jax.random.split(augment_key, settings.batch_size)[i]))
+    return tiles[:count]
+
+
+def _view(config):
+    """How much the network sees at a time, as a sentence."""
+    side, reach = config.train.tile_side, context(config.model.depth)
+    scale = config.data.get("scale", 1.0)
+    at_scale = "" if scale == 1 else f", after images and masks are scaled by {scale}"
+    return (
+        f"The network takes tiles of {side} x {side} pixels and learns the middle "
+        f"{side - 2 * reach} x {side - 2 * reach} of each{at_scale}. It decides on a pixel by what "
+        f"lies within {reach} pixels of it; smaller images are mirrored at their edges."
+    )
+
+
+def _figure(config, stored, seen, pixels, found):
+    background = [(e.labels == 0).sum() / max((e.labels != IGNORED).sum(), 1) for e in seen]
+    order = np.argsort(background, kind="stable")
+    chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
+    seen_shown = [seen[i] for i in chosen]
+    class_weight = class_weights([e.labels for e in seen], config.model.classes)
+    weights = weight_maps(seen_shown, class_weight, **config.weight_map)
+    tiles = _tiles(config, len(seen), chosen, training_arrays(seen_shown, weights))
+
+    message = "\n".join(textwrap.fill(f"Warning: {w}", 190) for w in found)
+    height = 3.9 * len(chosen) + 0.8 + 0.25 * message.count("\n")
+    figure = Figure(figsize=(22, height), layout="constrained")
+    figure.suptitle(message, x=0.01, ha="left", color="#b00000", fontsize=13)
+    rows = figure.subplots(len(chosen), 4 + _TILES, squeeze=False)
+    for axes, i, example, weight, own_tiles in zip(
+        rows, chosen, seen_shown, weights, tiles, strict=True
+    ):
+        axes[0].set_ylabel(
+            f"{example.name[:30]}\n{100 * background[i]:.1f} % {config.class_names[0]}"
+        )
+        _draw_stored(axes[0], axes[1], stored[i])
+        _draw(axes[2], _mask_picture(example, config.model.classes))
+        drawn = _draw(axes[3], weight, cmap="magma", vmin=0)
+        figure.colorbar(drawn, ax=axes[3], fraction=0.046)
+        for axis, (step, tile, coordinates) in zip(axes[4:], own_tiles, strict=True):
+            _draw_tile(axis, tile, coordinates, config)
+            axis.set_title(f"as trained on in step {step}")
+        for axis in axes:
+            axis.set(xticks=[], yticks=[])
+    for axis, title in zip(
+        rows[0],
+        ("image and outlines of its mask", "detail", "mask, as trained on", "weight of each pixel"),
+        strict=False,
+    ):
+        axis.set_title(title)
+    figure.legend(handles=_legend(config, pixels), loc="outside lower center", ncols=8, fontsize=12)
+    return figure
+
+
+def _tiles(config, examples, chosen, dataset):
+    """For each example chosen its tiles: (step, augmented example, coordinates) each."""
+    geometry = {
+        key: value for key, value in config.augmentation.items() if not key.endswith("_std")
+    }
+    side, reach = config.train.tile_side, context(config.model.depth)
+
+    @jax.jit
+    def tile(key, example):
+        augmented = augment(key, example, tile_side=side, context=reach, **config.augmentation)
+        geometry_key = jax.random.split(key)[0]  # as `augment` derives it
+        return augmented, tile_coordinates(
+            geometry_key, example["size"], tile_side=side, **geometry
+        )
+
+    tiles = []
+    for n, i in enumerate(chosen):
+        example = {name: array[n] for name, array in dataset.items()}
+        steps = first_tiles(config.train, examples, i, _TILES)
+        tiles.append([(step, *jax.device_get(tile(key, example))) for step, key in steps])
+    return tiles
+
+
+def _draw_stored(whole: Axes, detail: Axes, example: Example) -> None:
+    """The image with the outlines of its cells, and its part with most of them, enlarged."""
+    image = _displayed(example.image)
+    cells = np.where(example.labels == IGNORED, IGNORED, example.instances)
+    _draw(whole, image)
+    _outline(whole, cells)
+    diameters = cell_diameters(example.instances)
+    side = int(np.clip(1.5 * np.median(diameters) if len(diameters) else 0, *_DETAIL))
+    busy = ndimage.uniform_filter(
+        (ndimage.morphological_gradient(cells, 3) > 0).astype(np.float32), side, mode="constant"
+    )
+    corner = [
+        int(np.clip(centre - side // 2, 0, max(length - side, 0)))
+        for centre, length in zip(
+            np.unravel_index(busy.argmax(), busy.shape), busy.shape, strict=True
+        )
+    ]
+    part = tuple(slice(first, first + side) for first in corner)
+    _draw(detail, image[part])
+    _outline(detail, cells[part])
+    whole.add_patch(_frame(*corner, *cells[part].shape))
+
+
+def _draw_tile(axes, tile, coordinates, config):
+    side, reach = config.train.tile_side, context(config.model.depth)
+    _draw(axes, _displayed(tile["image"]))
+    spacing = max(8, side // 10)
+    for plane in coordinates:
+        lines = np.arange(spacing, plane.max(), spacing)
+        axes.contour(plane, lines, colors=_GRID_COLOUR, linewidths=0.9)
+    _outline(axes, tile["labels"], offset=reach)
+    axes.add_patch(_frame(reach, reach, *tile["labels"].shape))
+
+
+def _draw(axes, picture, **settings):
+    """Draws [H, W] or [H, W, 3] so that the axes count its pixels."""
+    height, width = picture.shape[:2]
+    step = -(-max(height, width) // _SHOWN_PIXELS)
+    settings = {"cmap": "gray", "extent": (-0.5, width - 0.5, height - 0.5, -0.5)} | settings
+    return axes.imshow(picture[::step, ::step], **settings)
+
+
+def _outline(axes, regions, offset=0):
+    """Draws the sides of pixels at which the numbers in `regions`, int [H, W], differ."""
+    step = -(-max(regions.shape) // _SHOWN_PIXELS)
+    regions = regions[::step, ::step]
+    y, x = np.nonzero(regions[1:] != regions[:-1])
+    flat = np.stack([np.stack([x - 0.5, y + 0.5], -1), np.stack([x + 0.5, y + 0.5], -1)], 1)
+    y, x = np.nonzero(regions[:, 1:] != regions[:, :-1])
+    upright = np.stack([np.stack([x + 0.5, y - 0.5], -1), np.stack([x + 0.5, y + 0.5], -1)], 1)
+    sides = np.concatenate([flat, upright]) * step + offset
+    axes.add_collection(LineCollection(sides, colors=TRUTH_COLOUR, linewidths=0.8), autolim=False)
+
+
+def _frame(top, left, height, width):
+    return Rectangle(
+        (left - 0.5, top - 0.5), width, height, fill=False, color="white", linestyle="--"
+    )
+
+
+def _displayed(image):
+    """uint8 [H, W], or [H, W, 3] of three channels, which are taken for red, green and blue."""
+    if image.ndim == 2 or image.shape[-1] != 3:
+        return grey_values(image)
+    # As one plane, so that all channels are stretched alike.
+    return grey_values(image.reshape(len(image), -1)).reshape(image.shape)
+
+
+def _mask_picture(example, classes):
+    """Cells in colours of their own, or those of their classes where there are several."""
+    if classes > 2:
+        return class_picture(example.labels, classes)
+    picture = numbered_picture(example.instances)
+    picture[example.labels == IGNORED] = class_picture(np.array(IGNORED), classes)
+    return picture
+
+
+def _legend(config, pixels):
+    """Which colour in the masks is which class, and its share of the training pixels."""
+    colours = [tuple(c / 255) for c in class_colours(config.model.classes)]
+    shares = pixels / max(pixels[:-1].sum(), 1)
+    names = [f"{n}: {100 * s:.1f} %" for n, s in zip(config.class_names, shares[:-1], strict=True)]
+    if config.model.classes == 2:
+        names[1] += ", each cell in a colour of its own"
+        colours[1] = tuple(numbered_picture(np.array([[1]]))[0, 0] / 255)
+    entries = [
+        Patch(facecolor=c, edgecolor="gray", label=n) for c, n in zip(colours, names, strict=True)
+    ]
+    if pixels[-1]:
+        share = pixels[-1] / pixels.sum()
+        entries.append(
+            Patch(facecolor=IGNORED_COLOUR, label=f"ignored: {100 * share:.1f} % of all pixels")
+        )
+    return [
+        *entries,
+        Line2D([], [], color=TRUTH_COLOUR, label="outline of a mask's cell"),
+        Line2D([], [], color=_GRID_COLOUR, label="grid of the image, deformed"),
+        Line2D([], [], color="gray", linestyle="--", label="enlarged part; output of the network"),
+    ]
