@@ -1,7 +1,16 @@
-"""Scores a trained U-Net on images it has not seen: python eval.py --checkpoint=runs/em.
+"""Scores a trained U-Net on images it has not seen, in a report to open in a browser.
 
-Writes a report to open in a browser. --tune chooses, on the validation images, how single cells are
-found in the probabilities; do that once, before.
+    python eval.py --checkpoint=runs/mine --tune
+    python eval.py --checkpoint=runs/mine
+
+The first, done once, chooses on the validation images how single cells are found in the
+probabilities. More examples:
+
+    --averaging=none --averaging=symmetries           what averaging over turned images gains
+    --images=other/images --labels=other/masks        other images than those the run left out
+    --split=validation                                a cross-validation: each part by its network
+    --step=latest                                     the last step instead of the best
+    --overwrite                                       replace the report that is there
 """
 
 from pathlib import Path
@@ -12,8 +21,12 @@ from unet_jax import command_line
 from unet_jax.evaluate import SPLITS, evaluate, tune_instances
 from unet_jax.overlap_tile import AVERAGING
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a training run.")
-_STEP = flags.DEFINE_string("step", "best", "best (by validation), latest, or a step's number.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "The --workdir of a training run, such as runs/mine."
+)
+_STEP = flags.DEFINE_string(
+    "step", "best", "best (by validation), latest, or a step's number such as 4000."
+)
 _AVERAGING = flags.DEFINE_multi_enum(
     "averaging",
     ["none"],
@@ -28,8 +41,12 @@ _SPLIT = flags.DEFINE_enum(
     "held_out: the test images of the run's configuration; validation: those that chose its step, "
     "and the left-out parts of a cross-validation; test: the ISBI 2012 challenge's own test stack.",
 )
-_IMAGES = flags.DEFINE_string("images", None, "Folder of images to score instead of a split.")
-_LABELS = flags.DEFINE_string("labels", None, "Folder of their masks, paired by stem.")
+_IMAGES = flags.DEFINE_string(
+    "images", None, "Folder of images to score instead of a split, such as my/images."
+)
+_LABELS = flags.DEFINE_string(
+    "labels", None, "Folder of their masks under the same names, such as my/masks."
+)
 _MASK_RULE = flags.DEFINE_string(
     "mask_rule", None, "binary, classes or instances; default: as in training."
 )

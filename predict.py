@@ -1,10 +1,16 @@
-"""Segments images with a trained U-Net: python predict.py --checkpoint=runs/em --images=my/images.
+"""Segments images with a trained U-Net; the results open in Fiji, with the pixel size kept.
 
-Writes into --output, for each image file, what --write names: TIFF files that Fiji opens with the
-pixel size of the image, and pictures. The same command goes on where it was stopped.
+    python predict.py --checkpoint=runs/mine --images=my/images --output=results
+    python predict.py --checkpoint=runs/mine --images='data/*.tif' --write=cells --write=overlay
 
-    python predict.py --checkpoint=runs/em --images='data/*.tif' --output=results
-    python predict.py --checkpoint=runs/em --images=my/stack.tif --output=results --write=cells
+For each image file: the probability of each class, the most probable class, a number for each cell,
+and a picture of the cells over the image. The same command goes on where it was stopped. More
+examples:
+
+    --averaging=symmetries        average over 8 turned and mirrored views, 8 times as long
+    --step=latest                 the last step instead of the best
+    --overwrite                   replace results that are there
+    --write=challenge             the file that the ISBI 2012 challenge takes
 """
 
 from pathlib import Path
@@ -15,8 +21,12 @@ from unet_jax import command_line
 from unet_jax.overlap_tile import AVERAGING
 from unet_jax.predict_files import KINDS, predict_files
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a training run.")
-_IMAGES = flags.DEFINE_string("images", None, "A file, a folder, or a pattern in quotes.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "The --workdir of a training run, such as runs/mine."
+)
+_IMAGES = flags.DEFINE_string(
+    "images", None, "A file, a folder, or a pattern in quotes such as 'data/*.tif'."
+)
 _OUTPUT = flags.DEFINE_string("output", "results", "Folder to write to.")
 _WRITE = flags.DEFINE_multi_enum(
     "write",
@@ -26,7 +36,9 @@ _WRITE = flags.DEFINE_multi_enum(
     "one), cells (a number for each), overlay (a picture), challenge (the probability of cell as "
     "the ISBI 2012 challenge takes it).",
 )
-_STEP = flags.DEFINE_string("step", "best", "best (by validation), latest, or a step's number.")
+_STEP = flags.DEFINE_string(
+    "step", "best", "best (by validation), latest, or a step's number such as 4000."
+)
 _AVERAGING = flags.DEFINE_enum(
     "averaging", "none", AVERAGING, "Views whose results are averaged; takes 7 or 8 times as long."
 )

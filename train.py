@@ -1,10 +1,17 @@
-"""Trains a U-Net: python train.py --config=configs/em.py --workdir=runs/em.
+"""Trains a U-Net on images and their masks, or goes on where the same command was stopped.
 
-Any value of the configuration can be given on the command line: --config.model.width=16. The same
-command with the same --workdir goes on where a run stopped. --folds=5 trains five networks for a
-cross-validation, each on four fifths of the training and validation images. --preview trains
-nothing, but writes what the network would see and a table of what was found in the data, to be
-looked at first: preview.png and preview.txt in --workdir.
+    python train.py --config=configs/demo.py --workdir=runs/demo
+    python train.py --config=configs/folder.py --workdir=runs/mine --config.data.mask_rule=binary \\
+        --config.data.images=my/images --config.data.labels=my/masks
+
+Any value of the configuration can be given like that; docs/configuration.md explains each. With
+the rest of the command as above:
+
+    --preview                              look at the data first, without training
+    --config.data.scale=0.5                half the resolution, for large cells
+    --config.train.steps=10000             train longer; a run that is finished goes on
+    --config.train.start_from=runs/em      begin with what another run has learnt
+    --folds=5                              a cross-validation: five networks
 """
 
 from pathlib import Path
@@ -17,9 +24,13 @@ from unet_jax.errors import InputError
 from unet_jax.fit import cross_validate, fit
 from unet_jax.preview import preview
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, a Python file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, log and pictures.")
-_FOLDS = flags.DEFINE_integer("folds", None, "Number of parts of a cross-validation, 2 or more.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Configuration, a Python file such as configs/folder.py."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, log and pictures, such as runs/mine."
+)
+_FOLDS = flags.DEFINE_integer("folds", None, "Number of parts of a cross-validation, such as 5.")
 _PREVIEW = flags.DEFINE_bool(
     "preview", False, "Train nothing, show the data: preview.png and preview.txt in --workdir."
 )
