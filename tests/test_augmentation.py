@@ -183,3 +183,19 @@ def test_plain_jitted_and_vmapped_agree():
         np.testing.assert_allclose(batched["image"][i], tile["image"], atol=1e-3)
         assert np.mean(batched["labels"][i] != tile["labels"]) < 1e-3
         assert np.mean(batched["weights"][i] != tile["weights"]) < 1e-3
+
+
+def test_tiles_of_sparse_images_hold_an_annotated_pixel():
+    places = np.int32([[3, 70], [60, 5]])
+    source = example() | {"places": places, "labels": np.full((64, 80), -1, np.int32)}
+    source["labels"][tuple(places.T)] = 1, 2
+    geometry = PAPER | {"elastic_pixels": 0.0}
+    seen = jax.vmap(lambda k: augment(k, source, tile_side=44, context=12, **geometry)["labels"])(
+        jax.random.split(jax.random.key(0), 60)
+    )
+    # A pixel of a turned image can fall between those of the tile.
+    assert np.mean((seen > 0).any(axis=(1, 2))) > 0.7
+    assert (seen == 1).any() and (seen == 2).any()
+    still = OFF | {"contrast_std": 1.0}
+    tile = augment(jax.random.key(0), source, tile_side=45, context=12, **still)["labels"]
+    assert tile[10, 10] > 0, "without a shift it is the middle"

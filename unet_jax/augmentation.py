@@ -5,6 +5,8 @@ there, one gather each, mirrored outside of the image. A strength of 0 switches 
 all of them off the tile is the middle of the image, bit for bit.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
@@ -29,12 +31,14 @@ def augment(
       key: random key.
       example: `image` float32 [H, W, C], normalised; `labels` int32 [H, W]; `weights` float32
         [H, W]; `size` int32 [2], the height and width that are in use if the arrays were
-        padded at their end.
+        padded at their end; of sparsely annotated images also `places` int32 [N, 2], annotated
+        pixels, one of which, drawn at random, lies in the network's output.
       tile_side: pixels, side of the network's input.
       context: pixels that the network's output is smaller on each side.
       elastic_pixels: see `elastic_displacement`.
       rotation_degrees: the angle is uniform in plus or minus this; 180 is any.
-      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle.
+      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle; of sparsely
+        annotated images anywhere near the annotated pixel, or on it.
       mirror_probability: of a mirrored tile.
       contrast_std: standard deviation of the factor on the grey values, around 1.
       brightness_std: standard deviation of what is added to them; the image has one of about 1.
@@ -44,6 +48,10 @@ def augment(
       [tile_side - 2 context, tile_side - 2 context].
     """
     geometry_key, grey_key = jax.random.split(key)
+    place = None
+    if "places" in example:
+        geometry_key, place_key = jax.random.split(geometry_key)
+        place = jax.random.choice(place_key, example["places"])
     coordinates = tile_coordinates(
         geometry_key,
         example["size"],
@@ -52,6 +60,9 @@ def augment(
         rotation_degrees=rotation_degrees,
         shift=shift,
         mirror_probability=mirror_probability,
+        place=place,
+        # Within the output at any angle.
+        reach=int((tile_side - 2 * context) / math.sqrt(8)),
     )
     output = coordinates[:, context : tile_side - context, context : tile_side - context]
     linear = jax.vmap(lambda channel: sample(channel, coordinates, order=1), -1, -1)
@@ -77,8 +88,13 @@ def tile_coordinates(
     rotation_degrees: float,
     shift: float,
     mirror_probability: float,
+    place: jax.Array | None = None,
+    reach: int = 0,
 ) -> jax.Array:
     """Where in an image of `size` = int32 [2] (height, width) the pixels of a random tile lie.
+
+    With a `place`, int32 [2], the tile's centre lies at most `reach` rows and columns from it
+    instead of anywhere.
 
     Returns:
       float32 [2, tile_side, tile_side], rows and columns in pixels, mirrored into the image without
@@ -98,8 +114,11 @@ def tile_coordinates(
     y, x = jnp.cos(angle) * y - jnp.sin(angle) * x, jnp.sin(angle) * y + jnp.cos(angle) * x
 
     # Whole pixels, so that a shift alone does not blur.
-    moved = jnp.round(shift * size * jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5))
-    origin = (size - tile_side) // 2 + moved
+    unmoved, room = (size - tile_side) // 2, size
+    if place is not None:
+        unmoved, room = place - tile_side // 2, 2 * reach
+    moved = jnp.round(shift * room * jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5))
+    origin = unmoved + moved
     return jnp.stack(
         [mirrored(y + centre + origin[0], size[0]), mirrored(x + centre + origin[1], size[1])]
     )

@@ -105,6 +105,8 @@ def fit(
             raise InputError(
                 f"All pixels of the {split} split are ignored, expected some that count."
             )
+    # The others teach nothing.
+    splits["train"] = [e for e in splits["train"] if (e.labels != IGNORED).any()]
     digests = {e.name: sha256(e) for examples in splits.values() for e in examples}
     scale = config.data.get("scale", 1.0)
     splits = {

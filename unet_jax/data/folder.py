@@ -302,14 +302,14 @@ def _check_values(
         nor = f", nor do those of {_first(others, 3)}" if others else ""
         remedies = [repr(rule) for rule in fitting]
         top, first = max(values), classes - highest
-        if mask_rule in _fitting_rules(values - {top}, highest):
-            remedies.append(f"{mask_rule!r} with ignore_value {top}")
-        if top == classes and 0 in values:
-            remedies.append("'classes' with ignore_value 0 if 0 means not annotated")
         for kept, also in ((values, ""), (values - {top}, f" and ignore_value {top}")):
             if kept and min(kept) >= 0 and highest < max(kept) < _FEW:
                 remedies.append(f"'classes' with {max(kept) + first} classes{also}")
                 break
+        if mask_rule in _fitting_rules(values - {top}, highest):
+            remedies.append(f"{mask_rule!r} with ignore_value {top}")
+        if top == classes and 0 in values:
+            remedies.append("'classes' with ignore_value 0 if 0 means not annotated")
         raise InputError(
             f"{source}: mask values {_first(sorted(shown), 10)} do not fit mask_rule {mask_rule!r}"
             f" with {classes} classes{nor}; all masks fit {', or '.join(remedies) or 'no rule'}"
