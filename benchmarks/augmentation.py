@@ -68,7 +68,7 @@ def moved_against_recomputed(config, side, example, weights, tiles):
 
     @jax.jit
     def both(key):
-        at = tile_coordinates(key, size, tile_side=side, **geometry)
+        at = tile_coordinates(key, size, tile_side=side, context=margin, **geometry)
         labels, cells, moved = (
             sample(array, at, order=0) for array in (example.labels, example.instances, weights)
         )

@@ -103,7 +103,9 @@ def test_each_part_does_what_it_says():
 
     def tile(seed, **on):
         strengths = dict.fromkeys(GEOMETRY, 0.0) | on
-        return np.asarray(tile_coordinates(jax.random.key(seed), size, tile_side=21, **strengths))
+        return np.asarray(
+            tile_coordinates(jax.random.key(seed), size, tile_side=21, context=4, **strengths)
+        )
 
     still = tile(0)
     assert np.array_equal(still[0][:, 0], np.arange(40, 61))
@@ -129,7 +131,11 @@ def test_shift_reaches_the_whole_image_equally():
     seen = np.zeros((40, 30))
     tiles = jax.vmap(
         lambda key: tile_coordinates(
-            key, np.int32([40, 30]), tile_side=16, **dict.fromkeys(GEOMETRY, 0.0) | {"shift": 1.0}
+            key,
+            np.int32([40, 30]),
+            tile_side=16,
+            context=4,
+            **dict.fromkeys(GEOMETRY, 0.0) | {"shift": 1.0},
         )
     )(jax.random.split(jax.random.key(0), 4000))
     rows, columns = np.asarray(tiles).astype(int).transpose(1, 0, 2, 3).reshape(2, -1)
@@ -183,3 +189,19 @@ def test_plain_jitted_and_vmapped_agree():
         np.testing.assert_allclose(batched["image"][i], tile["image"], atol=1e-3)
         assert np.mean(batched["labels"][i] != tile["labels"]) < 1e-3
         assert np.mean(batched["weights"][i] != tile["weights"]) < 1e-3
+
+
+def test_tiles_of_sparse_images_hold_an_annotated_pixel():
+    places = np.int32([[3, 70], [60, 5]])
+    source = example() | {"places": places, "labels": np.full((64, 80), -1, np.int32)}
+    source["labels"][tuple(places.T)] = 1, 2
+    geometry = PAPER | {"elastic_pixels": 0.0}
+    seen = jax.vmap(lambda k: augment(k, source, tile_side=44, context=12, **geometry)["labels"])(
+        jax.random.split(jax.random.key(0), 60)
+    )
+    # A pixel of a turned image can fall between those of the tile.
+    assert np.mean((seen > 0).any(axis=(1, 2))) > 0.7
+    assert (seen == 1).any() and (seen == 2).any()
+    still = OFF | {"contrast_std": 1.0}
+    tile = augment(jax.random.key(0), source, tile_side=45, context=12, **still)["labels"]
+    assert tile[10, 10] > 0, "without a shift it is the middle"

@@ -269,5 +269,10 @@ def test_training_on_a_folder(tiny_config, own_data, tmp_path):
     assert evaluate(workdir, **DEFAULTS) == 0
     scores = report(workdir / "evaluation")["scores"]["none"]
     assert set(scores["intersection_over_union"]) <= {"background", "nucleus", "cell"}
+    (held_out,) = load(workdir).description["splits"]["test"]
+    mask = tifffile.imread(labels / f"{held_out}.tif")
+    true_pixels = np.sum(scores["confusion"], axis=1)
+    np.testing.assert_array_equal(true_pixels, [(mask == value).sum() for value in range(3)])
+    assert report(workdir / "evaluation")["annotated"] == (mask < 200).mean()
     model = load(workdir)
     assert predict_tiled(model, rng.random((33, 34, 2))).shape == (33, 34, 3)

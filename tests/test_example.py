@@ -2,7 +2,16 @@ import numpy as np
 
 from unet_jax.data.folder import connected_cells
 from unet_jax.data.synthetic_em import synthetic_em
-from unet_jax.example import IGNORED, Example, rescaled, resized, scaled_size, separated
+from unet_jax.example import (
+    IGNORED,
+    Example,
+    annotated_share,
+    is_sparse,
+    rescaled,
+    resized,
+    scaled_size,
+    separated,
+)
 
 
 def example(instances, labels=None, image=None):
@@ -72,3 +81,14 @@ def test_components_are_separate_already():
     labels = (instances > 0).astype(np.int32)
     micrograph = Example("x", labels, labels, connected_cells(labels))
     np.testing.assert_array_equal(separated(micrograph).labels, labels)
+
+
+def test_few_annotated_pixels_without_cells_are_sparse():
+    labels = np.array([[0, 1, IGNORED, IGNORED, IGNORED]])
+    full, none = np.zeros((1, 1), int), np.zeros_like(labels)
+    assert annotated_share([labels]) == 0.4
+    assert annotated_share([labels, full]) == 0.5
+    strokes = Example("a", labels, labels, none)
+    assert is_sparse([strokes])
+    assert not is_sparse([strokes, Example("b", full, full, full)])
+    assert not is_sparse([strokes._replace(instances=np.maximum(labels, 0))]), "a few whole cells"

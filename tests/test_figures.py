@@ -1,8 +1,9 @@
 import imagecodecs
 import numpy as np
+import pytest
 
 from unet_jax.example import IGNORED, Example
-from unet_jax.figures import save_examples, save_training_curves
+from unet_jax.figures import class_colours, class_picture, save_examples, save_training_curves
 
 
 def pixels(file):
@@ -11,6 +12,11 @@ def pixels(file):
 
 def contains(picture, colour):
     return (picture == colour).all(-1).sum()
+
+
+def described(classes, **config):
+    names = [f"_${i}$" for i in range(classes)]  # neither hidden nor a formula
+    return {"class_names": names, "config": {"model": {"classes": classes}} | config}
 
 
 RED, BLUE, GREY = (0xD6, 0x27, 0x28), (0x1F, 0x77, 0xB4), (0x88, 0x88, 0x88)
@@ -25,7 +31,7 @@ def test_examples_show_splits_red_merges_blue_and_ignored_grey(tmp_path):
     def colours(cell, name):
         probabilities = np.stack([1 - cell, cell], axis=-1)
         example = Example(name, np.eye(40, 60), labels, labels)
-        save_examples(tmp_path / name, [example, example], [probabilities] * 2)
+        save_examples(tmp_path / name, [example, example], [probabilities] * 2, described(2))
         picture = pixels(tmp_path / name)
         assert picture.shape[0] > 400 and picture.shape[1] > 1000
         return [contains(picture, colour) for colour in (RED, BLUE, GREY)]
@@ -40,8 +46,49 @@ def test_examples_show_splits_red_merges_blue_and_ignored_grey(tmp_path):
 def test_training_curves_before_and_after_the_first_validation(tmp_path):
     rows = [{"step": s, "loss": 1 / s} for s in range(1, 130)]
     save_training_curves(tmp_path / "a.png", rows)
+    several = {"loss": 0.1, "pixel_error": 0.2, "mean_iou": 0.6}  # of strokes in several classes
+    strokes = [*rows, {"step": 129, "validation": several}]
     rows.append({"step": 129, "validation": {"loss": 0.1, "pixel_error": 0.2, "rand_error": 0.3}})
     save_training_curves(tmp_path / "b.png", rows)
     orange = (0xFF, 0x7F, 0x0E)  # the second line of each plot
     assert not contains(pixels(tmp_path / "a.png"), orange)
     assert contains(pixels(tmp_path / "b.png"), orange) > 20
+    save_training_curves(tmp_path / "c.png", strokes)
+    assert contains(pixels(tmp_path / "c.png"), orange) > 20
+
+
+def test_examples_of_several_classes_are_in_their_colours(tmp_path):
+    chosen = ("#102030", "#00ff00", "#0000fe", "#ff00ff")
+    labels = np.zeros((40, 60), np.int32)
+    labels[10:20], labels[20:30], labels[30:] = 1, 2, IGNORED
+    found = labels.clip(0)
+    found[12:16] = 3
+    probabilities = np.eye(4, dtype=np.float32)[found]
+    example = Example("x", np.eye(40, 60), labels, labels)
+    description = described(4, class_colours=chosen)
+    save_examples(tmp_path / "a.png", [example], [probabilities], description)
+    picture = pixels(tmp_path / "a.png")
+    legend = [(16, 32, 48), (0, 255, 0), (0, 0, 254), (255, 0, 255)]
+    *columns, last = np.array_split(picture, 4, axis=1)
+    drawn = [[contains(column, colour) for colour in legend] for column in columns]
+    assert drawn[1][2] > 1000 and not drawn[0][2], "truth"
+    assert drawn[2][3] > 1000 and drawn[1][3] < drawn[2][3], "the class found"
+    assert contains(columns[1], GREY) > 1000 and contains(last, GREY) > 1000
+    assert contains(last, RED) > 1000 and not contains(last, BLUE)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 30])
+def test_usual_colours_differ_and_begin_with_black(classes):
+    for description in (described(classes), {"model": {"classes": classes}}):
+        colours = class_colours(description)
+        assert colours.shape == (classes, 3) and colours.dtype == np.uint8
+        assert not colours[0].any() and len(np.unique(colours, axis=0)) == classes
+    np.testing.assert_array_equal(class_colours(described(2)), [[0, 0, 0], [255] * 3])
+
+
+def test_chosen_colours():
+    description = described(3, class_colours=["black", "#ff8000", "white"])
+    colours = class_colours(description)
+    np.testing.assert_array_equal(colours, [[0, 0, 0], [255, 128, 0], [255, 255, 255]])
+    labels = np.array([[1, IGNORED]])
+    np.testing.assert_array_equal(class_picture(labels, colours), [[[255, 128, 0], GREY]])

@@ -135,7 +135,10 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("model.classes", 1, "model.classes"),
         ("model.dropout_rate", 1.0, "model.dropout_rate"),
         ("model.dtype", "int8", "float32 or bfloat16"),
-        ("model.classes", 3, "class_names"),
+        ("model.classes", 3, "class_names must be 3 different names in quotes, as many as"),
+        ("class_names", ("cell", "cell"), "class_names must be 2 different names"),
+        ("class_colours", ("black",), "class_colours must be 2 colours .* not .'black',."),
+        ("class_colours", ("black", "rot"), "class_colours must be 2 colours such as '#ff8000'"),
         ("train.tile_side", 45, r"\[44, 46\]"),
         ("train.steps", 0, "train.steps"),
         ("train.batch_size", 0, "train.batch_size"),
@@ -157,6 +160,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
 def test_bad_values_are_refused_before_anything_is_written(
     tiny_config, tmp_path, key, value, message
 ):
+    tiny_config.class_colours = ()
     tiny_config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=message) as refusal:
         fit(tiny_config, tmp_path / "run")
@@ -256,3 +260,29 @@ def test_a_split_without_a_pixel_that_counts_is_refused(tiny_config, tmp_path, m
     monkeypatch.setattr(data_splits, "read_splits", ignored)
     with pytest.raises(InputError, match="All pixels of the validation split are ignored"):
         fit(tiny_config, tmp_path / "run")
+
+
+def test_sparse_strokes_train_without_cells(tiny_config, tmp_path, monkeypatch):
+    """A stroke of each class in a corner, an image without any: every tile has annotated pixels."""
+
+    original = fit_module.read_splits
+
+    def stroked(*args):
+        splits = original(*args)
+        for examples in splits.values():
+            for i, e in enumerate(examples):
+                labels = np.full_like(e.labels, IGNORED)
+                labels[2:4, 2:6], labels[8:10, 2:6] = 0, 1
+                examples[i] = e._replace(labels=labels, instances=np.zeros_like(labels))
+        blank = splits["train"][0]
+        blank = blank._replace(name="blank", labels=np.full_like(blank.labels, IGNORED))
+        return splits | {"train": [*splits["train"], blank]}
+
+    monkeypatch.setattr(fit_module, "read_splits", stroked)
+    workdir = tmp_path / "run"
+    assert fit(tiny_config, workdir) == 0
+    rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    assert all(row["loss"] > 0 for row in rows if "loss" in row)
+    (validation, *_) = [row["validation"] for row in rows if "validation" in row]
+    assert set(validation) == {"loss", "pixel_error", "mean_iou"}
+    assert "blank" not in load(workdir).description["splits"]["train"]

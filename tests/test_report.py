@@ -45,6 +45,7 @@ def picture(name, height, width, seed=0):
         image=(100 * cells + 30 * noise).astype(np.float32),
         labels=cells.astype(np.int32),
         cell=probability.astype(np.float32),
+        found=(probability > 0.5).astype(np.int32),
         split=split,
         merge=merge,
         true_cells=numbers,
@@ -65,6 +66,8 @@ def scores(shift, seg):
     return em | {
         "seg": seg,
         "intersection_over_union": {"membrane": 0.7111 + shift, "cell": 0.9222 + shift},
+        "mean_iou": {"value": 0.8333 + shift},
+        "confusion": [[30, 10], [0, 60]],
         "prediction_seconds": 12.34,
     }
 
@@ -73,7 +76,7 @@ def em_result(names):
     images = [
         {"name": name}
         | {metric: 0.0456 + 0.01 * k for metric in EM_METRICS}
-        | {"seg": 0.7 - 0.01 * k, "cells": 12, "found_cells": 13}
+        | {"seg": 0.7 - 0.01 * k, "mean_iou": 0.8 - 0.01 * k, "cells": 12, "found_cells": 13}
         for k, name in enumerate(names)
     ]
     log = [
@@ -94,6 +97,8 @@ def em_result(names):
             "rotations": scores(0.01, seg),
             "symmetries": scores(0.0, seg),
         },
+        "annotated": 1.0,
+        "sparse": False,
         "images": images,
         "folds": None,
         "baselines": {
@@ -258,7 +263,7 @@ def test_missing_seg_is_a_dash_with_its_reason(tmp_path):
 
 def test_folds_with_mean_and_spread(tmp_path):
     names = list("abcd")
-    fold = {"images": ["a", "b"], **dict.fromkeys(EM_METRICS, 0.2), "seg": None}
+    fold = {"images": ["a", "b"], **dict.fromkeys(EM_METRICS, 0.2), "seg": None, "mean_iou": 0.5}
     result = em_result(names) | {"split": "validation", "step": [30, 40]}
     result["folds"] = [fold, fold | {"images": ["c", "d"], "rand_error": 0.4}]
     page = saved(tmp_path, result, [picture(name, 60, 60) for name in names])
@@ -294,14 +299,41 @@ def test_each_class_has_its_colour_and_row(tmp_path):
     result = em_result(["a"])
     config = result["training"]["config"]
     config["model"]["classes"], config["class_names"] = 3, ("background", "cell", "nucleus")
+    config["class_colours"] = ["black", "#abcdef", "white"]
     for figures in result["scores"].values():
         figures["intersection_over_union"] = {"background": 0.8, "cell": 0.6}
+        figures["confusion"] = [[3000, 0, 0], [100, 300, 0], [0, 0, 0]]
     one = picture("a", 60, 60)
     labels = one.labels.copy()
     labels[:30] *= 2
-    text = saved(tmp_path, result, [one._replace(labels=labels)]).text
-    assert "Truth: background, cell, nucleus." in text
+    found = np.ones_like(labels)
+    page = saved(tmp_path, result, [one._replace(labels=labels, found=found)])
+    text = page.text
+    assert "the right one for 97.1 % of the annotated pixels" in text  # 3300 of 3400
+    assert "of the 3 classes is 0.8333 (1 = perfect)" in text
+    assert "background 3,000 100.0 % 0.0 % 0.0 % cell 400 25.0 % 75.0 % 0.0 % nucleus 0 –" in text
+    assert "background, cell, nucleus. Errors: red: another class than in truth" in text
+    assert "all classes but background are cell" in text
+    (drawn,) = [i["src"] for i in page.images() if i["alt"] == "most probable class of a"]
+    drawn = imagecodecs.png_decode(base64.b64decode(drawn.split(",")[1]))
+    assert (drawn == (0xAB, 0xCD, 0xEF)).all()
     assert "IoU of nucleus ↑ higher is better – occurs neither in truth nor in prediction" in text
+
+
+def test_sparse_masks_are_scored_without_cells(tmp_path):
+    names = ["a", "b"]
+    result = em_result(names) | {"annotated": 0.0523, "sparse": True}
+    pictures = [picture(name, 60, 60) for name in names]
+    text = saved(tmp_path, result, pictures).text
+    assert "5.2 % of the pixels of these images are annotated" in text
+    assert "for 90.0 % of the annotated pixels" in text
+    assert "Ranked by mean IoU" in text and "Mean IoU 0.8000" in text
+    scores = text.split("Scores metric")[1].split("All images")[0]
+    for absent in ("Rand", "rand", "V_info", "SEG ↑", "warping"):
+        assert absent not in scores
+    assert "split or merged" not in text and "cells annotated, 13 found" not in text
+    result = cell_result(names) | {"annotated": 0.1}  # few cells, but whole ones
+    assert "Sparse annotation" not in saved(tmp_path, result, pictures).text
 
 
 def test_names_are_escaped_and_large_images_shrunk(tmp_path):

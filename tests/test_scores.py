@@ -51,7 +51,13 @@ def test_class_scores():
     truth = example([[0, 1, 2, 2, IGNORED]])
     probabilities = np.eye(4)[[0, 1, 1, 2, 0]][None]
     scores = class_scores([truth], [probabilities], ["a", "b", "c", "d"])
-    assert scores == {"a": 1.0, "b": 0.5, "c": 0.5}
+    assert scores["intersection_over_union"] == {"a": 1.0, "b": 0.5, "c": 0.5}
+    assert scores["mean_iou"] == {"value": pytest.approx(2 / 3)}
+    # Rows are the true classes.
+    confusion = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert scores["confusion"] == confusion
+    nothing = class_scores([example([[IGNORED]])], [np.ones((1, 1, 2))], ["a", "b"])
+    assert nothing["mean_iou"] == {"value": None} and not nothing["intersection_over_union"]
 
 
 def test_baselines_on_a_picture_where_they_are_known():

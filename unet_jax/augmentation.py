@@ -5,6 +5,8 @@ there, one gather each, mirrored outside of the image. A strength of 0 switches 
 all of them off the tile is the middle of the image, bit for bit.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
@@ -29,12 +31,14 @@ def augment(
       key: random key.
       example: `image` float32 [H, W, C], normalised; `labels` int32 [H, W]; `weights` float32
         [H, W]; `size` int32 [2], the height and width that are in use if the arrays were
-        padded at their end.
+        padded at their end; of sparsely annotated images also `places` int32 [N, 2], annotated
+        pixels, one of which, drawn at random, lies in the network's output.
       tile_side: pixels, side of the network's input.
       context: pixels that the network's output is smaller on each side.
       elastic_pixels: see `elastic_displacement`.
       rotation_degrees: the angle is uniform in plus or minus this; 180 is any.
-      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle.
+      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle; of sparsely
+        annotated images anywhere near the annotated pixel, or on it.
       mirror_probability: of a mirrored tile.
       contrast_std: standard deviation of the factor on the grey values, around 1.
       brightness_std: standard deviation of what is added to them; the image has one of about 1.
@@ -47,7 +51,9 @@ def augment(
     coordinates = tile_coordinates(
         geometry_key,
         example["size"],
+        example.get("places"),
         tile_side=tile_side,
+        context=context,
         elastic_pixels=elastic_pixels,
         rotation_degrees=rotation_degrees,
         shift=shift,
@@ -71,14 +77,18 @@ def augment(
 def tile_coordinates(
     key: jax.Array,
     size: jax.Array,
+    places: jax.Array | None = None,
     *,
     tile_side: int,
+    context: int,
     elastic_pixels: float,
     rotation_degrees: float,
     shift: float,
     mirror_probability: float,
 ) -> jax.Array:
     """Where in an image of `size` = int32 [2] (height, width) the pixels of a random tile lie.
+
+    Args as of `augment`, without `places` for images that are annotated everywhere.
 
     Returns:
       float32 [2, tile_side, tile_side], rows and columns in pixels, mirrored into the image without
@@ -98,8 +108,13 @@ def tile_coordinates(
     y, x = jnp.cos(angle) * y - jnp.sin(angle) * x, jnp.sin(angle) * y + jnp.cos(angle) * x
 
     # Whole pixels, so that a shift alone does not blur.
-    moved = jnp.round(shift * size * jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5))
-    origin = (size - tile_side) // 2 + moved
+    unmoved, room = (size - tile_side) // 2, size
+    if places is not None:
+        place = jax.random.choice(jax.random.fold_in(shift_key, 1), places)
+        # So near that it lies within the output at any angle.
+        unmoved, room = place - tile_side // 2, 2 * int((tile_side - 2 * context) / math.sqrt(8))
+    moved = jnp.round(shift * room * jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5))
+    origin = unmoved + moved
     return jnp.stack(
         [mirrored(y + centre + origin[0], size[0]), mirrored(x + centre + origin[1], size[1])]
     )

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from matplotlib.colors import is_color_like
+
 from unet_jax.errors import InputError, Problems
 from unet_jax.network import valid_input_sides
 
@@ -56,7 +58,9 @@ def check_config(config: Mapping[str, Any]) -> None:
         for part in ("model", "data", "weight_map", "augmentation", "optimiser", "train")
     )
     names, scale = config["class_names"], data.get("scale", 1.0)
-    are_names = isinstance(names, list | tuple) and all(type(name) is str for name in names)
+    classes, colours = model["classes"], config.get("class_colours", ())
+    are_names = _are_texts(names) and len(set(names)) == len(names) == classes
+    are_colours = _are_texts(colours) and all(map(is_color_like, colours))
     sides = valid_input_sides(settings["tile_side"], model["depth"])
     steps, warmup = settings["steps"], optimiser["warmup_steps"]
     at_least_1 = {f"train.{k}": settings[k] for k in ("steps", "batch_size", "validate_every")}
@@ -71,7 +75,18 @@ def check_config(config: Mapping[str, Any]) -> None:
     mirror = augmentation["mirror_probability"]
     _check(
         [
-            ("class_names", names, are_names and len(names) == model["classes"], "one a class"),
+            (
+                "class_names",
+                names,
+                are_names,
+                f"{classes} different names in quotes, as many as config.model.classes",
+            ),
+            (
+                "class_colours",
+                colours,
+                are_colours and len(colours) in (0, classes),
+                f"{classes} colours such as '#ff8000', as many as config.model.classes, or ()",
+            ),
             ("data.scale", scale, _is_number(scale) and 0 < scale <= 10, "above 0, at most 10"),
             (
                 "train.tile_side",
@@ -118,6 +133,10 @@ def _numbers(config) -> Iterable[_Demand]:
         for key in keys:
             value = config[part][key]
             yield f"{part}.{key}", value, _is_number(value), "finite and a number"
+
+
+def _are_texts(value) -> bool:
+    return isinstance(value, list | tuple) and all(type(text) is str for text in value)
 
 
 def _is_number(value) -> bool:

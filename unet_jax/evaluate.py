@@ -19,7 +19,15 @@ from unet_jax.data.isbi2012 import read_isbi2012_test
 from unet_jax.data.splits import read_splits
 from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import IGNORED, Example, scaled_size, separated, sha256
+from unet_jax.example import (
+    IGNORED,
+    Example,
+    annotated_share,
+    is_sparse,
+    scaled_size,
+    separated,
+    sha256,
+)
 from unet_jax.figures import save_examples
 from unet_jax.instances import SETTINGS, find_cells, read_settings
 from unet_jax.model import Model
@@ -46,6 +54,7 @@ _METRICS = {
     "v_rand": "V_rand",
     "v_info": "V_info",
     "seg": "SEG",
+    "mean_iou": "IoU",
 }
 _ROWS = {
     "none": "this network",
@@ -122,6 +131,7 @@ def evaluate(
     out = _writable(out or workdir / folder, (_REPORT, _RESULT, _PICTURE), overwrite)
 
     outlined = [separated(example) for example in examples]
+    names = members[0].description["class_names"]
     scores = {}
     for name in averaging:
         began = time.perf_counter()
@@ -133,9 +143,7 @@ def evaluate(
         scores[name] = {
             **{metric: _curve(score) for metric, score in em.items()},
             "seg": seg_score(examples, cells),
-            "intersection_over_union": class_scores(
-                examples, probabilities, members[0].description["class_names"]
-            ),
+            **class_scores(examples, probabilities, names),
             "prediction_seconds": round(seconds, 2),
         }
 
@@ -151,8 +159,10 @@ def evaluate(
         "split": "images" if images else split,
         "averaging": averaging[-1],
         "scores": scores,
-        "images": _image_scores(examples, outlined, cell, cells, em),
-        "folds": _fold_scores(parts, cell, cells) if len(parts) > 1 else None,
+        "annotated": annotated_share([example.labels for example in examples]),
+        "sparse": is_sparse(examples),
+        "images": _image_scores(examples, outlined, probabilities, cells, em, names),
+        "folds": _fold_scores(parts, probabilities, cells, names) if len(parts) > 1 else None,
         "baselines": baselines(outlined),
         "instances": {**settings._asdict(), "tuned": tuned},
         "tile_side": choose_tile_side(members[0].network, *scaled_size(largest, members[0].scale)),
@@ -172,18 +182,21 @@ def evaluate(
             image=example.image,
             labels=truth.labels,
             cell=probability,
+            found=probabilities[i].argmax(-1),
             split=_crop(em["warping_error"].split[i], example),
             merge=_crop(em["warping_error"].merge[i], example),
             true_cells=example.instances,
-            found_cells=found,
+            found_cells=found_cells,
         )
-        for i, (example, truth, probability, found) in enumerate(
+        for i, (example, truth, probability, found_cells) in enumerate(
             zip(examples, outlined, cell, cells, strict=True)
         )
     ]
     shown = slice(_EXAMPLES_SHOWN)
     threshold = em["pixel_error"].threshold
-    save_examples(out / _PICTURE, outlined[shown], probabilities[shown], threshold=threshold)
+    save_examples(
+        out / _PICTURE, outlined[shown], probabilities[shown], description, threshold=threshold
+    )
     _write_json(out / _RESULT, result)
     save_report(out / _REPORT, result, pictures)
     _print(result, out / _REPORT)
@@ -282,11 +295,13 @@ def _curve(score) -> dict[str, Any]:
     return {field: getattr(score, field) for field in fields}
 
 
-def _image_scores(examples, outlined, cell, cells, em) -> list[dict[str, Any]]:
+def _image_scores(examples, outlined, probabilities, cells, em, names) -> list[dict[str, Any]]:
     """The scores of single images, at the thresholds that are best for all of them."""
     rows = []
-    for example, truth, probability, found in zip(examples, outlined, cell, cells, strict=True):
-        alone = em_scores([truth], [probability])
+    for example, truth, probability, found in zip(
+        examples, outlined, probabilities, cells, strict=True
+    ):
+        alone = em_scores([truth], [1 - probability[..., 0]])
         seg = seg_score([example], [found])
         rows.append(
             {
@@ -296,6 +311,7 @@ def _image_scores(examples, outlined, cell, cells, em) -> list[dict[str, Any]]:
                     for metric, score in alone.items()
                 },
                 "seg": seg and seg["value"],
+                "mean_iou": class_scores([example], [probability], names)["mean_iou"]["value"],
                 "cells": len(np.unique(example.instances[example.instances > 0])),
                 "found_cells": int(found.max()),
             }
@@ -303,18 +319,20 @@ def _image_scores(examples, outlined, cell, cells, em) -> list[dict[str, Any]]:
     return rows
 
 
-def _fold_scores(parts, cell, cells) -> list[dict[str, Any]]:
+def _fold_scores(parts, probabilities, cells, names) -> list[dict[str, Any]]:
     """The scores of each fold's network on the part that it was not trained on."""
     rows, start = [], 0
     for _, examples in parts:
         part = slice(start, start + len(examples))
-        em = em_scores([separated(example) for example in examples], cell[part])
+        cell = [1 - p[..., 0] for p in probabilities[part]]
+        em = em_scores([separated(example) for example in examples], cell)
         seg = seg_score(examples, cells[part])
         rows.append(
             {
                 "images": [example.name for example in examples],
                 **{metric: score.value for metric, score in em.items()},
                 "seg": seg and seg["value"],
+                "mean_iou": class_scores(examples, probabilities[part], names)["mean_iou"]["value"],
             }
         )
         start = part.stop
@@ -349,13 +367,20 @@ def _write_json(file: Path, record: dict[str, Any]) -> None:
 def _print(result: dict[str, Any], report: Path) -> None:
     print(f"{len(result['images'])} {result['data']}, step {result['step']}:")
     rows = dict(result["scores"]) | result["baselines"]
-    print(f"{'':22}" + "".join(f"{title:>10}" for title in _METRICS.values()))
+    metrics = _METRICS
+    if result["sparse"]:
+        print(
+            f"{100 * result['annotated']:.1f} % of the pixels are annotated, and only those are "
+            "scored; there are no whole cells to score."
+        )
+        metrics = {name: _METRICS[name] for name in ("pixel_error", "mean_iou")}
+    print(f"{'':22}" + "".join(f"{title:>10}" for title in metrics.values()))
     for name, scores in rows.items():
-        values = [scores[metric]["value"] if scores.get(metric) else None for metric in _METRICS]
+        values = [scores[metric]["value"] if scores.get(metric) else None for metric in metrics]
         cells = [f"{'-':>10}" if value is None else f"{value:10.4g}" for value in values]
         print(f"{_ROWS.get(name, name):22}" + "".join(cells))
     if result["folds"]:
-        for metric, title in _METRICS.items():
+        for metric, title in metrics.items():
             values = [fold[metric] for fold in result["folds"] if fold[metric] is not None]
             if len(values) > 1:
                 mean, spread = np.mean(values), np.std(values, ddof=1)

@@ -8,6 +8,8 @@ import numpy as np
 
 #: The label of pixels that are left out of the loss, the class weights and the metrics.
 IGNORED = -1
+#: With less than this share of annotated pixels, connected ones are strokes and no cells.
+SPARSE = 0.5
 
 
 class Example(NamedTuple):
@@ -34,6 +36,18 @@ def sha256(example: Example) -> str:
         digest.update(f"{array.shape} {array.dtype.str}".encode())
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
+
+
+def annotated_share(labels: list[np.ndarray]) -> float:
+    """The share of pixels that count, of int arrays [H, W] of classes or `IGNORED`."""
+    counted = sum(int(np.count_nonzero(a != IGNORED)) for a in labels)
+    return counted / sum(a.size for a in labels)
+
+
+def is_sparse(examples: list[Example]) -> bool:
+    """Whether only strokes are annotated, and no cells."""
+    cells = any(example.instances.any() for example in examples)
+    return not cells and annotated_share([example.labels for example in examples]) < SPARSE
 
 
 def rescaled(example: Example, scale: float) -> Example:

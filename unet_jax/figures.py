@@ -1,5 +1,6 @@
 """The pictures that training and evaluation write."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from scipy import ndimage
 
 from unet_jax.example import IGNORED, Example
@@ -30,36 +32,65 @@ _NAME_SHOWN = 30  # characters that fit beside a picture
 
 
 def save_examples(
-    file: Path, examples: list[Example], probabilities: list[np.ndarray], *, threshold: float = 0.5
+    file: Path,
+    examples: list[Example],
+    probabilities: list[np.ndarray],
+    description: Mapping[str, Any],
+    *,
+    threshold: float = 0.5,
 ) -> None:
-    """A row for each example: image, truth, probability of cell, and where they disagree.
+    """A row for each example: image, truth, what the network finds, and where they disagree.
+
+    What it finds is the probability of cell of two classes, and of more the most probable class.
 
     Args:
       file: PNG to write.
       examples: at least one.
       probabilities: float [H, W, classes] for each.
-      threshold: of the probability of cell, 1 - p(class 0), for the last column.
+      description: the checkpoint's, for the classes' names and colours.
+      threshold: of the probability of cell, 1 - p(class 0), for the last column of two classes.
     """
+    colours = class_colours(description)
+    several = len(colours) > 2
     figure = Figure(figsize=(13, 3.4 * len(examples)), layout="constrained")
     rows = figure.subplots(len(examples), 4, squeeze=False)
     titles = ["image", "truth", "probability of cell", "errors: red splits, blue merges"]
+    if several:
+        titles[2:] = ["most probable class", "red: another class than in truth"]
+        _add_legend(figure, description["class_names"], colours)
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title)
     for axes, example, probability in zip(rows, examples, probabilities, strict=True):
-        cell = 1 - probability[..., 0]
         image = example.image if example.image.ndim == 2 else example.image.mean(-1)
         low, high = np.percentile(image, [0.5, 99.5])
         axes[0].imshow(image, cmap="gray", vmin=low, vmax=high)
-        axes[1].imshow(example.labels, cmap="gray", vmin=0, vmax=probability.shape[-1] - 1)
-        axes[2].imshow(cell, cmap="gray", vmin=0, vmax=1)
-        axes[3].imshow(
-            error_map(example.labels, cell > threshold), cmap=_ERROR_COLOURS, vmin=0, vmax=4
-        )
+        axes[1].imshow(class_picture(example.labels, colours))
+        if several:
+            found = probability.argmax(-1)
+            axes[2].imshow(class_picture(found, colours))
+            axes[3].imshow(class_error_picture(example.labels, found))
+        else:
+            cell = 1 - probability[..., 0]
+            axes[2].imshow(cell, cmap="gray", vmin=0, vmax=1)
+            axes[3].imshow(
+                error_map(example.labels, cell > threshold), cmap=_ERROR_COLOURS, vmin=0, vmax=4
+            )
         axes[0].set_ylabel(example.name[:_NAME_SHOWN])
         for axis in axes:
             axis.set(xticks=[], yticks=[])
     with complete(file) as unfinished:
         figure.savefig(unfinished, dpi=110)
+
+
+def _add_legend(figure, names, colours):
+    # The space is for names that begin with an underscore, which matplotlib would leave out.
+    patches = [
+        Patch(facecolor=colour / 255, edgecolor="grey", label=f" {name[:_NAME_SHOWN]}")
+        for name, colour in zip(names, colours, strict=True)
+    ]
+    legend = figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ in a name is no formula
 
 
 def save_training_curves(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -97,13 +128,20 @@ def draw_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_validation_errors(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Pixel error and Rand error of the validation split; nothing before the first validation."""
+    """Errors of the validation split; nothing before the first validation."""
     validation = [row for row in rows if "validation" in row]
     if not validation:
         return
     steps = [row["step"] for row in validation]
-    for name, label in (("pixel_error", "pixel error"), ("rand_error", "Rand error")):
-        axes.plot(steps, [row["validation"][name] for row in validation], "o-", label=label)
+    for name, label in (
+        ("pixel_error", "pixel error"),
+        ("rand_error", "Rand error"),
+        ("mean_iou", "1 − mean IoU"),
+    ):
+        values = [row["validation"].get(name, np.nan) for row in validation]
+        if not np.isnan(values).all():
+            values = 1 - np.array(values) if name == "mean_iou" else values
+            axes.plot(steps, values, "o-", label=label)
     axes.set(xlabel="step", ylim=(0, None), title="validation errors")
     axes.legend()
 
@@ -147,14 +185,38 @@ def error_picture(
     return picture
 
 
-def class_picture(labels: np.ndarray, classes: int) -> np.ndarray:
+def class_picture(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] of the class of each pixel or `IGNORED`, see `class_colours`."""
     # The last colour is that of IGNORED = -1.
-    return np.vstack([class_colours(classes), _rgb(IGNORED_COLOUR)])[labels]
+    return np.vstack([colours, _rgb(IGNORED_COLOUR)])[labels]
 
 
-def class_colours(classes: int) -> np.ndarray:
-    """uint8 [classes, 3]: black for the background, white for a single other class."""
+def class_error_picture(labels: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: white where the class found is the true one, red elsewhere, ignored grey.
+
+    Args:
+      labels: int [H, W], the class of each pixel or `IGNORED`.
+      found: int [H, W], the most probable class.
+    """
+    colours = _rgb("white", SPLIT_COLOUR, IGNORED_COLOUR)
+    return colours[np.where(labels == IGNORED, 2, labels != found)]
+
+
+def class_colours(description: Mapping[str, Any]) -> np.ndarray:
+    """The colours of the classes in all pictures: those of the configuration, or the usual ones.
+
+    The usual ones are black for the background, white for a single other class.
+
+    Args:
+      description: the checkpoint's, see `model.Model`.
+
+    Returns:
+      uint8 [classes, 3].
+    """
+    config = description.get("config", description)  # without one there is the network's part
+    if config.get("class_colours"):  # older checkpoints know nothing of them
+        return _rgb(*config["class_colours"])
+    classes = config["model"]["classes"]
     return np.vstack([_rgb("black"), _palette(classes - 1) if classes > 2 else _rgb("white")])
 
 

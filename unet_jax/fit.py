@@ -20,7 +20,7 @@ from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_ma
 from unet_jax.data.splits import read_run
 from unet_jax.environment import is_out_of_memory, versions
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import Example, sha256
+from unet_jax.example import Example, is_sparse, sha256
 from unet_jax.figures import save_examples, save_training_curves
 from unet_jax.guard import TOO_LARGE_STEPS, collapse, is_finite, record_failure
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
@@ -30,7 +30,7 @@ from unet_jax.normalisation import PERCENTILES
 from unet_jax.overlap_tile import predict_tiled
 from unet_jax.resume import resume_or_start
 from unet_jax.run_log import RunLog
-from unet_jax.scores import em_errors
+from unet_jax.scores import class_scores, em_errors
 from unet_jax.stop_request import StopRequest
 from unet_jax.training import create_optimiser, create_train_state, make_train_step
 from unet_jax.weight_map import class_weights
@@ -202,10 +202,12 @@ def fit(
                         f"Step {step}: the network's output is no longer finite, at a learning "
                         f"rate of {rows[-1]['learning_rate']:.2g}; {TOO_LARGE_STEPS}."
                     )
-                scores = _validation_scores(validation, probabilities, validation_weights)
+                scores = _validation_scores(
+                    validation, probabilities, validation_weights, config.class_names
+                )
                 shown = slice(_EXAMPLES_SHOWN)
                 picture = workdir / "validation.png"
-                save_examples(picture, validation[shown], probabilities[shown])
+                save_examples(picture, validation[shown], probabilities[shown], description)
                 log.write([{"step": step, "seconds": round(seconds, 1), "validation": scores}])
                 save_training_curves(workdir / "training.png", log.rows)
                 warning = collapse(validation, probabilities, config.class_names)
@@ -251,7 +253,7 @@ def _out_of_memory_explained(network: UNet, settings: ConfigDict) -> Iterator[No
         ) from error
 
 
-def _validation_scores(examples, probabilities, weights) -> dict[str, float]:
+def _validation_scores(examples, probabilities, weights, names) -> dict[str, float]:
     """Loss and errors on the validation split."""
     parts = [
         # The soft-max of these logits are the probabilities.
@@ -259,8 +261,14 @@ def _validation_scores(examples, probabilities, weights) -> dict[str, float]:
         for p, e, w in zip(probabilities, examples, weights, strict=True)
     ]
     errors = em_errors(examples, [1 - p[..., 0] for p in probabilities])
-    loss = mean_over_pixels(*np.array(parts).T)
-    return {"loss": float(loss)} | {name: error["value"] for name, error in errors.items()}
+    scores = {"loss": float(mean_over_pixels(*np.array(parts).T))}
+    scores |= {name: error["value"] for name, error in errors.items()}
+    sparse = is_sparse(examples)
+    if sparse:
+        del scores["rand_error"]  # of cells, not of strokes
+    if sparse or len(names) > 2:
+        scores["mean_iou"] = class_scores(examples, probabilities, names)["mean_iou"]["value"]
+    return scores
 
 
 def _progress_bar(start: int, steps: int) -> tqdm:

@@ -212,7 +212,7 @@ def _predict_file(
     names = model.description.get("class_names") or [
         f"class {c}" for c in range(model.network.classes)
     ]
-    colours = class_colours(len(names))
+    colours = class_colours(model.description)
     memory, pixels = memory_bytes() // 2, height * width
     if model.scale != 1 and pixels * _SCALE_BYTES > memory:
         raise InputError(

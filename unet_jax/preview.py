@@ -144,7 +144,7 @@ def _figure(config, stored, seen, pixels, found):
             f"{example.name[:30]}\n{100 * background[i]:.1f} % {config.class_names[0]}"
         )
         _draw_stored(axes[0], axes[1], stored[i])
-        _draw(axes[2], _mask_picture(example, config.model.classes))
+        _draw(axes[2], _mask_picture(example, config))
         drawn = _draw(axes[3], weight, cmap="magma", vmin=0)
         figure.colorbar(drawn, ax=axes[3], fraction=0.046)
         for axis, (step, tile, coordinates) in zip(axes[4:], own_tiles, strict=True):
@@ -174,7 +174,12 @@ def _tiles(config, examples, chosen, dataset):
         augmented = augment(key, example, tile_side=side, context=reach, **config.augmentation)
         geometry_key = jax.random.split(key)[0]  # as `augment` derives it
         return augmented, tile_coordinates(
-            geometry_key, example["size"], tile_side=side, **geometry
+            geometry_key,
+            example["size"],
+            example.get("places"),
+            tile_side=side,
+            context=reach,
+            **geometry,
         )
 
     tiles = []
@@ -253,18 +258,18 @@ def _displayed(image):
     return grey_values(image.reshape(len(image), -1)).reshape(image.shape)
 
 
-def _mask_picture(example, classes):
-    """Cells in colours of their own, or those of their classes where there are several."""
-    if classes > 2:
-        return class_picture(example.labels, classes)
-    picture = numbered_picture(example.instances)
-    picture[example.labels == IGNORED] = class_picture(np.array(IGNORED), classes)
+def _mask_picture(example, config):
+    """Cells in colours of their own; the colours of classes where there are several, or strokes."""
+    picture = class_picture(example.labels, class_colours({"config": config}))
+    cells = example.instances > 0
+    if config.model.classes == 2:
+        picture[cells] = numbered_picture(example.instances)[cells]
     return picture
 
 
 def _legend(config, pixels):
     """Which colour in the masks is which class, and its share of the training pixels."""
-    colours = [tuple(c / 255) for c in class_colours(config.model.classes)]
+    colours = [tuple(c / 255) for c in class_colours({"config": config})]
     shares = pixels / max(pixels[:-1].sum(), 1)
     names = [f"{n}: {100 * s:.1f} %" for n, s in zip(config.class_names, shares[:-1], strict=True)]
     if config.model.classes == 2:

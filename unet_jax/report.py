@@ -29,6 +29,7 @@ from unet_jax.figures import (
     cell_colours,
     cell_picture,
     class_colours,
+    class_error_picture,
     class_picture,
     draw_losses,
     draw_validation_errors,
@@ -48,6 +49,7 @@ class Picture(NamedTuple):
       image: number [H, W] or [H, W, C].
       labels: int32 [H, W], the true classes, 0 = background or membrane, or `IGNORED`.
       cell: float32 [H, W], probability of cell.
+      found: int [H, W], the most probable class.
       split: bool [H, W], where the warping error finds predicted membrane that splits a cell.
       merge: bool [H, W], where it finds predicted cell that merges two.
       true_cells: int32 [H, W], the cell each pixel belongs to, 0 = none.
@@ -58,6 +60,7 @@ class Picture(NamedTuple):
     image: np.ndarray
     labels: np.ndarray
     cell: np.ndarray
+    found: np.ndarray
     split: np.ndarray
     merge: np.ndarray
     true_cells: np.ndarray
@@ -102,6 +105,7 @@ _METRICS = {
         "mean over the annotated cells: intersection over union with the found cell that covers "
         "more than half of it, 0 if there is none",
     ),
+    "mean_iou": _Metric("mean IoU", True, "mean of the IoU of all classes, see the last rows"),
 }
 _EM_ORDER = ("rand_error", "warping_error", "warping_error_2016", "pixel_error", "v_rand", "v_info")
 
@@ -155,7 +159,9 @@ def _context(result, pictures) -> dict[str, Any]:
     paper = {} if result["split"] == "images" else _paper(data)
     single_cells = data["source"] == "cell_tracking" or data.get("mask_rule") == "instances"
     cells_first = single_cells and scores["seg"] is not None
-    rank_by = "seg" if cells_first else "rand_error"
+    sparse = result["sparse"]
+    classes_first = (sparse or config["model"]["classes"] > 2) and not cells_first
+    order = ("mean_iou", "pixel_error") if sparse else _order(cells_first, classes_first)
     steps = result["step"] if isinstance(result["step"], list) else [result["step"]]
     return {
         "result": result,
@@ -171,18 +177,20 @@ def _context(result, pictures) -> dict[str, Any]:
         "step": steps[0],
         "single_cells": single_cells,
         "cells_first": cells_first,
+        "classes_first": classes_first,
         "hidden_test": result["split"] == "test",
         "averaging_names": _AVERAGING,
-        "image_metrics": {name: _METRICS[name] for name in _order(cells_first)},
-        "tiles": _tiles(scores, cells_first),
-        "rows": _table(result, paper, cells_first),
+        "image_metrics": {name: _METRICS[name] for name in order},
+        "tiles": _tiles(scores, order),
+        "rows": _table(result, paper, order),
+        "confusion": np.array(scores["confusion"]) if classes_first else None,
         "paper": paper,
-        "folds": _folds(result["folds"], cells_first) if result["folds"] else None,
-        "charts": _charts(scores),
-        "spreads": _spreads(images, cells_first),
+        "folds": _folds(result["folds"], order) if result["folds"] else None,
+        "charts": _charts(scores, order),
+        "spreads": _spreads(images, order),
         "histogram": _histogram(scores["seg"]["per_object"]) if cells_first else None,
-        "rank_by": _METRICS[rank_by].title,
-        "examples": _examples(result, pictures, rank_by, cells_first),
+        "rank_by": _METRICS[order[0]].title,
+        "examples": _examples(result, pictures, order[0], cells_first),
         "zooms": _zooms(pictures, scores["warping_error"]["threshold"]),
         "zoom_side": _ZOOM_SIDE,
         "losses": _training_charts(result["training"]["log"]),
@@ -198,9 +206,7 @@ def _context(result, pictures) -> dict[str, Any]:
             "several": SEVERAL_COLOUR,
             "truth": TRUTH_COLOUR,
         },
-        "class_colours": [
-            to_hex(colour / 255) for colour in class_colours(config["model"]["classes"])
-        ],
+        "class_colours": [to_hex(colour / 255) for colour in class_colours(result["training"])],
     }
 
 
@@ -251,26 +257,29 @@ def _paper(data) -> dict[str, tuple[str, str]]:
     return {}
 
 
-def _order(cells_first) -> tuple[str, ...]:
+def _order(cells_first, classes_first) -> tuple[str, ...]:
+    """The metrics to show; images are ranked by the first."""
+    if classes_first:
+        return ("mean_iou", "pixel_error", *(m for m in _EM_ORDER if m != "pixel_error"), "seg")
     return ("seg", *_EM_ORDER) if cells_first else (*_EM_ORDER, "seg")
 
 
-def _tiles(scores, cells_first):
+def _tiles(scores, order):
     """The main figures: (title, value, which direction is better)."""
-    em = ("rand_error", "warping_error", "pixel_error", "v_rand", "v_info")
+    shown = [name for name in order if name != "warping_error_2016"]
     return [
         (_METRICS[name].title, _number(_value(scores, name)), _METRICS[name].higher)
-        for name in (("seg", *em[:3]) if cells_first else em)
+        for name in shown[: 4 if order[0] == "seg" else 5]
     ]
 
 
-def _table(result, paper, cells_first):
+def _table(result, paper, order):
     """A row for each metric and class."""
     every = result["scores"]
     rows = []
-    for name in _order(cells_first):
+    for name in order:
         thresholds = [
-            result["instances"]["threshold"] if name == "seg" else scores[name]["threshold"]
+            result["instances"]["threshold"] if name == "seg" else scores[name].get("threshold")
             for scores in every.values()
         ]
         rows.append(
@@ -326,9 +335,8 @@ def _gain(value, before, higher):
     return f"{arrow} {_number(abs(change))}", "better" if (change > 0) == higher else "worse"
 
 
-def _folds(folds, cells_first):
+def _folds(folds, order):
     """A row for each part, and the mean and the standard deviation of each metric."""
-    order = _order(cells_first)
     columns = [[f[name] for f in folds if not _undefined(f[name])] for name in order]
     return {
         "metrics": [_METRICS[name] for name in order],
@@ -435,7 +443,7 @@ def _address(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _charts(scores):
+def _charts(scores, order):
     """Metrics against the threshold."""
     charts = []
     # Beside that at a threshold of 0, where all is cell, no other warping error could be seen.
@@ -445,9 +453,12 @@ def _charts(scores):
         (("warping_error", "warping_error_2016"), "warping error", highest_warping_error),
         (("v_rand", "v_info"), "score", 1.02),
     ):
+        shown = [name for name in names if name in order]
+        if not shown:
+            continue
         figure, axes = _chart()
         caption = []
-        for name, marker in zip(names, "os", strict=True):
+        for name, marker in zip(shown, "os", strict=False):
             score, title = scores[name], _METRICS[name].title
             (line,) = axes.plot(score["thresholds"], score["values"], label=title)
             axes.plot(score["threshold"], score["value"], marker, color=line.get_color(), ms=7)
@@ -460,11 +471,11 @@ def _charts(scores):
     return charts
 
 
-def _spreads(images, cells_first):
+def _spreads(images, order):
     """One strip for each metric, a dot for each image; none for a single image."""
     strips = []
-    em = ("rand_error", "warping_error", "pixel_error")
-    for name in ("seg", *em) if cells_first else (*em, "v_rand", "v_info", "seg"):
+    em = [name for name in order if name != "warping_error_2016"]
+    for name in em[:4] if order[0] == "seg" else em:
         metric = _METRICS[name]
         scored = [image for image in images if not _undefined(image[name])]
         if len(scored) < 2:
@@ -535,32 +546,39 @@ def _examples(result, pictures, rank_by, cells_first):
     if len(images) > _BEST + _WORST:
         chosen = scored[:_BEST] + scored[_BEST:][-_WORST:]
     threshold = result["scores"][result["averaging"]]["warping_error"]["threshold"]
-    classes = result["training"]["config"]["model"]["classes"]
+    colours = class_colours(result["training"])
     return [
         {
             **images[i],
             "rank": scored.index(i) + 1 if i in scored else None,
             "of": len(scored),
-            "panels": _panels(pictures[i], threshold, classes, cells_first),
+            "panels": _panels(pictures[i], threshold, colours, cells_first),
         }
         for i in chosen
     ]
 
 
-def _panels(picture: Picture, threshold: float, classes: int, cells_first: bool):
+def _panels(picture: Picture, threshold: float, colours: np.ndarray, cells_first: bool):
     """(title, address) of the pictures of one image."""
     size = _shown_size(picture.labels.shape)
     grey = _bytes(resized(grey_values(picture.image), size))
     panels = [("image", _jpeg(grey))]
     if cells_first:
         true, found = cell_colours(picture.true_cells, picture.found_cells)
-        for title, cells, colours in (
+        for title, cells, of_cells in (
             ("annotated cells", picture.true_cells, true),
             ("found cells", picture.found_cells, found),
         ):
-            panels.append((title, _jpeg(cell_picture(grey, _nearest(cells, size), colours))))
+            panels.append((title, _jpeg(cell_picture(grey, _nearest(cells, size), of_cells))))
     else:
-        panels.append(("truth", _png(_nearest(class_picture(picture.labels, classes), size))))
+        panels.append(("truth", _png(_nearest(class_picture(picture.labels, colours), size))))
+    if len(colours) > 2 and not cells_first:
+        for title, pixels in (
+            ("most probable class", class_picture(picture.found, colours)),
+            ("errors", class_error_picture(picture.labels, picture.found)),
+        ):
+            panels.append((title, _png(_nearest(pixels, size))))
+        return panels
     panels.append(("probability of cell", _jpeg(_bytes(255 * resized(picture.cell, size)))))
     # As wide as can be seen when the whole image is a few centimetres.
     errors = _errors(picture, threshold, widen=max(picture.labels.shape) // 170)

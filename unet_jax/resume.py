@@ -15,6 +15,7 @@ from unet_jax.training import TrainState
 # Parts of a checkpoint's description that make it the same run.
 _COMPARED = ("config", "channels", "fold", "folds", "splits", "data")
 _STEPS = "config.train.steps"
+_COLOURS = "config.class_colours"  # of pictures only
 # Differences that are told one by one.
 _SHOWN = 5
 
@@ -31,7 +32,7 @@ def resume_or_start(
       state: what a new run begins with.
       description: of the run to be, see `checkpoint.save`.
       allowed: keys such as "config.augmentation.shift", or their beginnings such as "data", that
-        may differ from those of the run so far. More steps always may.
+        may differ from those of the run so far. More steps and other colours always may.
 
     Raises:
       InputError: another run is there, each difference named; a damaged checkpoint; a folder that
@@ -66,7 +67,7 @@ def _allowed_changes(workdir, saved, description, allowed) -> list[tuple[str, An
             key, before, now = change
             longer = key == _STEPS and now > before
             wanted = any(key == a or key.startswith(a + ".") for a in allowed)
-            (changes if longer or wanted else refused).append(change)
+            (changes if longer or wanted or key == _COLOURS else refused).append(change)
     lines = [
         f"{workdir} holds a run with {key} = {_short(before)}, not {_short(now)}; give another "
         f"--workdir, or --allow_change={key if key.startswith('config') else key.split('.')[0]}."

@@ -76,10 +76,13 @@ def seg_score(examples: list[Example], cells: list[np.ndarray]) -> dict[str, Any
 
 def class_scores(
     examples: list[Example], probabilities: list[np.ndarray], class_names: list[str]
-) -> dict[str, float]:
-    """Intersection over union of each class with the most probable one, over all pixels counted.
+) -> dict[str, Any]:
+    """How well the most probable class of each pixel is the true one, over all pixels that count.
 
-    NaN-free: a class that occurs neither in truth nor prediction is left out.
+    Returns:
+      `intersection_over_union` by class, without those that occur neither in truth nor prediction;
+      `mean_iou`, `{"value": their mean, None if there are none}`; `confusion`, pixels, a row for
+      each true class, a column for each class found.
     """
     classes = len(class_names)
     confusion = np.zeros((classes, classes), np.int64)
@@ -89,7 +92,12 @@ def class_scores(
         confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     both = np.diag(confusion)
     either = confusion.sum(0) + confusion.sum(1) - both
-    return {name: float(both[c] / either[c]) for c, name in enumerate(class_names) if either[c]}
+    overlaps = {name: float(both[c] / either[c]) for c, name in enumerate(class_names) if either[c]}
+    return {
+        "intersection_over_union": overlaps,
+        "mean_iou": {"value": float(np.mean(list(overlaps.values()))) if overlaps else None},
+        "confusion": confusion.tolist(),
+    }
 
 
 def baselines(examples: list[Example]) -> dict[str, Any]:

@@ -536,6 +536,7 @@ for name, keys, value, says in [
     ("folds", ["folds"], "3\n", NO_CHECKPOINT),
     ("class_names", ["class_names"], "ab", NO_CHECKPOINT),
     ("class_names_without_end", ["config", "class_names"], ["x"] * 10**5, NO_CHECKPOINT),
+    ("class_colours", ["config", "class_colours"], ["red", ["x"]], NO_CHECKPOINT),
     ("classes_of_the_report", ["config", "model", "classes"], 10**9, NO_CHECKPOINT),
     ("learning_rate", ["config", "optimiser", "peak_learning_rate"], "{}", NO_CHECKPOINT),
     ("steps", ["config", "train", "steps"], {"a": 1}, NO_CHECKPOINT),

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 
 from unet_jax.environment import memory_bytes
-from unet_jax.example import Example
+from unet_jax.example import IGNORED, Example, is_sparse
 from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.weight_map import weight_map
 
+_PLACES = 1000  # of each image
 _compiled = jax.jit(weight_map, static_argnames=("w0", "sigma"))
 
 
@@ -28,7 +29,9 @@ def training_arrays(examples: list[Example], weights: list[np.ndarray]) -> dict[
 
     Returns:
       `image` float32 [N, H, W, C], normalised; `labels` int32 and `weights` float32 [N, H, W];
-      `size` int32 [N, 2]. NumPy arrays if they would take more than half of the device's memory.
+      `size` int32 [N, 2]; of sparsely annotated examples also `places` int32 [N, 1000, 2],
+      annotated pixels at which tiles are taken, so that none is without. NumPy arrays if they would
+      take more than half of the device's memory.
     """
     height, width = np.max([e.labels.shape for e in examples], axis=0)
 
@@ -43,6 +46,11 @@ def training_arrays(examples: list[Example], weights: list[np.ndarray]) -> dict[
         "weights": np.stack([filled(w) for w in weights]),
         "size": np.array([e.labels.shape for e in examples], np.int32),
     }
+    if is_sparse(examples):
+        annotated = [np.argwhere(e.labels != IGNORED).astype(np.int32) for e in examples]
+        arrays["places"] = np.stack(
+            [np.random.default_rng(0).choice(pixels, _PLACES) for pixels in annotated]
+        )
     if sum(a.nbytes for a in arrays.values()) > memory_bytes() // 2:
         return arrays
     return jax.device_put(arrays)

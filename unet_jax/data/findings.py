@@ -142,7 +142,9 @@ def doubts(findings: list[Finding], stored: list[Example], config: ConfigDict) -
         tell(
             "masks",
             f"{names[0]!r} lies in pieces surrounded by {names[-1]!r}, as if the two were the "
-            f"wrong way round; in a mask, {names[0]!r} is 0.",
+            f"wrong way round, or all cells touched; in a mask, {names[0]!r} is 0, and cells that "
+            "touch need a line of it between them, or masks that number them (mask_rule "
+            "'instances').",
             inverted,
         )
         tell(

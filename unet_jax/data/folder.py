@@ -11,13 +11,14 @@ from scipy import ndimage
 
 from unet_jax.data.image_files import check_grey_values, grey_as_one_channel, read_image
 from unet_jax.errors import InputError, Problems
-from unet_jax.example import IGNORED, Example
+from unet_jax.example import IGNORED, SPARSE, Example, annotated_share
 
 logger = logging.getLogger("unet_jax")
 
 #: Of the names of image files.
 SUFFIXES = (".tif", ".tiff", ".png")
 _MASK_RULES = ("binary", "classes", "instances")
+_FEW = 20  # classes that masks may be thought to have
 
 
 def read_folder(
@@ -39,9 +40,11 @@ def read_folder(
       labels: the folder of masks, of one channel and whole numbers.
       mask_rule: what the numbers of a mask mean.
         'binary': 0 and one other number, such as 255, in all masks; the other is class 1.
-        'classes': the class of a pixel, below ``classes``.
+        'classes': the class of a pixel, below ``classes``. With an ``ignore_value`` of 0 they
+        begin at 1, as programs for scribbles write them: 1 is class 0.
         'instances': 0 = background, n = cell n, which is class 1.
-        Under the first two rules a cell is a 4-connected component of one class other than 0.
+        Under the first two rules a cell is a 4-connected component of classes other than 0. A
+        mask that ignores most of its pixels holds strokes, and no cells.
       classes: the number of classes, background included.
       ignore_value: mask pixels of this number are labelled ``IGNORED``; -1 = there are none.
       channels: what a trained network takes; by default what the first image has. Grey images
@@ -57,6 +60,11 @@ def read_folder(
     """
     if mask_rule not in _MASK_RULES:
         raise InputError(f"mask_rule is {mask_rule!r}, expected one of {', '.join(_MASK_RULES)}")
+    if ignore_value == 0 and mask_rule != "classes":
+        raise InputError(
+            f"ignore_value is 0, the background under mask_rule {mask_rule!r}; expected another, or"
+            " mask_rule 'classes', whose classes then begin at 1"
+        )
     problems = Problems()
     image_files, mask_files = _find_files(images, problems), _find_files(labels, problems)
     if not (image_files and mask_files):
@@ -92,9 +100,13 @@ def read_folder(
         ):
             ignored = mask == ignore_value
             cells = np.where(ignored, 0, mask)
-            target = cells if mask_rule == "classes" else (cells > 0).astype(np.int32)
-            instances = cells if mask_rule == "instances" else connected_cells(target)
+            target = (cells > 0).astype(np.int32)
+            if mask_rule == "classes":
+                target = cells - 1 if ignore_value == 0 else cells
             target = np.where(ignored, np.int32(IGNORED), target)
+            instances = cells if mask_rule == "instances" else connected_cells(target)
+            if mask_rule != "instances" and annotated_share([target]) < SPARSE:
+                instances = np.zeros_like(target)
             examples.append(Example(name, _without_single_channel(image), target, instances))
     return examples
 
@@ -125,7 +137,10 @@ def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.nd
 
 
 def connected_cells(labels: np.ndarray) -> np.ndarray:
-    """Numbers the 4-connected components of equal class; touching classes are different cells.
+    """Numbers the 4-connected components of all classes but the background.
+
+    Touching classes are one cell, such as a nucleus in its cytoplasm: so the metrics and
+    `find_cells`, which know the probability of cell alone, take them too.
 
     Args:
       labels: int [H, W], classes; 0 and below are no cell.
@@ -133,13 +148,7 @@ def connected_cells(labels: np.ndarray) -> np.ndarray:
     Returns:
       int32 [H, W], the cell each pixel belongs to, 1..n, 0 = none.
     """
-    instances = np.zeros(labels.shape, np.int32)
-    count = 0
-    for label in np.unique(labels[labels > 0]):
-        cells, found = ndimage.label(labels == label)
-        instances[cells > 0] = cells[cells > 0] + count
-        count += found
-    return instances
+    return ndimage.label(labels > 0)[0]
 
 
 def split_by_stem(
@@ -283,16 +292,25 @@ def _check_values(
     ignored = set() if ignore_value == -1 else {ignore_value}
     found = {stem: set(np.unique(mask).tolist()) - ignored for stem, mask in masks.items()}
     values = set().union(*found.values())
-    fitting = _fitting_rules(values, classes)
+    highest = classes if ignore_value == 0 else classes - 1
+    fitting = ["classes"] if ignore_value == 0 else list(_MASK_RULES)
+    fitting = [rule for rule in _fitting_rules(values, highest) if rule in fitting]
     if mask_rule not in fitting:
         # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
-        breaking = [s for s in masks if mask_rule not in _fitting_rules(found[s], classes)]
+        breaking = [s for s in masks if mask_rule not in _fitting_rules(found[s], highest)]
         source, shown = (files[breaking[0]], found[breaking[0]]) if breaking else (folder, values)
         others = [files[stem].name for stem in breaking[1:]]
         nor = f", nor do those of {_first(others, 3)}" if others else ""
         remedies = [repr(rule) for rule in fitting]
-        if mask_rule in _fitting_rules(values - {max(values)}, classes):
-            remedies.append(f"{mask_rule!r} with ignore_value {max(values)}")
+        top, first = max(values), classes - highest
+        for kept, also in ((values, ""), (values - {top}, f" and ignore_value {top}")):
+            if kept and min(kept) >= 0 and highest < max(kept) < _FEW:
+                remedies.append(f"'classes' with {max(kept) + first} classes{also}")
+                break
+        if mask_rule in _fitting_rules(values - {top}, highest):
+            remedies.append(f"{mask_rule!r} with ignore_value {top}")
+        if top == classes and 0 in values:
+            remedies.append("'classes' with ignore_value 0 if 0 means not annotated")
         raise InputError(
             f"{source}: mask values {_first(sorted(shown), 10)} do not fit mask_rule {mask_rule!r}"
             f" with {classes} classes{nor}; all masks fit {', or '.join(remedies) or 'no rule'}"
@@ -303,12 +321,12 @@ def _check_values(
         logger.warning("%s: mask values 0 and %d are read as classes 0 and 1", folder, max(values))
 
 
-def _fitting_rules(values: set[int], classes: int) -> list[str]:
+def _fitting_rules(values: set[int], highest: int) -> list[str]:
     if min(values, default=0) < 0:
         return []
     fits = {
         "binary": len(values - {0}) <= 1,
-        "classes": max(values, default=0) < classes,
+        "classes": max(values, default=0) <= highest,
         "instances": True,
     }
     return [rule for rule in _MASK_RULES if fits[rule]]

@@ -43,6 +43,8 @@ def read_run(
             raise InputError(
                 f"All pixels of the {split} split are ignored, expected some that count."
             )
+    # The others teach nothing.
+    stored["train"] = [e for e in stored["train"] if (e.labels != IGNORED).any()]
     scale = data.get("scale", 1.0)
     seen = {
         split: [separated(rescaled(e, scale)) for e in examples]
