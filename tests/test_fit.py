@@ -265,7 +265,7 @@ def test_a_split_without_a_pixel_that_counts_is_refused(tiny_config, tmp_path, m
 def test_sparse_strokes_train_without_cells(tiny_config, tmp_path, monkeypatch):
     """A stroke of each class in a corner, an image without any: every tile has annotated pixels."""
 
-    original = fit_module.read_splits
+    original = data_splits.read_splits
 
     def stroked(*args):
         splits = original(*args)
@@ -278,7 +278,7 @@ def test_sparse_strokes_train_without_cells(tiny_config, tmp_path, monkeypatch):
         blank = blank._replace(name="blank", labels=np.full_like(blank.labels, IGNORED))
         return splits | {"train": [*splits["train"], blank]}
 
-    monkeypatch.setattr(fit_module, "read_splits", stroked)
+    monkeypatch.setattr(data_splits, "read_splits", stroked)
     workdir = tmp_path / "run"
     assert fit(tiny_config, workdir) == 0
     rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
