@@ -25,17 +25,20 @@ def size_step(depth: int) -> int:
     return 2 ** (depth - 1)
 
 
-def smallest_size(depth: int) -> int:
-    """The smallest height and width that the graph takes, pixels: 112 at depth 5."""
-    # A line of n pixels can be mirrored by n - 1.
+def halo(depth: int) -> int:
+    """The border, in pixels, that a tile shares with its neighbours: 96 at depth 5.
+
+    The network's context of 92, and up to the next multiple of `size_step`: the origins of all
+    tiles then lie on the max-pooling grid, and tiles give what the whole image gives.
+    """
     step = size_step(depth)
-    return (context(depth) + _surplus(depth)) // step * step + step
+    return -(-context(depth) // step) * step
 
 
 def onnx_graph(model: Model) -> onnx.ModelProto:
     """The model at the scale that its network sees, without the grey value normalisation.
 
-    Height and width must be multiples of `size_step`, from `smallest_size` on. Of an ensemble it
+    Height and width must be multiples of `size_step` and larger than `halo`. Of an ensemble it
     gives the mean of the members' probabilities. The same parameters give the same bytes.
     """
     network = model.network
@@ -49,9 +52,9 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
         constants[name] = np.array(values)
         return name
 
-    margin = context(network.depth)
-    after = margin + _surplus(network.depth)
-    pads = constant("margins", [0, 0, margin, margin, 0, 0, after, after])
+    # The network's output for such a size, 16 k + 4 at depth 5, has a surplus at the end.
+    before, after = context(network.depth), halo(network.depth)
+    pads = constant("margins", [0, 0, before, before, 0, 0, after, after])
     mirrored = add("Pad", ["image", pads], "mirrored", mode="reflect")
 
     members = len(jax.tree.leaves(model.params)[0])
@@ -60,7 +63,7 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
         params = jax.tree.map(lambda x, i=i: np.asarray(x[i]), model.params)
         outputs.append(_add_network(network, params, f"member{i}.", mirrored, add, constant))
     mean = add("Mean", outputs, "mean")
-    ends = [-_surplus(network.depth) or _END] * 2
+    ends = [before - after or _END] * 2
     limits = [constant("first", [0, 0]), constant("last", ends), constant("height_width", [2, 3])]
     add("Slice", [mean, *limits], "probabilities")
 
@@ -81,14 +84,6 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     )
     onnx.checker.check_model(written, full_check=True)
     return written
-
-
-def _surplus(depth):
-    """What the network's output for an image of a multiple of `size_step` has too many: 4 pixels.
-
-    Valid output sides are 16 k + 4 at depth 5. Up to depth 3 there is none.
-    """
-    return min(size_step(depth), 4) % size_step(depth)
 
 
 def _add_network(network: UNet, params, prefix, x, add, constant) -> str:

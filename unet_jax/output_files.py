@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from unet_jax.errors import InputError
+
 
 @contextlib.contextmanager
 def complete(file: Path) -> Iterator[Path]:
@@ -21,3 +23,21 @@ def complete(file: Path) -> Iterator[Path]:
         unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def writable_folder(folder: Path, names: tuple[str, ...], overwrite: bool) -> Path:
+    """The folder, made if need be, once it is sure that files of these names can be written.
+
+    Raises:
+      InputError: one of them is there and may not be overwritten, or the folder is not writable.
+    """
+    for name in names:
+        if (folder / name).exists() and not overwrite:
+            raise InputError(f"{folder / name}: is there already; --overwrite replaces it.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}).") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to.")
+    return folder
