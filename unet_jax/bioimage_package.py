@@ -17,14 +17,17 @@ A gain and offset for `scale_range` were those of the same image.
 
 import dataclasses
 import io
+import re
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from bioimageio.spec import save_bioimageio_package_to_stream
-from bioimageio.spec.generic.v0_3 import Author, CiteEntry, FileDescr
+from bioimageio.spec.generic.v0_3 import Author, CiteEntry, FileDescr, LicenseId
 from bioimageio.spec.model import v0_5
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from unet_jax.errors import InputError, one_line
@@ -58,38 +61,56 @@ def bioimage_package(
       licence: an SPDX identifier, such as CC-BY-4.0.
 
     Raises:
-      InputError: an example without contrast; a name, author or licence against the zoo's rules.
+      InputError: an example that cannot be normalised; a name, author or licence against the zoo's
+        rules.
     """
+    _check(name, authors, licence)
     example = _example(model, image)
+    preprocessing = _normalisation(model, example)
     # The example is of the network's scale already.
     probabilities = predict_tiled(dataclasses.replace(model, scale=1.0), example)
-    preprocessing = _normalisation(model, example)
     with tempfile.TemporaryDirectory() as folder:
-        files = {
-            "weights": Path(folder, "weights.onnx"),
-            "input": Path(folder, "test_input.npy"),
-            "output": Path(folder, "test_output.npy"),
-            "documentation": Path(folder, "README.md"),
-        }
-        files["weights"].write_bytes(graph)
-        for key, array in (("input", example), ("output", probabilities)):
+        folder = Path(folder)
+        (folder / "weights.onnx").write_bytes(graph)
+        (folder / "README.md").write_text(_documentation(model, name), encoding="utf-8")
+        _save_cover(folder / "cover.png", example, probabilities)
+        for end, array in (("input", example), ("output", probabilities)):
             planes = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
-            np.save(files[key], planes[None].astype(np.float32))
-        files["documentation"].write_text(_documentation(model, name), encoding="utf-8")
+            np.save(folder / f"test_{end}.npy", planes[None])
+            tifffile.imwrite(folder / f"sample_{end}.tif", planes)
         try:
             described = v0_5.ModelDescr(
                 name=name,
                 description=_description(model),
                 authors=[Author(name=author) for author in authors],
                 license=licence,
-                **_fixed(model, files, preprocessing),
+                **_fixed(model, folder, preprocessing),
             )
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
-            raise InputError(*(f"The model zoo refuses {one_line(p)}" for p in problems)) from error
+            raise InputError(f"The model zoo's validator refuses {one_line(error)}.") from error
         stream = io.BytesIO()
         save_bioimageio_package_to_stream(described, output_stream=stream)
         return stream.getvalue()
+
+
+def _check(name: str, authors: list[str], licence: str | None) -> None:
+    """Raises InputError for what the zoo would refuse in many words."""
+    problems = []
+    if not re.fullmatch(r"[A-Za-z0-9_+() -]{5,128}", name):
+        problems.append(
+            f"--name: expected 5 to 128 letters, digits, spaces or _+-(), not {name!r}."
+        )
+    if any("/" in author or not author.strip() for author in authors):
+        problems.append(f"--author: expected names without a slash, not {', '.join(authors)!r}.")
+    try:
+        if licence is not None:
+            LicenseId(licence)
+    except ValidationError:
+        problems.append(
+            f"--licence: expected an SPDX identifier such as CC-BY-4.0, not {licence!r}."
+        )
+    if problems:
+        raise InputError(*problems)
 
 
 def _example(model: Model, image: np.ndarray) -> np.ndarray:
@@ -113,10 +134,13 @@ def _smallest_tile(depth):
 def _normalisation(model: Model, example: np.ndarray) -> list:
     """Steps of the zoo that normalise the example as training does."""
     image = example.reshape(*example.shape[:2], -1).astype(np.float64)
-    wanted_mean, wanted_std = grey_value_statistics(image, model.percentiles)
+    try:
+        wanted_mean, wanted_std = grey_value_statistics(image, model.percentiles)
+    except ValueError as error:
+        raise InputError(f"The example image {error}.") from error
     mean, std = image.mean((0, 1)), image.std((0, 1))
     if not (wanted_std > 0).all():
-        raise InputError("The example image has a channel without contrast; give another --image.")
+        raise InputError("The example image has no contrast in a channel; give another --image.")
     gain, offset = std / wanted_std, (mean - wanted_mean) / wanted_std
     steps = [
         v0_5.ZeroMeanUnitVarianceDescr(
@@ -140,8 +164,12 @@ def _normalisation(model: Model, example: np.ndarray) -> list:
     return steps
 
 
-def _fixed(model: Model, files: dict[str, Path], preprocessing: list) -> dict:
+def _fixed(model: Model, folder: Path, preprocessing: list) -> dict:
     """The fields of the description that the user has no part in."""
+
+    def file(name):
+        return FileDescr(source=folder / name)
+
     depth = model.network.depth
     size = v0_5.ParameterizedSize(min=_smallest_tile(depth), step=size_step(depth))
     image = v0_5.InputTensorDescr(
@@ -154,7 +182,8 @@ def _fixed(model: Model, files: dict[str, Path], preprocessing: list) -> dict:
         data=v0_5.IntervalOrRatioDataDescr(type="float32"),
         pad=v0_5.ReflectPadding(mode="reflect"),
         preprocessing=preprocessing,
-        test_tensor=FileDescr(source=files["input"]),
+        test_tensor=file("test_input.npy"),
+        sample_tensor=file("sample_input.tif"),
     )
     probabilities = v0_5.OutputTensorDescr(
         id="probabilities",
@@ -171,14 +200,16 @@ def _fixed(model: Model, files: dict[str, Path], preprocessing: list) -> dict:
             ],
         ],
         data=v0_5.IntervalOrRatioDataDescr(type="float32", range=(0, 1)),
-        test_tensor=FileDescr(source=files["output"]),
+        test_tensor=file("test_output.npy"),
+        sample_tensor=file("sample_output.tif"),
     )
-    weights = v0_5.OnnxWeightsDescr(source=files["weights"], opset_version=OPSET)
+    weights = v0_5.OnnxWeightsDescr(source=folder / "weights.onnx", opset_version=OPSET)
     return dict(
         inputs=[image],
         outputs=[probabilities],
         weights=v0_5.WeightsDescr(onnx=weights),
-        documentation=FileDescr(source=files["documentation"]),
+        documentation=file("README.md"),
+        covers=[file("cover.png")],
         tags=["unet", "2d", "semantic-segmentation", "jax"],
         cite=[
             CiteEntry(
@@ -201,6 +232,21 @@ def _description(model: Model) -> str:
     scale = f" Shrink images to {model.scale:g} of their size first." if model.scale < 1 else ""
     scale = f" Enlarge images to {model.scale:g} of their size first." if model.scale > 1 else scale
     return f"U-Net that gives each pixel of an image the probabilities of {classes}.{scale}"
+
+
+def _save_cover(file: Path, example: np.ndarray, probabilities: np.ndarray) -> None:
+    """The example, and beside it the probability of all classes but the first."""
+    figure = Figure(figsize=(8, 4), dpi=80)  # the zoo wants 2 : 1 and at most 500 KB
+    image = example if example.ndim == 2 else example.mean(-1)
+    low, high = np.percentile(image, [0.5, 99.5])
+    for left, picture, limits in (
+        (0, image, (low, high)),
+        (0.5, 1 - probabilities[..., 0], (0, 1)),
+    ):
+        axes = figure.add_axes((left, 0, 0.5, 1))
+        axes.imshow(picture, cmap="gray", vmin=limits[0], vmax=limits[1])
+        axes.set_axis_off()
+    figure.savefig(file)
 
 
 def _documentation(model: Model, name: str) -> str:
