@@ -24,6 +24,9 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 from unet_jax.bioimage_package import bioimage_package  # noqa: E402
 from unet_jax.onnx_graph import onnx_graph  # noqa: E402
 
+# bioimageio.spec leaves its files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 DEFAULTS = dict(step="best", image=None, name=None, authors=[], licence=None, overwrite=False)
 DESCRIPTION = {
     "step": 3,
@@ -37,7 +40,6 @@ DESCRIPTION = {
 
 @pytest.fixture(autouse=True)
 def closed_files():
-    """bioimageio.spec leaves its files to the garbage collector."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -124,8 +126,8 @@ def test_a_run_becomes_a_valid_package(workdir, tmp_path, no_network, monkeypatc
     assert package.cite[0].doi == "10.1007/978-3-319-24574-4_28"
     assert package.weights.onnx.opset_version == 13
     assert package.config.unet_jax["step"] == 4
-    cover = tifffile.imread(folder / "sample_input.tif")
-    assert cover.shape == (60, 60) and (folder / "cover.png").stat().st_size < 500_000
+    assert tifffile.imread(folder / "sample_input.tif").shape == (1, 60, 60)
+    assert (folder / "cover.png").stat().st_size < 500_000
 
     example, result = (np.load(folder / f"test_{end}.npy") for end in ("input", "output"))
     assert example.dtype == result.dtype == np.float32

@@ -48,12 +48,9 @@ def as_input(image):
     "kind",
     [
         dict(),
-        dict(width=16),
         dict(depth=1, width=4),
         dict(depth=2, channels=3, classes=4, members=3),
-        dict(depth=3),
-        dict(depth=4, members=2),
-        dict(depth=2, dtype="bfloat16"),
+        dict(depth=3, dtype="bfloat16"),
     ],
     ids=str,
 )
@@ -64,16 +61,16 @@ def test_equals_jax(kind):
     onnx_session = session(model)
     # A network trained in bfloat16 is exported in float32.
     expecting = dataclasses.replace(model, network=model.network.clone(dtype="float32"))
-    for height, width in [(least * step, (least + 3) * step), ((least + 2) * step, least * step)]:
-        image = picture(height, width, model.channels)
-        expected = predict_tiled(expecting, image if model.channels > 1 else image[..., 0])
-        # The second of the batch is another image.
-        batch = np.concatenate([as_input(image), as_input(image[::-1] ** 2)])
-        probabilities = onnx_session.run(None, {"image": batch})[0]
-        assert probabilities.dtype == np.float32
-        assert probabilities.shape == (2, model.network.classes, height, width)
-        np.testing.assert_allclose(probabilities[0].transpose(1, 2, 0), expected, atol=1e-5)
-        assert expected.std() > 0.01 and np.abs(probabilities[1] - probabilities[0]).max() > 0.01
+    height, width = least * step, (least + 3) * step
+    image = picture(height, width, model.channels)
+    expected = predict_tiled(expecting, image if model.channels > 1 else image[..., 0])
+    # The second of the batch is another image.
+    batch = np.concatenate([as_input(image), as_input(image[::-1] ** 2)])
+    probabilities = onnx_session.run(None, {"image": batch})[0]
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (2, model.network.classes, height, width)
+    np.testing.assert_allclose(probabilities[0].transpose(1, 2, 0), expected, atol=1e-5)
+    assert expected.std() > 0.01 and np.abs(probabilities[1] - probabilities[0]).max() > 0.01
 
 
 def test_the_paper_s_sizes():
@@ -91,20 +88,15 @@ def test_tiles_with_the_halo_equal_the_whole_image():
     image = as_input(picture(8 * 24, 8 * 24))
     whole = onnx_session.run(None, {"image": image})[0]
 
-    def worst_of_tiles(border):
-        side = 8 * 8
-        stops = range(border, 192 - border - side, side)
-        differences = []
-        for top in stops:
-            rows = slice(top - border, top + side + border)
-            tile = onnx_session.run(None, {"image": image[:, :, rows, rows]})[0]
-            inner = tile[:, :, border:-border, border:-border]
-            differences.append(np.abs(inner - whole[:, :, top : top + side, top : top + side]))
-        return np.max(differences)
+    def difference(border):
+        part = slice(64 - border, 128 + border)
+        tile = onnx_session.run(None, {"image": image[:, :, part, part]})[0]
+        inner = tile[:, :, border:-border, border:-border]
+        return np.abs(inner - whole[:, :, 64:128, 64:128]).max()
 
-    assert worst_of_tiles(halo(4)) < 1e-5
-    # Enough context, but off the max-pooling grid.
-    assert context(4) < halo(4) < 60 and worst_of_tiles(60) > 1e-3
+    assert difference(halo(4)) < 1e-5
+    # Enough context, but an origin off the max-pooling grid.
+    assert 60 > halo(4) > context(4) and difference(60) > 1e-3
 
 
 @pytest.mark.parametrize("size", [(20, 24), (33, 40)])

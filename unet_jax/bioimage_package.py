@@ -77,7 +77,7 @@ def bioimage_package(
         for end, array in (("input", example), ("output", probabilities)):
             planes = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
             np.save(folder / f"test_{end}.npy", planes[None])
-            tifffile.imwrite(folder / f"sample_{end}.tif", planes)
+            tifffile.imwrite(folder / f"sample_{end}.tif", planes, photometric="minisblack")
         try:
             described = v0_5.ModelDescr(
                 name=name,
@@ -152,7 +152,7 @@ def _normalisation(model: Model, example: np.ndarray) -> list:
         )
     ]
     # The zoo refuses a step that changes nothing.
-    if (gain != 1).any() or (offset != 0).any():
+    if not (np.allclose(gain, 1) and np.allclose(offset, 0)):
         kwargs = (
             v0_5.ScaleLinearKwargs(gain=float(gain[0]), offset=float(offset[0]))
             if model.channels == 1
