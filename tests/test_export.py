@@ -100,7 +100,7 @@ def run_as_described(description, folder):
         for key in ("gain", "offset")
     )
     normalised = (image - mean) / (std + steps["zero_mean_unit_variance"].eps) * gain + offset
-    session = onnxruntime.InferenceSession(folder / description.weights.onnx.source.name)
+    session = onnxruntime.InferenceSession(folder / "weights.onnx")
     return session.run(None, {"image": normalised.astype(np.float32)})[0]
 
 
