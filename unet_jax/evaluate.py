@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import shlex
 import sys
 import time
@@ -31,7 +30,7 @@ from unet_jax.example import (
 from unet_jax.figures import save_examples
 from unet_jax.instances import SETTINGS, find_cells, read_settings
 from unet_jax.model import Model
-from unet_jax.output_files import complete
+from unet_jax.output_files import complete, writable_folder
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
 from unet_jax.report import Picture, save_report
 from unet_jax.run_log import read_log
@@ -128,7 +127,7 @@ def evaluate(
         raise InputError(f"{data}: all pixels are ignored, expected some that count.")
     if out is None and (workdir / folder).is_symlink():
         raise InputError(f"{workdir / folder}: is a link, expected a folder; or give --out.")
-    out = _writable(out or workdir / folder, (_REPORT, _RESULT, _PICTURE), overwrite)
+    out = writable_folder(out or workdir / folder, (_REPORT, _RESULT, _PICTURE), overwrite)
 
     outlined = [separated(example) for example in examples]
     names = members[0].description["class_names"]
@@ -221,7 +220,7 @@ def tune_instances(workdir: Path, *, step: str, averaging: str, overwrite: bool)
       InputError: a checkpoint or data that cannot be used; nothing has been written.
     """
     parts = _left_out(checkpoint.load_members(workdir, step))
-    _writable(workdir, (SETTINGS,), overwrite)
+    writable_folder(workdir, (SETTINGS,), overwrite)
     examples = [example for _, part in parts for example in part]
     if not any(example.instances.any() for example in examples):
         raise InputError("No image of the validation split has an annotated cell to tune on.")
@@ -343,20 +342,6 @@ def _crop(array: np.ndarray, example: Example) -> np.ndarray:
     """Without what `em_stack` filled up."""
     height, width = example.labels.shape
     return array[:height, :width]
-
-
-def _writable(folder: Path, names: tuple[str, ...], overwrite: bool) -> Path:
-    """The folder, made if need be, once it is sure that files of these names can be written."""
-    for name in names:
-        if (folder / name).exists() and not overwrite:
-            raise InputError(f"{folder / name}: is there already; --overwrite replaces it.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}).") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written to.")
-    return folder
 
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:

@@ -67,3 +67,16 @@ def lock(folder: Path) -> None:
         _locks[folder.absolute()] = opened
     for leftover in folder.glob(".unfinished-*"):
         leftover.unlink()
+
+
+def writable_folder(folder: Path, names: tuple[str, ...], overwrite: bool) -> Path:
+    """The folder, made if need be, once it is sure that files of these names can be written.
+
+    Raises:
+      InputError: one of them is there and may not be overwritten, or the folder is not writable.
+    """
+    for name in names:
+        if (folder / name).exists() and not overwrite:
+            raise InputError(f"{folder / name}: is there already; --overwrite replaces it.")
+    probe(folder, 0)
+    return folder

@@ -1,0 +1,83 @@
+"""An export run: from a checkpoint to files that programs without JAX can use."""
+
+from pathlib import Path
+
+import numpy as np
+
+from unet_jax import checkpoint
+from unet_jax.data.folder import read_images
+from unet_jax.data.splits import read_splits
+from unet_jax.errors import InputError
+from unet_jax.model import Model
+from unet_jax.output_files import complete, writable_folder
+
+
+def export(
+    workdir: Path,
+    *,
+    step: str,
+    output: Path,
+    image: Path | None,
+    name: str | None,
+    authors: list[str],
+    licence: str | None,
+    overwrite: bool,
+) -> int:
+    """Writes NAME.onnx, the network, and NAME.zip, a package of the BioImage Model Zoo.
+
+    A cross-validation is exported as the ensemble of its folds.
+
+    Args:
+      workdir: of the training run.
+      step: see `checkpoint.load`.
+      output: folder to write to.
+      image: file or folder whose first image becomes the package's example; by default the first
+        one that the run left out.
+      name: of the model, by default that of `workdir`.
+      authors: of the model.
+      licence: an SPDX identifier.
+      overwrite: whether files that are there may be replaced.
+
+    Returns:
+      The exit status, 0.
+
+    Raises:
+      InputError: a checkpoint or image that cannot be used, a value that the zoo refuses, or a
+        package that is not installed; no file has been written.
+    """
+    try:
+        from unet_jax.bioimage_package import bioimage_package
+        from unet_jax.onnx_graph import onnx_graph
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"The package {error.name} is not installed; pip install -e '.[export]' installs what "
+            "an export needs."
+        ) from error
+    model = checkpoint.load(workdir, step)
+    if "config" not in model.description:
+        raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
+    name = f"unet_{workdir.resolve().name}" if name is None else name
+    graph = onnx_graph(model).SerializeToString()
+    package = bioimage_package(
+        model, graph, _example(model, image), name=name, authors=authors, licence=licence
+    )
+    files = {f"{name}.onnx": graph, f"{name}.zip": package}
+    writable_folder(output, tuple(files), overwrite)
+    for file, content in files.items():
+        with complete(output / file) as unfinished:
+            unfinished.write_bytes(content)
+        print(f"{output / file}: {len(content):,} bytes")
+    if model.scale != 1:
+        print(f"The network takes images of {model.scale:g} of their size; resize them first.")
+    return 0
+
+
+def _example(model: Model, image: Path | None) -> np.ndarray:
+    """The image at this path, or the first one that the run left out."""
+    if image is not None:
+        return read_images(image, model.channels)[0][1]
+    try:
+        splits = read_splits(model.description["config"]["data"], model.network.classes)
+    except InputError as error:
+        raise InputError(*error.args, "Or give an example of your own: --image=FILE.") from error
+    return splits["test"][0].image
