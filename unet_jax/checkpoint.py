@@ -38,7 +38,7 @@ _MANIFEST = "sha256.json"
 _MAX_RATIO = 100
 _MAX_DEPTH = 10
 # What `fine_tuning.first_state` records.
-_SOURCE = {"checkpoint": str, "step": int, "manifest_sha256": str, "new_layers": list}
+_SOURCE = dict(checkpoint=str, step=int, manifest_sha256=str, new_layers=list, seen=list)
 
 
 class Saver:

@@ -1,5 +1,6 @@
 """Fine-tuning: a network begins with what another one has learnt, instead of at random."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def first_state(
     network: UNet,
     channels: int,
     scale: float,
+    held_out: Mapping[str, str],
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state before the first step, and from which run it is taken.
 
@@ -36,10 +38,12 @@ def first_state(
       network: of this run.
       channels: of its images.
       scale: of its images, see `configs/em.py`.
+      held_out: the digests of its validation and test images by name.
 
     Returns:
       The state, and for the checkpoint a record of the source, None = there is none: `checkpoint`
-      as given, `step`, the `manifest_sha256` of that step, and the `new_layers` at random.
+      as given, `step`, the `manifest_sha256` of that step, the `new_layers` at random, and the
+      `seen` ones of the images held out, which the source was trained or validated on.
 
     Raises:
       InputError: no checkpoint that can be used is there, or nothing of it fits.
@@ -78,7 +82,7 @@ def first_state(
         name: layer if name in new else {key: x[0] for key, x in model.params[name].items()}
         for name, layer in state.params.items()
     }
-    step = model.description["step"]
+    step = checkpoint.best_step(source)
     print(f"Starting from {source}, step {step}: takes over {len(params) - len(new)} layers.")
     for name, reason in new.items():
         print(f"  {name} begins at random: {reason}.")
@@ -87,9 +91,26 @@ def first_state(
             f"  its images were seen at {model.scale:g} times their resolution, these are at "
             f"{scale:g} (config.data.scale): best where objects come out equally large."
         )
+    seen = _seen(model.description, held_out)
+    if seen:
+        print(
+            f"  it has seen {len(seen)} of the {len(held_out)} images that this run validates or "
+            f"tests on, the first is {seen[0]}: their scores will be too good."
+        )
     return state.replace(params=params), {
         "checkpoint": str(source),
         "step": step,
         "manifest_sha256": checkpoint.manifest_sha256(source, step),
         "new_layers": list(new),
+        "seen": seen,
     }
+
+
+def _seen(source: dict[str, Any], held_out: Mapping[str, str]) -> list[str]:
+    """Those of our images that are among the training and validation images of a checkpoint."""
+    if "config" not in source:  # it says nothing of its training
+        return []
+    splits, data = source["splits"], source.get("data", {})
+    names = {str(name) for name in splits["train"] + splits["validation"]}
+    digests = {str(digest) for name, digest in data.items() if name in names}
+    return [name for name, digest in held_out.items() if digest in digests]

@@ -123,6 +123,7 @@ def fit(
         network=network,
         channels=channels,
         scale=scale,
+        held_out={e.name: digests[e.name] for s in ("validation", "test") for e in splits[s]},
     )
     description = {
         "model": config.model.to_dict(),
