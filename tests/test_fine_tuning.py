@@ -30,18 +30,23 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-def begin(workdir, source, network=NETWORK, channels=1, **changed):
-    """The random state of a run, and what it begins with."""
+def random_state(network=NETWORK, channels=1):
     optimiser, _ = create_optimiser(**SCHEDULE)
-    state = create_train_state(jax.random.key(9), network, optimiser, channels)
-    settings = dict(freeze_contracting_path=False, scale=1.0, held_out={}) | changed
-    return state, *first_state(
-        workdir, state, start_from=str(source), network=network, channels=channels, **settings
+    return create_train_state(jax.random.key(9), network, optimiser, channels)
+
+
+def begin(source, state, **changed):
+    """What a run that has not been saved yet begins with."""
+    settings = dict(
+        freeze_contracting_path=False, network=NETWORK, channels=1, scale=1.0, held_out={}
     )
+    new = source / "there is no such run"
+    return first_state(new, state, start_from=str(source), **settings | changed)
 
 
-def test_everything_is_taken_over_from_the_best_step(source, tmp_path, capsys):
-    random, state, record = begin(tmp_path / "run", source)
+def test_everything_is_taken_over_from_the_best_step(source, capsys):
+    random = random_state()
+    state, record = begin(source, random)
     assert same_bits(state.params, a_state(4).params)
     assert same_bits(state.opt_state, random.opt_state) and state.step == 0
     manifest = source / "checkpoints" / "000004" / "sha256.json"
@@ -63,9 +68,10 @@ def test_everything_is_taken_over_from_the_best_step(source, tmp_path, capsys):
     ],
 )
 def test_a_layer_that_does_not_fit_begins_at_random_and_is_named(
-    source, tmp_path, capsys, changed, layer, reason
+    source, capsys, changed, layer, reason
 ):
-    random, state, record = begin(tmp_path / "run", source, **changed)
+    random = random_state(**changed)
+    state, record = begin(source, random, **changed)
     assert record["new_layers"] == [layer]
     assert f"takes over 7 layers.\n  {layer} begins at random: {reason}." in capsys.readouterr().out
     expected = a_state(4).params | {layer: random.params[layer]}
@@ -87,9 +93,9 @@ def test_all_layers_of_a_network_are_either_taken_over_or_named():
 
 
 @pytest.mark.parametrize("changed", [{"width": 4}, {"depth": 3}])
-def test_another_width_or_depth_is_refused(source, tmp_path, changed):
+def test_another_width_or_depth_is_refused(source, changed):
     with pytest.raises(InputError) as refusal:
-        begin(tmp_path / "run", source, NETWORK.clone(**changed))
+        begin(source, None, network=NETWORK.clone(**changed))
     (line,) = refusal.value.args
     assert f"{source}: its network has width 2 and depth 2, this run's has" in line
     assert "give --config.model.width=2 --config.model.depth=2" in line
@@ -100,18 +106,18 @@ def test_a_cross_validation_is_no_single_network(tmp_path):
         description = a_description(4) | {"folds": 2}
         checkpoint.save(tmp_path / "five" / f"fold{fold}", a_state(fold), description)
     with pytest.raises(InputError, match="start from one of them, such as .*fold0"):
-        begin(tmp_path / "run", tmp_path / "five")
-    _, state, record = begin(tmp_path / "run", tmp_path / "five" / "fold1")
+        begin(tmp_path / "five", None)
+    state, record = begin(tmp_path / "five" / "fold1", random_state())
     assert same_bits(state.params, a_state(1).params) and record["step"] == 4
 
 
-def test_a_first_convolution_at_random_cannot_be_frozen(source, tmp_path):
+def test_a_first_convolution_at_random_cannot_be_frozen(source):
     with pytest.raises(InputError, match="contracting1_conv1 begins at random"):
-        begin(tmp_path / "run", source, channels=3, freeze_contracting_path=True)
+        begin(source, None, channels=3, freeze_contracting_path=True)
 
 
-def test_another_scale_is_told(source, tmp_path, capsys):
-    begin(tmp_path / "run", source, scale=0.5)
+def test_another_scale_is_told(source, capsys):
+    begin(source, random_state(), scale=0.5)
     assert "at 1 times their resolution, these are at 0.5" in capsys.readouterr().out
 
 
@@ -121,16 +127,13 @@ def test_a_frozen_step_is_a_plain_one_without_the_contracting_path():
     plain_step = make_train_step(NETWORK, optimiser, **settings)
     frozen_step = make_train_step(NETWORK, optimiser, **settings, freeze_contracting_path=True)
 
-    def begin(step=None):
-        return create_train_state(jax.random.key(0), NETWORK, optimiser, 1)
-
     # The second step is the first one that moves: the learning rate warms up from 0.
     batch, key = a_batch(), jax.random.key(1)
-    plain, frozen = begin(), begin()
+    plain, frozen = random_state(), random_state()
     for _ in range(2):
         plain, plain_metrics = plain_step(plain, batch, key)
         frozen, metrics = frozen_step(frozen, batch, key)
-    before = begin().params
+    before = random_state().params
     assert same_bits(contracting_path(frozen.params), contracting_path(before))
     for name, layer in before.items():
         moved = not same_bits(frozen.params[name], layer)
@@ -149,13 +152,10 @@ def test_a_frozen_step_is_a_plain_one_without_the_contracting_path():
 
 
 def test_interrupted_and_without_its_source_it_ends_with_the_same_bits(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, source, tmp_path, monkeypatch
 ):
-    source, whole, parts = (tmp_path / name for name in ("source", "whole", "parts"))
-    tiny_config.train.steps = 4
-    fit(tiny_config, source)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
     begun = load(source).params
-    tiny_config.train.steps = 12
     tiny_config.train.start_from = str(source)
     tiny_config.train.freeze_contracting_path = True
     assert fit(tiny_config, whole) == 0
