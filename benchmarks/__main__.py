@@ -23,6 +23,7 @@ NAMES = (
     "checkpoints",
     "start_up",
     "time_to_accuracy",
+    "fine_tuning",
 )
 
 

@@ -1,9 +1,10 @@
-"""Draws docs/benchmarks.png from the committed results: python -m benchmarks.plot."""
+"""Draws docs/benchmarks.png and fine_tuning.png from the results: python -m benchmarks.plot."""
 
 import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 _COLOURS = {
     "ours": "#c0392b",
@@ -11,6 +12,12 @@ _COLOURS = {
     "PyTorch compiled": "#274b6d",
     "MONAI": "#8a8a8a",
     "one patch a pixel": "#c9c9c9",
+}
+# Name and colour of each way to start, and its shift along the axis, so that all points are seen.
+_STARTS = {
+    "random": ("from scratch", "#5b7fa6", -0.06),
+    "pretrained": ("fine-tuned", "#c0392b", 0),
+    "frozen": ("fine-tuned, contracting path frozen", "#e0a030", 0.06),
 }
 
 
@@ -20,7 +27,7 @@ def read(name):
     return json.loads(file.read_text())["rows"]
 
 
-def main():
+def draw_speed():
     """Training step, prediction and time to accuracy side by side."""
     figure, (step, prediction, accuracy) = plt.subplots(
         1, 3, figsize=(13, 3.6), layout="constrained"
@@ -59,6 +66,38 @@ def main():
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig("docs/benchmarks.png", dpi=100)
+
+
+def draw_fine_tuning():
+    """Errors on the test slices by the number of annotated ones; points are seeds, lines means."""
+    rows = read("fine_tuning")
+    counts = sorted({row["slices"] for row in rows})
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axes, metric in zip(both, ("pixel_error", "rand_error"), strict=True):
+        for start, (name, colour, offset) in _STARTS.items():
+            errors = {
+                place + offset: [
+                    row[metric] for row in rows if (row["start"], row["slices"]) == (start, count)
+                ]
+                for place, count in enumerate(counts)
+            }
+            errors = {place: values for place, values in errors.items() if values}
+            for place, values in errors.items():
+                axes.plot([place] * len(values), values, "o", color=colour, alpha=0.5, ms=5)
+            means = [np.mean(values) for values in errors.values()]
+            axes.plot(errors.keys(), means, "_-", ms=14, label=name, color=colour)
+        axes.set_xticks(range(len(counts)), counts)
+        axes.set(title=f"{metric.split('_')[0].title()} error", xlabel="annotated slices")
+        axes.set_ylim(0)
+        axes.spines[["top", "right"]].set_visible(False)
+    both[1].legend(frameon=False, fontsize=8)
+    figure.savefig("docs/fine_tuning.png", dpi=100)
+
+
+def main():
+    """Draws both."""
+    draw_speed()
+    draw_fine_tuning()
 
 
 if __name__ == "__main__":

@@ -55,4 +55,9 @@ def get_config():
     config.train.tile_side = 572  # Fig. 1, pixels of the input
     config.train.batch_size = 1  # Sect. 3: large tiles rather than a large batch
     config.train.validate_every = 500  # steps
+    # Fine-tuning: the --workdir of a run whose best step to start from; empty = random (Sect. 3).
+    # All layers are taken over but the first one for another number of channels, and the last one
+    # for another number of classes. Width and depth have to be those of that run.
+    config.train.start_from = ""
+    config.train.freeze_contracting_path = False  # whether only the expanding path is trained
     return config

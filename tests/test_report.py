@@ -121,6 +121,7 @@ def em_result(names):
             "data_sha256": "0123456789abcdef" * 4,
             "command": "python train.py --config=configs/em.py --workdir=runs/em",
             "config": em.get_config().to_dict(),
+            "started_from": None,
             "splits": {"train": ["a", "b"], "validation": ["c"], "test": list(names)},
             "versions": VERSIONS,
             "log": log,

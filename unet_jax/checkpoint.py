@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from unet_jax.configuration import check_config, check_model
+from unet_jax.configuration import check_config, check_model, with_added_keys
 from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.model import Model
 from unet_jax.network import UNet, init_params
@@ -37,6 +37,8 @@ _MANIFEST = "sha256.json"
 # Parameters are hardly compressible: arrays larger than this many times their files are made up.
 _MAX_RATIO = 100
 _MAX_DEPTH = 10
+# What `fine_tuning.first_state` records.
+_SOURCE = dict(checkpoint=str, step=int, manifest_sha256=str, new_layers=list, seen=list)
 
 
 class Saver:
@@ -158,11 +160,18 @@ def describe(workdir: Path, step: int) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise _damaged(workdir, step, error) from error
     try:
+        if "config" in description:
+            description["config"] = with_added_keys(description["config"])
         _check_description(description)
     except Exception as error:  # made-up values raise many kinds
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{folder}: is no checkpoint of this program ({reason}).") from error
     return description
+
+
+def manifest_sha256(workdir: Path, step: int) -> str:
+    """The digest of a step's list of digests, which stands for all that was saved."""
+    return hashlib.sha256(read_small(_step_folder(workdir, step) / _MANIFEST)).hexdigest()
 
 
 def best_step(workdir: Path) -> int:
@@ -283,6 +292,7 @@ def _check_run(description: dict[str, Any]) -> None:
     config, names = description["config"], description["class_names"]
     check_config(config)
     data, splits = config["data"], description["splits"]
+    source = description.get("started_from")
     for name, holds in (
         ("step", type(description["step"]) is int),
         ("folds", type(description.get("folds", 1)) is int),
@@ -292,6 +302,7 @@ def _check_run(description: dict[str, Any]) -> None:
         ("splits", set(splits) == {"train", "validation", "test"}),
         ("splits", all(type(split) is list for split in splits.values())),
         ("data", type(description.get("data", {})) is dict),
+        ("started_from", source is None or {k: type(v) for k, v in source.items()} == _SOURCE),
         ("versions", type(description["versions"]["unet-jax"]) is str),
     ):
         if not holds:

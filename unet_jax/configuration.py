@@ -29,9 +29,17 @@ _KEYS = {
     part: _WHOLE_NUMBERS.get(part, ()) + _NUMBERS.get(part, ())
     for part in ("weight_map", "augmentation", "optimiser", "train")
 } | {"model": ("width", "depth", "classes", "dropout_rate", "dtype")}
+_KEYS["train"] += ("start_from", "freeze_contracting_path")
+# Keys that version 0.1.0 had not, with the values that mean what it did.
+_ADDED = {"train": {"start_from": "", "freeze_contracting_path": False}}
 
 # A key with its value, whether that is all right, and what it must be.
 _Demand = tuple[str, Any, bool, str]
+
+
+def with_added_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of any version as one of this version."""
+    return dict(config) | {part: added | config[part] for part, added in _ADDED.items()}
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -73,6 +81,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     }
     fractions = {f"optimiser.{k}": optimiser[k] for k in ("momentum", "initial_momentum")}
     mirror = augmentation["mirror_probability"]
+    source, freeze = settings["start_from"], settings["freeze_contracting_path"]
     _check(
         [
             (
@@ -96,6 +105,14 @@ def check_config(config: Mapping[str, Any]) -> None:
             ),
             ("optimiser.warmup_steps", warmup, 0 <= warmup < steps, "below train.steps"),
             ("augmentation.mirror_probability", mirror, mirror <= 1, "at most 1"),
+            ("train.start_from", source, type(source) is str, "the --workdir of a run, or empty"),
+            ("train.freeze_contracting_path", freeze, type(freeze) is bool, "True or False"),
+            (
+                "train.freeze_contracting_path",
+                freeze,
+                source or not freeze,
+                "False where config.train.start_from is empty",
+            ),
             *((key, value, value >= 1, "at least 1") for key, value in at_least_1.items()),
             *((key, value, value >= 0, "at least 0") for key, value in at_least_0.items()),
             *((key, value, value > 0, "above 0") for key, value in above_0.items()),

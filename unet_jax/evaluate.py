@@ -168,6 +168,7 @@ def evaluate(
         "training": {
             "command": description.get("command"),
             "config": description["config"],
+            "started_from": description.get("started_from"),
             "splits": description["splits"],
             "data_sha256": _digest_of_all(description.get("data", {})),
             "versions": description["versions"],

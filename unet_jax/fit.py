@@ -22,6 +22,7 @@ from unet_jax.environment import is_out_of_memory, versions
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example, is_sparse, sha256
 from unet_jax.figures import save_examples, save_training_curves
+from unet_jax.fine_tuning import first_state
 from unet_jax.guard import TOO_LARGE_STEPS, collapse, is_finite, record_failure
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.model import Model
@@ -103,7 +104,16 @@ def fit(
     class_weight = class_weights([e.labels for e in splits["train"]], network.classes)
     optimiser, learning_rate = create_optimiser(steps=settings.steps, **config.optimiser)
     initial_key, training_key = jax.random.split(jax.random.key(settings.seed))
-    state = create_train_state(initial_key, network, optimiser, channels)
+    state, started_from = first_state(
+        workdir,
+        create_train_state(initial_key, network, optimiser, channels),
+        start_from=settings.start_from,
+        freeze_contracting_path=settings.freeze_contracting_path,
+        network=network,
+        channels=channels,
+        scale=scale,
+        held_out={e.name: digests[e.name] for s in ("validation", "test") for e in splits[s]},
+    )
     description = {
         "model": config.model.to_dict(),
         "channels": channels,
@@ -113,6 +123,7 @@ def fit(
         "class_weights": class_weight.tolist(),
         "splits": {split: [e.name for e in examples] for split, examples in splits.items()},
         "data": digests,
+        "started_from": started_from,
         "fold": fold,
         "folds": folds,
         "config": config.to_dict(),
@@ -132,7 +143,11 @@ def fit(
     }
     dataset = training_arrays(splits["train"], weights["train"])
     train_step = make_train_step(
-        network, optimiser, tile_side=settings.tile_side, augmentation=config.augmentation.to_dict()
+        network,
+        optimiser,
+        tile_side=settings.tile_side,
+        augmentation=config.augmentation.to_dict(),
+        freeze_contracting_path=settings.freeze_contracting_path,
     )
     names = [e.name for e in splits["train"]]
     validation, validation_weights = splits["validation"], weights["validation"]

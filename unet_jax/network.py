@@ -118,6 +118,11 @@ def centre_crop(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x[:, top : top + size[0], left : left + size[1], :]
 
 
+def contracting_path(params: dict[str, Any]) -> dict[str, Any]:
+    """Those of the network's layers, or of what is like them, that belong to its left half."""
+    return {name: layer for name, layer in params.items() if name.startswith("contracting")}
+
+
 def init_params(key: jax.Array, network: UNet, channels: int):
     """Random parameters for images of so many channels."""
     side = valid_input_sides(0, network.depth)[0]

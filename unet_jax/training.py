@@ -11,7 +11,7 @@ import optax
 from unet_jax.augmentation import augment
 from unet_jax.layers import compiler_options
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
-from unet_jax.network import UNet, context, init_params
+from unet_jax.network import UNet, context, contracting_path, init_params
 
 
 @flax.struct.dataclass
@@ -78,12 +78,14 @@ def make_train_step(
     *,
     tile_side: int,
     augmentation: dict[str, float],
+    freeze_contracting_path: bool = False,
 ) -> Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict]]:
     """The compiled train_step(state, batch, key) -> (state, metrics).
 
     A batch is a dict of examples as `augmentation.augment` takes them, each with a leading axis of
     the batch. One call augments, computes loss and gradient, and updates; the state passed in is
-    used up. The metrics: `loss` (Eq. 1 per pixel) and `gradient_norm`, float32 scalars.
+    used up. The metrics: `loss` (Eq. 1 per pixel) and `gradient_norm`, float32 scalars. A frozen
+    contracting path stays bit for bit as it is, and has no part in the norm.
     """
 
     def train_step(state, batch, key):
@@ -105,8 +107,13 @@ def make_train_step(
             )
 
         value, gradient = jax.value_and_grad(loss)(state.params)
+        if freeze_contracting_path:
+            # The compiler leaves out what computes a gradient that nobody uses.
+            gradient |= jax.tree.map(jnp.zeros_like, contracting_path(gradient))
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if freeze_contracting_path:
+            params |= contracting_path(state.params)  # whatever momentum it had
         squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)]
         metrics = {"loss": value, "gradient_norm": jnp.sqrt(sum(squares))}
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,116 @@
+"""Fine-tuning: a network begins with what another one has learnt, instead of at random."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unet_jax import checkpoint
+from unet_jax.errors import InputError
+from unet_jax.network import UNet
+from unet_jax.training import TrainState
+
+# The only layers whose parameters depend on the images' channels and on the classes.
+_FIRST, _LAST = "contracting1_conv1", "classes"
+
+
+def first_state(
+    workdir: Path,
+    state: TrainState,
+    *,
+    start_from: str,
+    freeze_contracting_path: bool,
+    network: UNet,
+    channels: int,
+    scale: float,
+    held_out: Mapping[str, str],
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state before the first step, and from which run it is taken.
+
+    All layers are taken over but the first convolution for images of another number of channels,
+    and the last for another number of classes; what is left at random is printed. The optimiser
+    begins anew. A run that has been saved already needs the one it started from no more.
+
+    Args:
+      workdir: the run's folder.
+      state: at random.
+      start_from: the --workdir of the run whose best step is taken over; empty = none.
+      freeze_contracting_path: whether the contracting path will not be trained.
+      network: of this run.
+      channels: of its images.
+      scale: of its images, see `configs/em.py`.
+      held_out: the digests of its validation and test images by name.
+
+    Returns:
+      The state, and for the checkpoint a record of the source, None = there is none: `checkpoint`
+      as given, `step`, the `manifest_sha256` of that step, the `new_layers` at random, and the
+      `seen` ones of the images held out, which the source was trained or validated on.
+
+    Raises:
+      InputError: no checkpoint that can be used is there, or nothing of it fits.
+    """
+    steps = checkpoint.saved_steps(workdir)
+    if steps:
+        return state, checkpoint.describe(workdir, steps[-1]).get("started_from")
+    if not start_from:
+        return state, None
+    source = Path(start_from)
+    members = checkpoint.load_members(source)
+    if len(members) > 1:
+        raise InputError(
+            f"{source}: holds a cross-validation, whose networks do not add up to one; start from "
+            f"one of them, such as {source / 'fold0'}."
+        )
+    (model,) = members
+    theirs, ours = model.network, network
+    if (theirs.width, theirs.depth) != (ours.width, ours.depth):
+        raise InputError(
+            f"{source}: its network has width {theirs.width} and depth {theirs.depth}, this run's "
+            f"has {ours.width} and {ours.depth}, so that its layers do not fit; give "
+            f"--config.model.width={theirs.width} --config.model.depth={theirs.depth}."
+        )
+    new = {}
+    if model.channels != channels:
+        new[_FIRST] = f"its images have {model.channels} channel(s), these {channels}"
+    if theirs.classes != ours.classes:
+        new[_LAST] = f"it has {theirs.classes} classes, this run {ours.classes}"
+    if freeze_contracting_path and _FIRST in new:
+        raise InputError(
+            f"{source}: {new[_FIRST]}, so that {_FIRST} begins at random and has to be trained; "
+            "leave config.train.freeze_contracting_path False."
+        )
+    params = {
+        name: layer if name in new else {key: x[0] for key, x in model.params[name].items()}
+        for name, layer in state.params.items()
+    }
+    step = checkpoint.best_step(source)
+    print(f"Starting from {source}, step {step}: takes over {len(params) - len(new)} layers.")
+    for name, reason in new.items():
+        print(f"  {name} begins at random: {reason}.")
+    if model.scale != scale:
+        print(
+            f"  its images were seen at {model.scale:g} times their resolution, these are at "
+            f"{scale:g} (config.data.scale): best where objects come out equally large."
+        )
+    seen = _seen(model.description, held_out)
+    if seen:
+        print(
+            f"  it has seen {len(seen)} of the {len(held_out)} images that this run validates or "
+            f"tests on, the first is {seen[0]}: their scores will be too good."
+        )
+    return state.replace(params=params), {
+        "checkpoint": str(source),
+        "step": step,
+        "manifest_sha256": checkpoint.manifest_sha256(source, step),
+        "new_layers": list(new),
+        "seen": seen,
+    }
+
+
+def _seen(source: dict[str, Any], held_out: Mapping[str, str]) -> list[str]:
+    """Those of our images that are among the training and validation images of a checkpoint."""
+    if "config" not in source:  # it says nothing of its training
+        return []
+    splits, data = source["splits"], source.get("data", {})
+    names = {str(name) for name in splits["train"] + splits["validation"]}
+    digests = {str(digest) for name, digest in data.items() if name in names}
+    return [name for name, digest in held_out.items() if digest in digests]
