@@ -111,7 +111,7 @@ def fit(
         freeze_contracting_path=settings.freeze_contracting_path,
         network=network,
         channels=channels,
-        scale=scale,
+        scale=config.data.get("scale", 1.0),
         held_out={e.name: digests[e.name] for s in ("validation", "test") for e in splits[s]},
     )
     description = {
