@@ -18,6 +18,15 @@ def test_every_configuration_is_valid_and_says_how_to_run_it(name):
     assert f"--config=configs/{name}.py" in module.__doc__
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_value_is_explained_in_one_place(name):
+    explained = Path(__file__).parents[1].joinpath("docs", "configuration.md").read_text()
+    for part, values in importlib.import_module(f"configs.{name}").get_config().items():
+        keys = [f"{part}.{key}" for key in values] if isinstance(values, ConfigDict) else [part]
+        for key in keys:
+            assert f"`{key}`" in explained
+
+
 def test_the_em_configuration_is_the_paper():
     config = importlib.import_module("configs.em").get_config()
     assert (config.model.width, config.model.depth, config.model.classes) == (64, 5, 2)
