@@ -2,10 +2,11 @@
 
     python train.py --config=configs/folder.py --workdir=runs/mine \\
         --config.data.images=my/images --config.data.labels=my/masks
+    python eval.py --checkpoint=runs/mine --tune
     python eval.py --checkpoint=runs/mine
 
-About 45 minutes on two CPU cores. On 50 images of nuclei, masks by "instances", 600 of the 4,000
-steps took 7 minutes: pixel error 0.145, Rand error 0.281; blurred grey value 0.152 and 0.442.
+10 minutes on two CPU cores. Of 50 images of nuclei, masks by "instances", 40 train and validate; the
+other 10: SEG 0.77, pixel error 0.087, Rand error 0.122; blurred grey value 0.121 and 0.271.
 """
 
 from ml_collections import ConfigDict
