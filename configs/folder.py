@@ -2,10 +2,11 @@
 
     python train.py --config=configs/folder.py --workdir=runs/mine \\
         --config.data.images=my/images --config.data.labels=my/masks
+    python eval.py --checkpoint=runs/mine --tune
     python eval.py --checkpoint=runs/mine
 
-About 45 minutes on two CPU cores. On 50 images of nuclei, masks by "instances", 600 of the 4,000
-steps took 7 minutes: pixel error 0.145, Rand error 0.281; blurred grey value 0.152 and 0.442.
+10 minutes on two CPU cores. Trained on 40 images of nuclei (masks by "instances"), tested on
+another 10: SEG 0.77, pixel error 0.087, Rand error 0.122; blurred grey value 0.121 and 0.271.
 
 Several classes, of masks with 0, 1, 2 and 3 in them:
 
@@ -26,6 +27,8 @@ def get_config():
     config.class_names = ("background", "cell")  # as many as config.model.classes
     # In pictures, one for each class, such as ("black", "#ff8000"); () = the usual ones.
     config.class_colours = ()
+    config.model.depth = 4  # sees 44 pixels around each; more for cells of 100 pixels and more
+    config.model.dropout_rate = 0.0  # a network this small has no features to spare
 
     config.data = ConfigDict()
     config.data.scale = 1.0
@@ -40,4 +43,10 @@ def get_config():
     config.data.validation_fraction = 0.15  # of the files: chooses the best step
     config.data.test_fraction = 0.15  # opened by eval.py only
     config.data.split_seed = 0
+
+    config.train.tile_side = 284
+    # Images that differ in brightness and density pull in different directions: at twice the rate
+    # training is less steady, at four times it ends in numbers that are not finite.
+    config.optimiser.peak_learning_rate = 1e-3
+    config.optimiser.momentum_warmup_steps = 1000
     return config

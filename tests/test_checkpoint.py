@@ -61,6 +61,11 @@ def test_best_and_latest_are_kept_and_come_back_bit_for_bit(workdir):
     assert same_bits(restored.opt_state, a_state(7).opt_state)
 
 
+def test_a_path_through_the_parent_folder(workdir):
+    model = load(workdir / ".." / workdir.name)
+    assert same_bits(model.params, a_state(4).params)
+
+
 def test_saving_a_step_again_replaces_it(workdir):
     checkpoint.save(workdir, a_state(99), a_description(7, 0.1))
     assert checkpoint.saved_steps(workdir) == [7]

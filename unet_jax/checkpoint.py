@@ -106,8 +106,8 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder.absolute() / "params", state.params)
-            checkpointer.save(folder.absolute() / "opt_state", state.opt_state)
+            checkpointer.save(folder.resolve() / "params", state.params)
+            checkpointer.save(folder.resolve() / "opt_state", state.opt_state)
             checkpointer.wait_until_finished()
         (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
         manifest = {}
@@ -325,7 +325,7 @@ def _restore(folder: Path, like):
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [".".join(map(_entry_name, path)) for path, _ in leaves]
     expected = {name: (x.shape, x.dtype) for name, (_, x) in zip(names, leaves, strict=True)}
-    base = {"driver": "file", "path": f"{folder.absolute()}/"}
+    base = {"driver": "file", "path": f"{folder.resolve()}/"}
     database = {"driver": "ocdbt", "base": base}
     try:
         store = tensorstore.KvStore.open(database).result()

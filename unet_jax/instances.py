@@ -29,7 +29,7 @@ class InstanceSettings(NamedTuple):
     largest_hole: int = 20
     neck: float = 0.0
     smallest_cell: int = 20
-    border: float = 1.0
+    border: float = 0.0
 
 
 def read_settings(workdir: Path) -> tuple[InstanceSettings, bool]:

@@ -72,6 +72,9 @@ def _check(index, true, found):
 
 def _overlaps(true, found):
     """Of each reference object of a frame, as a list."""
+    # Most pixels may be of no object: they would only be sorted.
+    objects = (true > 0) | (found > 0)
+    true, found = true[objects], found[objects]
     # Ids may be large: they are numbered anew, and pairs that overlap are counted, without a table.
     ids, true, true_sizes = np.unique(true, return_inverse=True, return_counts=True)
     found_ids, found, found_sizes = np.unique(found, return_inverse=True, return_counts=True)
