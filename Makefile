@@ -9,7 +9,7 @@ demo: .venv/installed
 	@echo "Open $(CURDIR)/runs/demo/evaluation/report.html"
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 
