@@ -285,9 +285,9 @@ def test_strip_that_was_never_written_is_refused(path):
 def test_warnings_of_the_decoder_do_not_leak(path, monkeypatch):
     decode = tifffile.TiffPageSeries.asarray
 
-    def decode_and_warn(series):
+    def decode_and_warn(series, **options):
         warnings.warn("the next NumPy will not like this", DeprecationWarning, stacklevel=1)
-        return decode(series)
+        return decode(series, **options)
 
     monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", decode_and_warn)
     path.write_bytes(tiff_bytes(STACK))

@@ -74,16 +74,17 @@ def predict_tiled(
         raise ValueError(f"averaging is one of {', '.join(AVERAGING)}, not {averaging!r}.")
     height, width, _ = image.shape
     shape = height, width, model.network.classes
-    if out is None:
-        out = np.empty(shape, np.float32)
-    elif out.shape != shape or out.dtype != np.float32:
+    if out is not None and (out.shape != shape or out.dtype != np.float32):
         raise ValueError(f"The result is float32 {shape}, but out is {out.dtype} {out.shape}.")
     if model.scale != 1:
         image = resized(image, scaled_size((height, width), model.scale))
         model = dataclasses.replace(model, scale=1.0)
         image = image if model.channels > 1 else image[..., 0]
         scaled = predict_tiled(model, image, tile_side=tile_side, averaging=averaging)
-        out[:] = resized(scaled, (height, width))
+        result = resized(scaled, (height, width))
+        if out is None:
+            return result
+        out[:] = result
         return out
     depth = model.network.depth
     side = choose_tile_side(model.network, height, width) if tile_side is None else tile_side
@@ -95,9 +96,14 @@ def predict_tiled(
             f"the nearest valid ones: {', '.join(map(str, nearest))}."
         )
 
+    try:
+        statistics = grey_value_statistics(image, model.percentiles)
+    except ValueError as error:
+        raise ValueError(f"The image {error}.") from None
+    out = np.empty(shape, np.float32) if out is None else out  # the statistics' memory is free now
     for fitting, batch_size in _attempts(model.network, side):
         try:
-            _predict_by_tiles(model, image, averaging, fitting, batch_size, out)
+            _predict_by_tiles(model, image, statistics, averaging, fitting, batch_size, out)
             return out
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
@@ -117,12 +123,8 @@ def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
             yield smaller, 1
 
 
-def _predict_by_tiles(model, image, averaging, side, batch_size, output) -> None:
+def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, output) -> None:
     """Fills float32 [H, W, classes] for an image [H, W, C]."""
-    try:
-        mean, std = grey_value_statistics(image, model.percentiles)
-    except ValueError as error:
-        raise ValueError(f"The image {error}.") from None
     output[:] = 0
     tiles, count = _tiles(image, output, averaging, side, model.network.depth)
     predict = tile_probabilities(model.network)
@@ -132,7 +134,7 @@ def _predict_by_tiles(model, image, averaging, side, batch_size, output) -> None
         # The last batch is filled up, so that there is one compilation for each tile side.
         inputs = np.zeros((batch_size, side, side, model.channels), np.float32)
         for i, (tile, _) in enumerate(batch):
-            inputs[i] = normalise(tile, mean, std)
+            inputs[i] = normalise(tile, *statistics)
         # The device computes while the host writes what came before.
         probabilities = predict(model.params, inputs)
         if ahead:
