@@ -63,7 +63,7 @@ def test_is_stored_with_its_pictures_and_nothing_of_the_machine(notebook):
     assert len(slider) == 1 and "interact(" in slider[0].source
     counts = [cell.execution_count for cell in cells if cell not in slider]
     assert counts == list(range(1, len(counts) + 1))
-    assert len(pictures(cells)) >= 7
+    assert len(pictures(cells)) == 6
     assert NOTEBOOK.stat().st_size < 3_000_000
     assert {o.output_type for o in outputs(cells)} == {"stream", "display_data"}
     printed = texts(cells)
