@@ -1,14 +1,15 @@
 """Out of memory, and nothing that grows with the number of steps or predictions."""
 
+import contextlib
 import os
 import sys
-import threading
 import time
 
 import jax
 import numpy as np
 import pytest
 
+from tests.reliability.conftest import TINY
 from unet_jax import fit as fit_module
 from unet_jax import load, predict_tiled
 from unet_jax import overlap_tile as overlap_tile_module
@@ -111,31 +112,25 @@ def test_training_out_of_memory_is_one_line_with_a_remedy(
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is needed")
 
 
-def in_use():
-    """Bytes of anonymous memory and number of open files of this process."""
-    with open("/proc/self/status") as status:
+def in_use(process="self"):
+    """Bytes of anonymous memory and number of open files of a process."""
+    with open(f"/proc/{process}/status") as status:
         kilobytes = next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
-    return kilobytes * 1024, len(os.listdir("/proc/self/fd"))
+    return kilobytes * 1024, len(os.listdir(f"/proc/{process}/fd"))
 
 
 @linux
 @pytest.mark.parametrize("steps", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_memory_and_files_do_not_grow_with_the_steps(tiny_config, tmp_path, steps):
-    tiny_config.train.steps = steps
-    tiny_config.train.validate_every = steps // 10
-    samples, log, finished = [], tmp_path / "run" / "log.jsonl", threading.Event()
-
-    def sample():
-        while not finished.wait(0.05):
-            if log.exists():
-                bytes_, files = in_use()
-                samples.append((log.stat().st_size, bytes_, files + len(jax.live_arrays())))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    fit(tiny_config, tmp_path / "run")
-    finished.set()
-    thread.join()
+def test_memory_and_files_do_not_grow_with_the_steps(start, tmp_path, steps):
+    """In a process of its own, where nothing else takes memory or gives it back."""
+    length = f"--config.train.steps={steps}", f"--config.train.validate_every={steps // 10}"
+    process = start("train.py", *TINY, *length, f"--workdir={tmp_path / 'run'}")
+    samples, log = [], tmp_path / "run" / "log.jsonl"
+    while process.poll() is None:
+        with contextlib.suppress(OSError, StopIteration):  # before the first step, after the last
+            samples.append((log.stat().st_size, *in_use(process.pid)))
+        time.sleep(0.02)
+    assert process.returncode == 0
     assert_flat(np.array(samples), log.stat().st_size)
 
 
