@@ -77,6 +77,10 @@ def test_help(program):
         (["train.py", "--config=configs/demo.py"], "--workdir"),
         (["train.py", "--config=configs/missing.py", "--workdir=WORK"], "missing.py"),
         (["train.py", *TINY, "--workdir=WORK", "--config.model.witdh=3"], "width"),
+        (
+            ["train.py", "--config=configs/folder.py", "--workdir=WORK", "--config.data.train=3"],
+            "--config has no value 'train', see docs/configuration.md",
+        ),
         (["train.py", *TINY, "--workdir=WORK", "--config.model.width=wide"], "wide"),
         (["train.py", *TINY, "--workdir=WORK", "--config.train.batch_size=-3"], "train.batch_size"),
         (["train.py", *TINY, "--workdir=WORK", "stray"], "stray"),

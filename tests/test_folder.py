@@ -184,6 +184,9 @@ def test_channels_of_images_and_masks(folders):
 def test_folders_that_cannot_be_used(folders, tmp_path):
     images, labels = folders
     assert f"{images}: holds no image" in refusal(folders)
+    (images / "a.jpg").write_bytes(b"")
+    assert f"{images}: holds no image but a.jpg, expected .tif" in refusal(folders)
+    (images / "a.jpg").unlink()
     assert f"{tmp_path / 'none'}: is not a folder" in refusal((tmp_path / "none", labels))
     text = refusal(folders, mask_rule="Binary")
     assert "'Binary', expected one of binary, classes, instances" in text

@@ -36,6 +36,13 @@ def run(main: Callable[[], int]) -> None:
             raise InputError(one_line(error)) from error
         # Everything that a --config can raise: it is a Python file.
         except Exception as error:
+            # ml_collections names what it misses in a KeyError, or in an AttributeError around one.
+            for missing in (error, *error.args):
+                if isinstance(missing, KeyError) and missing.args:
+                    name, _, hint = str(missing.args[0]).partition("\n")
+                    raise InputError(
+                        f"--config has no value {name}, see docs/configuration.md. {hint}"
+                    ) from error
             # The reason is the last line; the library puts a traceback before it.
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise InputError(f"--config: {one_line(reason[0])}") from error

@@ -219,7 +219,9 @@ def _find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path
                     raise InputError(f"{path}: {other} has the same name, expected one")
             files[path.stem] = path
         if not files:
-            raise InputError(f"{folder}: holds no image, expected {', '.join(SUFFIXES)}")
+            others = sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
+            found = f" but {_first(others, 3)}" if others else ""
+            raise InputError(f"{folder}: holds no image{found}, expected {', '.join(SUFFIXES)}")
     return files
 
 
