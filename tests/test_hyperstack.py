@@ -17,6 +17,7 @@ def write(path, pixels, **options):
     return read_frame(path, len(read_image(path)))
 
 
+@pytest.mark.parametrize("unit", ["micron", r"\u00B5m"])
 @pytest.mark.parametrize(
     ("axes", "pixels", "expected"),
     [
@@ -27,8 +28,8 @@ def write(path, pixels, **options):
         ("ZCYX", PIXELS, ("Z", (3,))),
     ],
 )
-def test_frames_of_imagej_files(tmp_path, axes, pixels, expected):
-    metadata = {"axes": axes, "unit": "micron", "spacing": 0.5, "finterval": 2.0}
+def test_frames_of_imagej_files(tmp_path, axes, pixels, expected, unit):
+    metadata = {"axes": axes, "unit": unit, "spacing": 0.5, "finterval": 2.0}
     frame = write(tmp_path / "a.tif", pixels, imagej=True, resolution=(4, 5), metadata=metadata)
     assert frame == Frame(*expected, (0.25, 0.2), 0.5, 2.0, "um")
 
@@ -74,6 +75,7 @@ FRAMES = [
     Frame("TZ", (3, 2), (0.25, 0.2), 0.5, 2.0, "um"),
     Frame("ZT", (2, 3), (0.25, 0.2), 0.5, 2.0, "um"),
     Frame("T", (3,), (1.5, 1.5), None, 2.0, "inch"),
+    Frame("", (), (1.5, 1.5), None, None, "Å"),
 ]
 
 

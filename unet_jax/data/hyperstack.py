@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,7 +20,7 @@ logger = logging.getLogger("unet_jax")
 
 # Beyond, ImageJ's own format ends, and OME's is written.
 _MAX_IMAGEJ_BYTES = 2**32 - 2**20
-_UNITS = {"\u00b5m": "um", "\u03bcm": "um", "\\u00B5m": "um", "micron": "um", "in": "inch"}
+_UNITS = {"\u00b5m": "um", "\u03bcm": "um", "micron": "um", "in": "inch"}
 _OME_UNITS = {"um": "\u00b5m", "inch": "in"}
 _RESOLUTION_UNITS = {tifffile.RESUNIT.INCH: "inch", tifffile.RESUNIT.CENTIMETER: "cm"}
 
@@ -87,8 +88,11 @@ def _calibrated(frame: Frame, tif: tifffile.TiffFile) -> Frame:
     if not all(0 < size < math.inf for size in (x, y, z, interval) if size is not None):
         raise ValueError(f"found {x}, {y}, {z}, {interval}")
     size = (x, y) if x and y else None
+    # ImageJ writes other letters than those of ASCII as \u00B5.
+    unit = one_line(unit) if unit else ""
+    unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), unit)
     return frame._replace(
-        pixel_size=size, spacing=z, interval=interval, unit=_UNITS.get(unit, str(unit))
+        pixel_size=size, spacing=z, interval=interval, unit=_UNITS.get(unit, unit)
     )
 
 
@@ -161,7 +165,7 @@ def reserve(file: BinaryIO, size: int) -> None:
 def _imagej(frame, channels, largest, colours):
     pages = math.prod(frame.shape)
     metadata = {
-        "unit": frame.unit,
+        "unit": re.sub(r"[^ -~]", lambda letter: f"\\u{ord(letter[0]):04X}", frame.unit),
         "spacing": frame.spacing,
         "finterval": frame.interval,
         "min": 0.0,
