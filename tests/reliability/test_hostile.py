@@ -31,11 +31,11 @@ import tifffile
 
 from configs import demo
 from tests.reliability.conftest import forget_peak, peak_bytes
+from tests.test_checkpoint import a_state
 from unet_jax import checkpoint, load
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
 from unet_jax.network import UNet
-from unet_jax.training import create_optimiser, create_train_state
 
 pytestmark = [
     pytest.mark.skipif(
@@ -59,19 +59,6 @@ def payload(outside):
 
 
 # ---- A good checkpoint ----
-
-
-def a_state():
-    optimiser, _ = create_optimiser(
-        steps=10,
-        peak_learning_rate=0.1,
-        warmup_steps=1,
-        momentum=0.99,
-        initial_momentum=0.9,
-        momentum_warmup_steps=5,
-    )
-    fields = dict(width=2, depth=2, classes=2, dropout_rate=0.5, dtype="float32")
-    return create_train_state(jax.random.key(0), UNet(**fields), optimiser, 1)
 
 
 def a_description():
