@@ -98,7 +98,7 @@ def fit(
     settings = config.train
     network = UNet(**config.model)
     stored, splits = read_run(config.data, network.classes, fold=fold, folds=folds)
-    channels = _channels(splits)
+    channels, scale = _channels(splits), config.data.get("scale", 1.0)
     digests = {e.name: sha256(e) for examples in stored.values() for e in examples}
     del stored
     class_weight = class_weights([e.labels for e in splits["train"]], network.classes)
@@ -111,13 +111,13 @@ def fit(
         freeze_contracting_path=settings.freeze_contracting_path,
         network=network,
         channels=channels,
-        scale=config.data.get("scale", 1.0),
+        scale=scale,
         held_out={e.name: digests[e.name] for s in ("validation", "test") for e in splits[s]},
     )
     description = {
         "model": config.model.to_dict(),
         "channels": channels,
-        "scale": config.data.get("scale", 1.0),
+        "scale": scale,
         "percentiles": PERCENTILES,
         "class_names": config.class_names,
         "class_weights": class_weight.tolist(),

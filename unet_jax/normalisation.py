@@ -16,6 +16,13 @@ MAX_GREY_VALUE = np.float32(1e30)
 _MAX_DISTANCE = 1e6
 
 
+def are_grey_values(image: np.ndarray) -> bool:
+    """Whether all pixels of a real image are finite and at most `MAX_GREY_VALUE` in size."""
+    # NaN is the least and the largest of all; so no memory of the image's size is needed.
+    extremes = np.array([image.min(), image.max()], float)
+    return bool((np.abs(extremes) <= MAX_GREY_VALUE).all())
+
+
 def grey_value_statistics(
     image: np.ndarray, percentiles: tuple[float, float] = PERCENTILES
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,12 @@ from unet_jax.example import resized, scaled_size
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
-from unet_jax.normalisation import MAX_GREY_VALUE, grey_value_statistics, normalise
+from unet_jax.normalisation import (
+    MAX_GREY_VALUE,
+    are_grey_values,
+    grey_value_statistics,
+    normalise,
+)
 
 logger = logging.getLogger("unet_jax")
 
@@ -213,9 +218,7 @@ def _checked(image, channels):
         )
     if image.dtype.kind not in "biuf":
         raise ValueError(f"The model takes an image of real numbers, not of {image.dtype}.")
-    # NaN is the least and the largest of all; so no memory of the image's size is needed.
-    extremes = np.array([image.min(), image.max()], float)
-    if not (np.abs(extremes) <= MAX_GREY_VALUE).all():
+    if not are_grey_values(image):
         raise ValueError(
             f"The image holds NaN, infinite or huge pixels, not numbers up to {MAX_GREY_VALUE:g}."
         )

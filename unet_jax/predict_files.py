@@ -91,7 +91,8 @@ def predict_files(
     with tqdm(total=total, desc="Predicting", unit="B", unit_scale=True) as progress:
         for file in files:
             progress.set_postfix_str(file.name[:_NAME_SHOWN])
-            state = [file.stat().st_size, file.stat().st_mtime_ns]
+            status = file.stat()
+            state = [status.st_size, status.st_mtime_ns]
             row = finished.get(file.stem)
             try:
                 if row and row["state"] != state:

@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 
 from unet_jax.errors import InputError, one_line
-from unet_jax.normalisation import MAX_GREY_VALUE, grey_value_statistics
+from unet_jax.normalisation import MAX_GREY_VALUE, are_grey_values, grey_value_statistics
 
 logger = logging.getLogger("unet_jax")
 
@@ -83,9 +83,7 @@ def read_image(path: str | os.PathLike, *, mapped: bool = False) -> np.ndarray:
 
     if pixels.dtype.kind == "f":
         for page, image in enumerate(pixels):
-            # NaN is the least and the largest of all; so no memory of the image's size is needed.
-            extremes = np.array([image.min(), image.max()], float)
-            if not (np.abs(extremes) <= MAX_GREY_VALUE).all():
+            if not are_grey_values(image):
                 raise _refusal(
                     path,
                     f"page {page} holds NaN, infinite or huge pixels, expected numbers up to "
