@@ -232,9 +232,9 @@ def test_tile_side_is_chosen_by_size_and_memory(monkeypatch):
     assert choose_tile_side(network, 512, 512) == 700
     assert choose_tile_side(network, 384, 384) == 572
     assert choose_tile_side(network, 20_000, 20_000) == 1148
-    monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 2 * 2**30)
+    monkeypatch.setattr(overlap_tile, "device_memory_bytes", lambda: 2 * 2**30)
     assert choose_tile_side(network, 20_000, 20_000) == 700
-    monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 1)
+    monkeypatch.setattr(overlap_tile, "device_memory_bytes", lambda: 1)
     assert choose_tile_side(network, 20_000, 20_000) == 252
     assert all(tile_step(s, 5) % 16 == 0 for s in (252, 572, 1212))
     assert tile_step(572, 5) == 384  # 388 is not a multiple of 16
@@ -242,10 +242,10 @@ def test_tile_side_is_chosen_by_size_and_memory(monkeypatch):
 
 def test_tiles_fill_an_accelerator(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 80 * 2**30)
+    monkeypatch.setattr(overlap_tile, "device_memory_bytes", lambda: 80 * 2**30)
     assert overlap_tile.tiles_per_batch(UNet(), 572) == 3
     assert overlap_tile.tiles_per_batch(UNet(), 252) == 16
-    monkeypatch.setattr(overlap_tile, "memory_bytes", lambda: 3 * 2**30)
+    monkeypatch.setattr(overlap_tile, "device_memory_bytes", lambda: 3 * 2**30)
     assert overlap_tile.tiles_per_batch(UNet(), 572) == 2
     image, model = picture(70, 90), he_model(depth=2, width=2)
     assert overlap_tile.tiles_per_batch(model.network, 36) > 1

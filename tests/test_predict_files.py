@@ -209,7 +209,7 @@ def test_record_cut_off_by_a_kill(predict, tmp_path, capsys):
 
 
 def test_too_large_for_single_cells(predict, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "memory_bytes", lambda: 2 * 64 * 3000)
+    monkeypatch.setattr(module, "host_memory_bytes", lambda: 2 * 64 * 3000)
     for _ in range(2):  # it is told again where it is skipped
         with pytest.raises(RunFailed) as end:
             predict()
@@ -224,7 +224,7 @@ def test_another_scale_is_not_predicted_in_pieces(predict, workdir, images, monk
     description = a_description(9) | {"scale": 0.5, "class_names": ["membrane", "cell"]}
     checkpoint.save(workdir, a_state(), description)
     assert predict(images / "b.tif", step="9") == 0
-    monkeypatch.setattr(module, "memory_bytes", lambda: 2 * 32 * 3000)
+    monkeypatch.setattr(module, "device_memory_bytes", lambda: 2 * 32 * 3000)
     with pytest.raises(RunFailed, match="expected at most 3,000 for a network of scale 0.5"):
         predict(images / "a.tif", step="9")
 

@@ -158,7 +158,7 @@ def test_examples_of_different_sizes_share_one_array(monkeypatch):
     assert abs(arrays["image"][0, :20].mean()) < 0.1
 
     # What does not fit stays on the host.
-    monkeypatch.setattr("unet_jax.data.arrays.memory_bytes", lambda: 1000)
+    monkeypatch.setattr("unet_jax.data.arrays.device_memory_bytes", lambda: 1000)
     on_host = training_arrays(examples, weights)
     assert all(isinstance(a, np.ndarray) for a in on_host.values())
     for dataset in (arrays, on_host):

@@ -7,14 +7,18 @@ from pathlib import Path
 from platform import python_version
 
 import jax
+import psutil
 
 
-def memory_bytes() -> int:
-    """All of the device's memory, whatever is in use now; on a CPU the machine's."""
+def host_memory_bytes() -> int:
+    """All of the machine's memory, whatever is in use now."""
+    return psutil.virtual_memory().total
+
+
+def device_memory_bytes() -> int:
+    """All of the memory that JAX computes in, whatever is in use now; on a CPU the machine's."""
     statistics = jax.devices()[0].memory_stats()
-    if statistics is None:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return statistics["bytes_limit"]
+    return host_memory_bytes() if statistics is None else statistics["bytes_limit"]
 
 
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:

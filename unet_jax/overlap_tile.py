@@ -17,7 +17,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from unet_jax.environment import is_out_of_memory, memory_bytes
+from unet_jax.environment import device_memory_bytes, is_out_of_memory
 from unet_jax.example import resized, scaled_size
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
@@ -183,7 +183,9 @@ def choose_tile_side(network: UNet, height: int, width: int) -> int:
         return math.ceil(tiles / batch) * batch * side**2
 
     def fits(step):
-        return _tile_bytes(network, _side_of_step(step, network.depth)) <= memory_bytes() // 2
+        return (
+            _tile_bytes(network, _side_of_step(step, network.depth)) <= device_memory_bytes() // 2
+        )
 
     # The smallest is always allowed: there is nothing else to try.
     fitting = [step for step in _STEPS if fits(step)]
@@ -194,7 +196,7 @@ def tiles_per_batch(network: UNet, tile_side: int) -> int:
     """Tiles that fill the device; one on a CPU, whose cores share one tile."""
     if jax.default_backend() == "cpu":
         return 1
-    fit = memory_bytes() // 2 // _tile_bytes(network, tile_side)
+    fit = device_memory_bytes() // 2 // _tile_bytes(network, tile_side)
     return max(1, min(fit, _PIXELS_IN_FLIGHT // tile_side**2))
 
 

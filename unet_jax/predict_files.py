@@ -19,7 +19,7 @@ from unet_jax import checkpoint
 from unet_jax.data.folder import SUFFIXES
 from unet_jax.data.hyperstack import read_frame, reserve, result_file
 from unet_jax.data.image_files import read_image
-from unet_jax.environment import memory_bytes
+from unet_jax.environment import device_memory_bytes, host_memory_bytes
 from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.figures import cell_colours, cell_picture, class_colours, grey_values, outlined
 from unet_jax.instances import InstanceSettings, find_cells, read_settings
@@ -214,18 +214,20 @@ def _predict_file(
         f"class {c}" for c in range(model.network.classes)
     ]
     colours = class_colours(model.description)
-    memory, pixels = memory_bytes() // 2, height * width
-    if model.scale != 1 and pixels * _SCALE_BYTES > memory:
+    pixels = height * width
+    most = device_memory_bytes() // 2 // _SCALE_BYTES
+    if model.scale != 1 and pixels > most:
         raise InputError(
-            f"{file}: has {pixels:,} pixels a page, expected at most {memory // _SCALE_BYTES:,} for"
+            f"{file}: has {pixels:,} pixels a page, expected at most {most:,} for"
             f" a network of scale {model.scale:g}; cut it into parts"
         )
     problems = []
-    if "cells" in kinds and pixels * _CELL_BYTES > memory:
+    most = host_memory_bytes() // 2 // _CELL_BYTES
+    if "cells" in kinds and pixels > most:
         kinds = [kind for kind in kinds if kind != "cells"]
         problems.append(
             f"{file}: has {pixels:,} pixels a page, too many to find single cells in this memory, "
-            f"expected at most {memory // _CELL_BYTES:,}; the rest is written"
+            f"expected at most {most:,}; the rest is written"
         )
 
     frame = read_frame(file, pages)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from unet_jax.environment import memory_bytes
+from unet_jax.environment import device_memory_bytes
 from unet_jax.example import IGNORED, Example, is_sparse
 from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.weight_map import weight_map
@@ -51,7 +51,7 @@ def training_arrays(examples: list[Example], weights: list[np.ndarray]) -> dict[
         arrays["places"] = np.stack(
             [np.random.default_rng(0).choice(pixels, _PLACES) for pixels in annotated]
         )
-    if sum(a.nbytes for a in arrays.values()) > memory_bytes() // 2:
+    if sum(a.nbytes for a in arrays.values()) > device_memory_bytes() // 2:
         return arrays
     return jax.device_put(arrays)
 

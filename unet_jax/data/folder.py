@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -340,6 +341,15 @@ def _first(values: Sequence, count: int) -> str:
 
 def _page_names(stem: str, pages: int) -> list[str]:
     return [stem] if pages == 1 else [f"{stem} page {page}" for page in range(pages)]
+
+
+def file_stem(path: Path) -> str:
+    """The name of an image file without its suffix, of which .ome.tif is one.
+
+    Composed (NFC): macOS stores an "ä" in two parts, and other systems in one.
+    """
+    stem = unicodedata.normalize("NFC", path.stem)
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 def stem_and_page(name: str) -> tuple[str, int]:
