@@ -126,8 +126,8 @@ def result_file(
       colours: uint8 [largest + 1, 3], of each pixel value; by default grey.
 
     Yields:
-      For each page an array [H, W, channels], or [H, W], of zeros to fill; the list is empty
-      afterwards.
+      For each page an array [H, W, channels], or [H, W], of zeros to fill, in a list that is empty
+      after the block.
 
     Raises:
       OSError: there is no room for it.
@@ -156,14 +156,14 @@ def result_file(
         )
         with unfinished.open("rb+") as opened:
             reserve(opened, unfinished.stat().st_size)
-        filled = np.moveaxis(stored, -3, -1) if channels else stored
-        pages = [filled[tuple(index[i] for i in order)] for index in np.ndindex(*frame.shape)]
+        pages = np.moveaxis(stored, -3, -1) if channels else stored
+        arrays = [pages[tuple(index[i] for i in order)] for index in np.ndindex(*frame.shape)]
         try:
-            yield pages
+            yield arrays
             stored.flush()
         finally:
-            pages.clear()  # Windows renames no file that an array lies in.
-            del stored, filled
+            arrays.clear()
+            del stored, pages  # Windows renames no file that is still mapped
 
 
 def reserve(file: BinaryIO, size: int) -> None:
