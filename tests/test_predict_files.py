@@ -287,8 +287,8 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
         ("*.tiff", "{}: nothing there has this name, {parent} holds a.tif, b.tif, c.tif, ...;"),
         ("no/where/*.tif", "{}: nothing there has this name, {images} holds a.tif, b.tif, c.tif,"),
         ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png"),
-        ("*.jpg", "{}: no TIFF or PNG there but x.jpg; expected .tif, .tiff, .png"),
-        ("others", "{}: no TIFF or PNG there but 1.czi, 2.czi, 3.JPG, ...; expected .tif"),
+        ("*.jpg", "{}: no TIFF or PNG there but x.jpg, expected .tif, .tiff, .png; in Fiji: File"),
+        ("others", "{}: no TIFF or PNG there but 1.czi, 2.czi, 3.JPG, ..., expected .tif"),
         (
             "pl*",
             "{}: only folders there, plate [1]; for the images in them give --images={quoted}/*",

@@ -155,10 +155,13 @@ def _find_files(images: str, output: Path) -> list[Path]:
         is_image = file.suffix.lower() in SUFFIXES and file.is_file()
         (folders if file.is_dir() else files if is_image else others).append(file)
     if not files:
+        remedy = "in Fiji: File > Save As > Tiff"
         if path in found:
-            raise InputError(f"{images}: is no TIFF or PNG by its name, {expected}")
+            raise InputError(f"{images}: is no TIFF or PNG by its name, {expected}; {remedy}")
         if others:
-            raise InputError(f"{images}: no TIFF or PNG there but {_first(others)}; {expected}")
+            raise InputError(
+                f"{images}: no TIFF or PNG there but {_first(others)}, {expected}; {remedy}"
+            )
         if folders:
             inner = shlex.quote(f"{images}/*/*" if path.is_dir() else f"{images}/*")
             raise InputError(
