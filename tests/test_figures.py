@@ -3,7 +3,15 @@ import numpy as np
 import pytest
 
 from unet_jax.example import IGNORED, Example
-from unet_jax.figures import class_colours, class_picture, save_examples, save_training_curves
+from unet_jax.figures import (
+    SEVERAL_COLOUR,
+    UNMATCHED_COLOUR,
+    cell_colours,
+    class_colours,
+    class_picture,
+    save_examples,
+    save_training_curves,
+)
 
 
 def pixels(file):
@@ -19,6 +27,7 @@ def described(classes, **config):
     return {"class_names": names, "config": {"model": {"classes": classes}} | config}
 
 
+COLOURS = SEVERAL_COLOUR, UNMATCHED_COLOUR
 RED, BLUE, GREY = (0xD6, 0x27, 0x28), (0x1F, 0x77, 0xB4), (0x88, 0x88, 0x88)
 
 
@@ -92,3 +101,15 @@ def test_chosen_colours():
     np.testing.assert_array_equal(colours, [[0, 0, 0], [255, 128, 0], [255, 255, 255]])
     labels = np.array([[1, IGNORED]])
     np.testing.assert_array_equal(class_picture(labels, colours), [[[255, 128, 0], GREY]])
+
+
+def test_found_cells_have_the_colour_of_the_cell_that_they_cover_by_more_than_half():
+    true = np.array([[1] * 6, [3] * 6, [4] * 6, [7] * 3 + [0] * 3])
+    found = np.array([[2] * 4 + [5, 0], [6] * 3 + [0] * 3, [9] * 6, [9] * 3 + [10] * 3])
+    true_colours, found_colours = cell_colours(true, found)
+    assert [c for c in range(8) if true_colours[c].any()] == [1, 3, 4, 7]
+    assert len(np.unique(true_colours[[1, 3, 4, 7]], axis=0)) == 4
+    np.testing.assert_array_equal(found_colours[2], true_colours[1])
+    chosen = np.array([class_colours(described(2, class_colours=["k", c])) for c in COLOURS])[:, 1]
+    np.testing.assert_array_equal(found_colours[9], chosen[0])  # it covers 4 and 7
+    np.testing.assert_array_equal(found_colours[[5, 6, 10]], chosen[[1, 1, 1]])  # 6 covers half

@@ -1,4 +1,5 @@
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,51 @@ def test_colours_are_those_that_fiji_shows(tmp_path):
     assert (metadata["min"], metadata["max"]) == (0, 2)
     shown = np.array(metadata["LUTs"]).reshape(3, 256)[:, [0, 255 // 2, 255]]  # of 0, 1 and 2
     np.testing.assert_array_equal(shown.T, colours)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("largest", [70_000, 2**24, 2**24 + 1, 2**32 - 1])
+def test_whole_numbers_of_more_than_16_bits(tmp_path, monkeypatch, largest, is_large):
+    """ImageJ's 32 bits are float32; what these do not hold is refused."""
+    file = tmp_path / "a.tif"
+    if is_large:
+        monkeypatch.setattr(hyperstack, "_MAX_IMAGEJ_BYTES", 100)
+    elif largest > 2**24:
+        with (
+            pytest.raises(
+                ValueError, match=f"numbers up to {largest:,}, expected at most 16,777,2"
+            ),
+            result_file(file, Frame(), (8, 9), np.uint32, largest=largest),
+        ):
+            pass
+        assert not list(tmp_path.iterdir())
+        return
+    with result_file(file, Frame(), (8, 9), np.uint32, largest=largest) as pages:
+        pages[0][2, 3:6] = largest - 2, largest - 1, largest
+    stored = read_image(file)[0, ..., 0]
+    assert stored.dtype == (np.uint32 if is_large else np.float32)
+    assert stored[2, 3:6].astype(int).tolist() == [largest - 2, largest - 1, largest]
+    if not is_large:
+        with tifffile.TiffFile(file) as tif:
+            assert tif.imagej_metadata["max"] == largest
+
+
+def test_no_array_lies_in_a_file_that_is_renamed(tmp_path, monkeypatch):
+    """Windows would refuse it."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("only Linux tells what is mapped")
+    original, seen = Path.replace, []
+
+    def replace(unfinished, file):
+        seen.append(str(unfinished) in maps.read_text())
+        return original(unfinished, file)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with result_file(tmp_path / "a.tif", FRAMES[2], (8, 9), "u1", channels=("a", "b")) as pages:
+        pages[0][:] = 1
+        assert str(tmp_path) in maps.read_text()
+    assert seen == [False] and pages == []
 
 
 def test_a_result_that_fails_is_not_there(tmp_path):

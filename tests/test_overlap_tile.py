@@ -278,6 +278,18 @@ def test_bad_images_are_refused(small, image, message):
         predict_tiled(small, image)
 
 
+MASKED = np.ma.masked_less(np.arange(12.0).reshape(3, 4), 3)
+
+
+@pytest.mark.parametrize(
+    "image", [MASKED, list(MASKED), tuple(map(list, MASKED)), np.ma.array(np.ones((3, 4)))]
+)
+def test_what_a_masked_array_hides_is_not_taken_for_measured(small, image):
+    with pytest.raises(ValueError, match=r"takes no masked array, .* give image.filled\(value\)"):
+        predict_tiled(small, image)
+    assert predict_tiled(small, MASKED.filled(3).tolist()).shape == (3, 4, 2)
+
+
 def test_a_multi_channel_model_names_both_shapes():
     model = he_model(depth=1, channels=3, width=1)
     for shape in [(4, 4), (4, 4, 2)]:

@@ -1,6 +1,8 @@
+import contextlib
 import json
 import os
-import re
+import shlex
+import unicodedata
 
 import imagecodecs
 import jax
@@ -11,6 +13,8 @@ import tifffile
 from tests.test_checkpoint import a_description, a_state
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
 from unet_jax import predict_files as module
+from unet_jax.data import hyperstack
+from unet_jax.data.folder import read_folder
 from unet_jax.data.image_files import read_image
 from unet_jax.errors import RunFailed
 from unet_jax.predict_files import KINDS, predict_files
@@ -60,6 +64,12 @@ def contents(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
+def rows(folder):
+    """The last line of the record for each image, by its name."""
+    _, *lines = map(json.loads, (folder / RECORD).read_text().splitlines())
+    return {row["name"]: row for row in lines}
+
+
 def test_results_are_those_of_predict_tiled(predict, workdir, tmp_path, capsys):
     assert predict() == 0
     assert "results of 3 of 3 image file(s), 0 there before" in capsys.readouterr().out
@@ -93,19 +103,27 @@ def test_only_what_is_wanted_is_written(predict, images, tmp_path, kind):
     predict(images / "a.tif")
     after = contents(tmp_path / "out")
     assert after.keys() == {RECORD, *(f"a_{result}" for result in RESULTS)}
-    if kind != "overlay":  # which shows the cells now
-        name = f"a_{kind}.{suffix}"
-        assert re.sub(rb"DateTime.*", b"", after[name][0]) == before[name][0]
+    assert after[f"a_{kind}.{suffix}"] == before[f"a_{kind}.{suffix}"]
+    assert {*rows(tmp_path / "out")["a"]["kinds"]} == {*KINDS}
 
 
 def test_patterns_files_and_folders(predict, images, tmp_path):
     (images / ".hidden.tif").write_bytes(b"")
     (images / "notes.txt").write_text("")
+    for folder in ("[plate", "plate [1]", "*"):
+        (images / folder).mkdir()
+        tifffile.imwrite(images / folder / "D.TIFF", IMAGES["a"])
     for pattern, names in [
         ("*.tif", "abc"),
         ("[ab].*", "ab"),
         ("c.tif", "c"),
         ("../**/b.tif", "b"),
+        ("", "abc"),
+        ("plate [1]/*.TIFF", "D"),
+        ("plate [1]", "D"),
+        ("[[]plate/D.TIFF", "D"),
+        ("[plate/[D-F].*", "D"),
+        ("*/*", "D"),
     ]:
         out = tmp_path / f"out {names} {len(pattern)}"
         predict(images / pattern, kinds=["classes"], output=out)
@@ -146,18 +164,90 @@ def test_what_fails_is_told_at_the_end_and_the_rest_goes_on(predict, images, tmp
     assert all(after[name] == before[name] for name in after if name[0] == "b")
 
 
-def test_an_image_that_has_changed_is_not_replaced_unasked(predict, images, tmp_path):
-    predict()
-    tifffile.imwrite(images / "a.tif", IMAGES["a"][::-1].copy())
-    os.utime(images / "a.tif", (0, 0))
-    with pytest.raises(RunFailed, match="a.tif: has changed since it was predicted; --overwrite"):
+DECOMPOSED = unicodedata.normalize("NFD", "\u00e4.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("A01.tif", "A01.tif"),
+        ("A01.tif", "A01.ome.tif"),
+        ("A01.tif", "a01.TIF"),
+        ("A01.tif", "A01.png"),
+        ("\u00e4.tif", DECOMPOSED),
+    ],
+)
+def test_another_image_of_the_same_name_replaces_nothing(
+    predict, tmp_path, monkeypatch, name, other
+):
+    first, second = tmp_path / "plate1", tmp_path / "plate2"
+    for folder, file, image in ((first, name, "a"), (second, other, "b")):
+        folder.mkdir()
+        (imagecodecs if "png" in file else tifffile).imwrite(folder / file, IMAGES[image])
+        tifffile.imwrite(folder / f"{image}.tif", IMAGES[image])
+        os.utime(folder / file, (0, 0))
+    predict(first)
+    before = contents(tmp_path / "out")
+    with pytest.raises(RunFailed) as end:
+        predict(second, kinds=["classes"])
+    assert end.value.args == (
+        f"{second / other}: {tmp_path / 'out'} holds the results of another image of this name; "
+        "give another --output, or --overwrite.",
+    )
+    after = contents(tmp_path / "out")
+    assert after.keys() == before.keys() | {"b_classes.tif"}
+    assert all(after[name] == before[name] for name in before if name != RECORD)
+    # The same pixels elsewhere, or touched, are the same image.
+    (second / other).unlink()
+    (second / name).write_bytes((first / name).read_bytes())
+    monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
+    assert predict(second, kinds=["classes"]) == 0
+    monkeypatch.undo()
+    # Asked to, it replaces this one, and still knows the others.
+    (second / name).unlink()
+    (imagecodecs if "png" in other else tifffile).imwrite(second / other, IMAGES["b"])
+    assert predict(second / other, overwrite=True) == 0
+    monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
+    assert predict(second, kinds=["classes"]) == predict(first / "a.tif") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("a.png", "a.tif"),
+        ("A01.ome.tif", "A01.tif"),
+        ("A01.tif", "a01.tif"),
+        (DECOMPOSED, "\u00e4.tif"),
+    ],
+)
+def test_images_of_one_call_have_different_names(predict, images, tmp_path, name, other):
+    for file in (name, other):
+        (images / file).write_bytes(b"")
+    with pytest.raises(InputError) as end:
         predict()
-    assert predict(overwrite=True) == predict() == 0
-    found = read_image(tmp_path / "out" / "a_classes.tif")
-    assert found.any()
+    (line,) = end.value.args
+    assert line.startswith(
+        f"{images / other}: its results would have the same names as those of {images / name}; "
+        "rename one, or"
+    )
+    assert not (tmp_path / "out").exists()
 
 
-def test_results_of_another_network_are_not_mixed(predict, workdir, tmp_path):
+def test_the_record_of_an_earlier_version_is_not_trusted(predict, images, tmp_path):
+    predict(images / "a.tif")
+    record = tmp_path / "out" / RECORD
+    header, row = map(json.loads, record.read_text().splitlines())
+    del header["images"], row["sha256"]
+    row["state"] = [3756, 1]
+    record.write_text(f"{json.dumps(header)}\n{json.dumps(row)}\n")
+    before = contents(tmp_path / "out")
+    with pytest.raises(InputError, match="out: holds results of an earlier version, which did not"):
+        predict(images / "a.tif")
+    assert contents(tmp_path / "out") == before
+    assert predict(images / "a.tif", overwrite=True) == predict(images / "a.tif") == 0
+
+
+def test_results_of_another_network_are_not_mixed(predict, workdir, images, tmp_path):
     predict()
     before = contents(tmp_path / "out")
     with pytest.raises(InputError, match="holds results with averaging = none, not rotations"):
@@ -166,27 +256,78 @@ def test_results_of_another_network_are_not_mixed(predict, workdir, tmp_path):
     with pytest.raises(InputError, match="holds results with step = 3, not 4; give another"):
         predict()
     assert contents(tmp_path / "out") == before
-    assert predict(overwrite=True) == 0
+    assert predict(images / "a.tif", overwrite=True) == 0
     assert contents(tmp_path / "out")["a_challenge.tif"][0] != before["a_challenge.tif"][0]
-
-
-def test_files_that_are_there_are_not_replaced_unasked(predict, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "b_cells.tif").write_text("my own")
-    with pytest.raises(InputError, match="b_cells.tif: is there already; --overwrite replaces it"):
+    # Those of the former network are still there, and not known any more.
+    with pytest.raises(InputError, match=r"b_cells.tif: is there already; --overwrite replaces it"):
         predict()
-    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["my own"]
+    assert predict(overwrite=True) == 0
+
+
+@pytest.mark.parametrize("name", ["b_cells.tif", "B_challenge.TIF", "c_overlay_0001.png"])
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path, name, is_begun):
+    (tmp_path / "out").mkdir()
+    if is_begun:
+        predict(images / "a.tif")
+    (tmp_path / "out" / name).write_text("my own")
+    before = contents(tmp_path / "out")
+    with pytest.raises(InputError, match=f"{name}: is there already; --overwrite replaces it"):
+        predict()
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("pattern", "line"),
+    [
+        (
+            "none",
+            "{}: nothing there has this name, {parent} holds a.tif, b.tif, c.tif, ...; expected",
+        ),
+        ("*.tiff", "{}: nothing there has this name, {parent} holds a.tif, b.tif, c.tif, ...;"),
+        ("no/where/*.tif", "{}: nothing there has this name, {images} holds a.tif, b.tif, c.tif,"),
+        ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png"),
+        ("*.jpg", "{}: no TIFF or PNG there but x.jpg, expected .tif, .tiff, .png; in Fiji: File"),
+        ("others", "{}: no TIFF or PNG there but 1.czi, 2.czi, 3.JPG, ..., expected .tif"),
+        (
+            "pl*",
+            "{}: only folders there, plate [1]; for the images in them give --images={quoted}/*",
+        ),
+        ("empty", "{}: is an empty folder, expected .tif, .tiff, .png"),
+        ("empty/*.tif", "{}: nothing there has this name, {parent} holds nothing; expected"),
+    ],
+)
+def test_images_that_are_not_there_or_none(predict, images, tmp_path, pattern, line):
+    for folder in ("empty", "others", "plate [1]"):
+        (images / folder).mkdir()
+    for name in ("x.jpg", *(f"others/{name}" for name in ("1.czi", "2.czi", "3.JPG", "4.bmp"))):
+        (images / name).touch()
+    with pytest.raises(InputError) as end:
+        predict(images / pattern)
+    (found,) = end.value.args
+    parent = (images / pattern).parent
+    if found.endswith("*'"):  # a command that a shell takes
+        (command,) = shlex.split(found.split(" give ")[1])
+        assert command == f"--images={images / pattern}/*"
+    else:
+        assert found.startswith(line.format(images / pattern, parent=parent, images=images))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_is_named(predict, images, caplog):
+    for name in ("x.jpg", "y.czi", ".hidden.jpg"):
+        (images / name).touch()
+    (images / "folder").mkdir()
+    (images / "gone.tif").symlink_to(images / "nowhere")
+    predict(kinds=["classes"])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{images}: 3 file(s) left out, expected .tif, .tiff, .png: gone.tif, x.jpg, y.czi"
+    ]
 
 
 def test_input_that_cannot_be_used(predict, images, tmp_path):
-    for pattern in ("none", "*.jpg"):
-        with pytest.raises(InputError, match="no image there, expected a file .* in quotes like"):
-            predict(images / pattern)
     with pytest.raises(InputError, match="images: holds the images; give another --output"):
         predict(output=images)
-    imagecodecs.imwrite(images / "a.png", IMAGES["a"])
-    with pytest.raises(InputError, match=r"a.tif: \S+a.png has the same name, expected one"):
-        predict()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: cannot be written to"):
         predict(images / "b.tif", output=tmp_path / "file")
@@ -210,14 +351,101 @@ def test_record_cut_off_by_a_kill(predict, tmp_path, capsys):
 
 def test_too_large_for_single_cells(predict, images, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "host_memory_bytes", lambda: 2 * 64 * 3000)
-    for _ in range(2):  # it is told again where it is skipped
+    for _ in range(2):  # it is told again, and nothing is predicted for it
         with pytest.raises(RunFailed) as end:
             predict()
         (line,) = end.value.args
         assert f"{images / 'a.tif'}: has 3,500 pixels a page, too many to find single cells" in line
         assert line.endswith("expected at most 3,000; the rest is written")
+        monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
     names = {path.name for path in (tmp_path / "out").glob("a_*")}
     assert names == {f"a_{result}" for result in RESULTS} - {"a_cells.tif"}
+
+
+@pytest.mark.parametrize("moment", ["at its start", "at its end"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_result_that_fails_is_missing_alone(predict, tmp_path, monkeypatch, kind, moment):
+    """The error may be any; the next run writes what is missing, and nothing else."""
+    original = module.complete if kind == "overlay" else module.result_file
+
+    @contextlib.contextmanager
+    def failing(file, *args, **options):
+        if f"_{kind}" in file.name and moment == "at its start":
+            raise RuntimeError("broken")
+        with original(file, *args, **options) as opened:
+            yield opened
+            if f"_{kind}" in file.name:
+                raise RuntimeError("broken")
+
+    monkeypatch.setattr(module, original.__name__, failing)
+    with pytest.raises(RunFailed) as end:
+        predict()
+    line = "{}: its {} cannot be written: broken"
+    files = [tmp_path / "images" / f"{name}.tif" for name in IMAGES]
+    assert end.value.args == tuple(line.format(file, kind) for file in files)
+    out = tmp_path / "out"
+    before = contents(out)
+    assert len(before) == 1 + len(IMAGES) * len(KINDS) + 1 - len(IMAGES) - (kind == "overlay")
+    for name in IMAGES:
+        assert rows(out)[name]["kinds"] == [k for k in KINDS if k != kind]
+    monkeypatch.undo()
+    assert predict() == 0
+    after = contents(out)
+    assert len(after) == 1 + len(IMAGES) * len(KINDS) + 1
+    assert all(after[name] == before[name] for name in before if name != RECORD)
+    whole = tmp_path / "whole"
+    predict(output=whole)
+    for file in out.glob("*.png"):  # it shows the cells, although they were there before
+        assert file.read_bytes() == (whole / file.name).read_bytes()
+
+
+@pytest.fixture
+def many_cells(workdir, images, monkeypatch):
+    """Makes b.tif one of 600 x 600 pixels with 180,000 cells, a pixel each; returns their ids."""
+    tifffile.imwrite(images / "b.tif", np.zeros((600, 600), np.uint8))
+    settings = InstanceSettings(0.5, 0, 0.0, 1, 0.0)
+    (workdir / "instances.json").write_text(json.dumps(settings._asdict()))
+    is_cell = np.indices((600, 600)).sum(0) % 2
+
+    def made_up(model, image, *, averaging, out):
+        out[:] = np.stack([1 - is_cell, is_cell], axis=-1)
+
+    monkeypatch.setattr(module, "predict_tiled", made_up)
+    return np.where(is_cell, is_cell.cumsum().reshape(is_cell.shape), 0)
+
+
+@pytest.mark.parametrize("is_ome", [False, True])
+def test_more_cells_than_16_bits_hold(predict, images, tmp_path, monkeypatch, many_cells, is_ome):
+    if is_ome:
+        monkeypatch.setattr(hyperstack, "_MAX_IMAGEJ_BYTES", 1000)
+    predict(images / "b.tif")
+    file = tmp_path / "out" / "b_cells.tif"
+    with tifffile.TiffFile(file) as tif:
+        assert (tif.is_ome, tif.pages[0].dtype) == (is_ome, np.uint32 if is_ome else np.float32)
+        if not is_ome:
+            assert (tif.imagej_metadata["min"], tif.imagej_metadata["max"]) == (0, 180_000)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    file.rename(masks / "b.tif")
+    (images / "a.tif").unlink()
+    (images / "c.tif").unlink()
+    (example,) = read_folder(images, masks, mask_rule="instances", classes=2, ignore_value=-1)
+    np.testing.assert_array_equal(example.instances, many_cells)
+
+
+def test_more_cells_than_imagej_holds(predict, images, tmp_path, monkeypatch, many_cells):
+    monkeypatch.setattr(hyperstack, "_MAX_IMAGEJ_NUMBER", 179_999)
+    with pytest.raises(RunFailed) as end:
+        predict(images / "b.tif")
+    assert end.value.args == (
+        f"{images / 'b.tif'}: its cells cannot be written: numbers up to 180,000, expected at most "
+        "179,999 in ImageJ's format; cut the image into parts",
+    )
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {RECORD, *(f"b_{result}" for result in RESULTS)} - {"b_cells.tif"}
+    monkeypatch.setattr(hyperstack, "_MAX_IMAGEJ_BYTES", 1000)  # OME holds them
+    assert predict(images / "b.tif") == 0
+    assert tifffile.imread(tmp_path / "out" / "b_cells.tif").max() == 180_000
 
 
 def test_another_scale_is_not_predicted_in_pieces(predict, workdir, images, monkeypatch):

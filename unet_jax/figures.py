@@ -232,18 +232,19 @@ def cell_colours(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns:
       Two uint8 [largest number + 1, 3], by the numbers of the cells.
     """
+    numbers = int(found.max()) + 1
     true_colours = np.zeros((true.max() + 1, 3), np.uint8)
-    found_colours = np.tile(_rgb(UNMATCHED_COLOUR), (found.max() + 1, 1))
-    ids = np.unique(true[true > 0])
+    found_colours = np.tile(_rgb(UNMATCHED_COLOUR), (numbers, 1))
+    ids, sizes = np.unique(true[true > 0], return_counts=True)
     true_colours[ids] = _palette(len(ids))
-    matched = set()
-    for cell in ids:
-        overlaps = np.bincount(found[true == cell])
-        best = int(overlaps.argmax())
-        if best and 2 * overlaps[best] > overlaps.sum():
-            several = best in matched
-            found_colours[best] = _rgb(SEVERAL_COLOUR) if several else true_colours[cell]
-            matched.add(best)
+    both = (true > 0) & (found > 0)
+    pairs, overlaps = np.unique(true[both] * np.int64(numbers) + found[both], return_counts=True)
+    cells, matches = np.divmod(pairs, numbers)
+    covered = 2 * overlaps > sizes[np.searchsorted(ids, cells)]
+    cells, matches = cells[covered], matches[covered]
+    found_colours[matches] = true_colours[cells]
+    matches, times = np.unique(matches, return_counts=True)
+    found_colours[matches[times > 1]] = _rgb(SEVERAL_COLOUR)
     return true_colours, found_colours
 
 

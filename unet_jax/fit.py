@@ -61,7 +61,8 @@ def cross_validate(
         )
         if status:
             return status
-    print(f"The mean over the folds: python eval.py --checkpoint={workdir} --split=validation")
+    folder = shlex.quote(str(workdir))
+    print(f"The mean over the folds: python eval.py --checkpoint={folder} --split=validation")
     return 0
 
 
@@ -134,7 +135,8 @@ def fit(
     state = resume_or_start(workdir, state, description, allow_change)
     start = int(state.step)
     if start == settings.steps:
-        print(f"This run is finished. Evaluate it: python eval.py --checkpoint={workdir}")
+        folder = shlex.quote(str(workdir))
+        print(f"This run is finished. Evaluate it: python eval.py --checkpoint={folder}")
         return 0
 
     weights = {
@@ -235,7 +237,8 @@ def fit(
                 progress.close()
                 _tell(f"Stopped and saved after step {step}. The same command goes on from there.")
                 return 128 + stop_signal
-    _tell(f"Finished: {workdir}. Evaluate it: python eval.py --checkpoint={workdir}")
+    folder = shlex.quote(str(workdir))
+    _tell(f"Finished: {workdir}. Evaluate it: python eval.py --checkpoint={folder}")
     return 128 + stop.signal if stop.signal else 0  # asked to stop, no other fold is begun
 
 

@@ -69,9 +69,9 @@ def predict_tiled(
       float32 [H, W, classes], summing to 1 over the classes; 0 = background or membrane, 1 = cell.
 
     Raises:
-      ValueError: an image of another shape than the model takes, without pixels, not finite, or
-        with a pixel too far from all others; a tile side that the network does not take; an
-        unknown `averaging`; an `out` of another shape or dtype.
+      ValueError: a masked array; an image of another shape than the model takes, without pixels,
+        not finite, or with a pixel too far from all others; a tile side that the network does not
+        take; an unknown `averaging`; an `out` of another shape or dtype.
       MemoryError: not even the smallest tile fits.
     """
     image = _checked(image, model.channels)
@@ -211,6 +211,11 @@ def mirror_indices(start: int, stop: int, size: int) -> np.ndarray:
 
 
 def _checked(image, channels):
+    if _is_masked(image):
+        raise ValueError(
+            "The model takes no masked array, whose masked pixels would be taken for measured ones;"
+            " give image.filled(value)."
+        )
     image = np.asarray(image)
     expected = "[H, W]" if channels == 1 else f"[H, W, {channels}]"
     fits = image.ndim == 2 if channels == 1 else image.ndim == 3 and image.shape[-1] == channels
@@ -227,6 +232,11 @@ def _checked(image, channels):
     # SciPy's interpolation does not know float16.
     image = image.astype(np.float32) if image.dtype == np.float16 else image
     return image.reshape(*image.shape[:2], channels)
+
+
+def _is_masked(image):
+    parts = image if isinstance(image, list | tuple) else ()
+    return isinstance(image, np.ma.MaskedArray) or any(map(_is_masked, parts))
 
 
 def _side_of_step(step, depth):

@@ -4,7 +4,10 @@ import contextlib
 import glob
 import hashlib
 import json
+import logging
 import math
+import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unet_jax import checkpoint
-from unet_jax.data.folder import SUFFIXES
+from unet_jax.data.folder import SUFFIXES, file_stem
 from unet_jax.data.hyperstack import read_frame, reserve, result_file
 from unet_jax.data.image_files import read_image
 from unet_jax.environment import device_memory_bytes, host_memory_bytes
@@ -27,15 +30,17 @@ from unet_jax.model import Model
 from unet_jax.output_files import complete, lock, probe
 from unet_jax.overlap_tile import predict_tiled
 
+logger = logging.getLogger("unet_jax")
+
 #: What can be written for an image.
 KINDS = ("probabilities", "classes", "cells", "overlay", "challenge")
 
 _RECORD = "predictions.jsonl"
-_MAX_CELLS = 2**16 - 1
 # Memory for a pixel, in bytes: of finding cells, and of predicting at another scale.
 _CELL_BYTES, _SCALE_BYTES = 64, 32
 _ROWS = 256  # of a result that are looked at together
 _NAME_SHOWN = 30  # characters, in the progress bar
+_FILES_SHOWN = 3  # in a message
 _OVERLAY_SIDE = 2048  # pixels; larger images are shown smaller
 
 
@@ -52,12 +57,14 @@ def predict_files(
     """Predicts image files and writes what is wanted of these, for each:
 
     STEM_probabilities.tif: float32, a channel for each class. STEM_classes.tif: uint8, the most
-    probable class. STEM_cells.tif: uint16, a number for each cell, anew on each page.
-    STEM_overlay.png: cells, or else classes, over the image; a file for each page. STEM_challenge
-    .tif: float32, the probability of cell, as the ISBI 2012 challenge takes it.
+    probable class. STEM_cells.tif: a number for each cell, anew on each page; uint16, or beyond
+    65,535 cells float32, and uint32 where the file is an OME-TIFF. STEM_overlay.png: cells, or else
+    classes, over the image; a file for each page. STEM_challenge.tif: float32, the probability of
+    cell, as the ISBI 2012 challenge takes it.
 
-    What was finished before with the same network is skipped. What fails is told at the end; the
-    rest goes on.
+    What was written before for the same image, known by the digest of its file, and with the same
+    network is left as it is. What fails is told at the end; the rest goes on, the other results of
+    the same image too.
 
     Args:
       workdir: of the training run.
@@ -73,7 +80,7 @@ def predict_files(
 
     Raises:
       InputError: nothing can be predicted; nothing has been written.
-      RunFailed: some images could not be predicted, with a line for each.
+      RunFailed: some results are missing, with a line for each.
     """
     model = checkpoint.load(workdir, step)
     settings, _ = read_settings(workdir)
@@ -84,33 +91,40 @@ def predict_files(
         "averaging": averaging,
         "cells": settings._asdict(),
     }
-    finished = _begin(output, record, files, overwrite)
+    rows = _begin(output, record, files, overwrite)
     problems, done, skipped = [], 0, 0
     # By size, so that the time that is left is known although no file has been opened.
-    total = sum(file.stat().st_size for file in files)
-    with tqdm(total=total, desc="Predicting", unit="B", unit_scale=True) as progress:
-        for file in files:
+    sizes = [file.stat().st_size for file in files]
+    with tqdm(total=sum(sizes), desc="Predicting", unit="B", unit_scale=True) as progress:
+        for file, size in zip(files, sizes, strict=True):
             progress.set_postfix_str(file.name[:_NAME_SHOWN])
-            status = file.stat()
-            state = [status.st_size, status.st_mtime_ns]
-            row = finished.get(file.stem)
             try:
-                if row and row["state"] != state:
-                    raise InputError(f"{file}: has changed since it was predicted; --overwrite.")
-                if row and set(kinds) <= set(row["kinds"]):
+                with file.open("rb") as opened:
+                    digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                row = rows.get(_name(file), {"sha256": digest, "kinds": []})
+                if row["sha256"] != digest:
+                    raise InputError(
+                        f"{file}: {output} holds the results of another image of this name; give "
+                        "another --output, or --overwrite."
+                    )
+                there, written = row["kinds"], []
+                if set(kinds) <= set(there):
                     skipped += 1
                 else:
-                    left_out = _predict_file(model, file, output, kinds, settings, averaging)
-                    row = {"name": file.stem, "state": state, "kinds": kinds, "problems": left_out}
-                    with (output / _RECORD).open("a") as lines:
+                    written, failed = _predict_file(
+                        model, file, output, kinds, there, settings, averaging
+                    )
+                    problems += failed
+                if written:
+                    row = {"name": file_stem(file), "sha256": digest, "kinds": there + written}
+                    with (output / _RECORD).open("a", encoding="utf-8") as lines:
                         lines.write(json.dumps(row) + "\n")
-                done += 1
-                problems += row["problems"]
+                done += bool(row["kinds"])
             except InputError as error:
                 problems += error.args
             except (OSError, MemoryError) as error:
                 problems.append(f"{file}: {one_line(error)}")
-            progress.update(state[0])
+            progress.update(size)
     print(f"{output}: results of {done} of {len(files)} image file(s), {skipped} there before.")
     if problems:
         raise RunFailed(*problems)
@@ -119,24 +133,54 @@ def predict_files(
 
 def _find_files(images: str, output: Path) -> list[Path]:
     """The image files by name; they must not lie where the results go."""
-    if Path(images).is_dir():
-        found = Path(images).iterdir()
+    path = Path(images)
+    if path.is_file():
+        found = [path]
+    elif path.is_dir():
+        found = [file for file in path.iterdir() if not file.name.startswith(".")]
     else:
-        found = map(Path, [images] if Path(images).is_file() else glob.glob(images, recursive=True))
-    files = sorted(
-        (f for f in found if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file()),
-        key=lambda file: (file.name, file),
-    )
+        # What exists is no pattern: the name of a folder may hold brackets.
+        folder = next((f for f in path.parents if f.is_dir()), path.parent)
+        pattern = str(path.relative_to(folder))
+        found = [folder / name for name in glob.iglob(pattern, root_dir=folder, recursive=True)]
+        if not found:
+            there = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+            raise InputError(
+                f"{images}: nothing there has this name, {folder} holds {_first(there)}; expected a"
+                " file, a folder, or a pattern in quotes like 'data/*.tif'"
+            )
+    expected = f"expected {', '.join(SUFFIXES)}"
+    files, folders, others = [], [], []
+    for file in sorted(found, key=lambda file: (file.name, file)):
+        is_image = file.suffix.lower() in SUFFIXES and file.is_file()
+        (folders if file.is_dir() else files if is_image else others).append(file)
     if not files:
-        raise InputError(
-            f"{images}: no image there, expected a file ({', '.join(SUFFIXES)}), a folder of such "
-            "files, or a pattern in quotes like 'data/*.tif'"
+        remedy = "in Fiji: File > Save As > Tiff"
+        if path in found:
+            raise InputError(f"{images}: is no TIFF or PNG by its name, {expected}; {remedy}")
+        if others:
+            raise InputError(
+                f"{images}: no TIFF or PNG there but {_first(others)}, {expected}; {remedy}"
+            )
+        if folders:
+            inner = shlex.quote(f"{images}/*/*" if path.is_dir() else f"{images}/*")
+            raise InputError(
+                f"{images}: only folders there, {_first(folders)}; for the images in them give"
+                f" --images={inner}"
+            )
+        raise InputError(f"{images}: is an empty folder, {expected}")
+    if others:
+        logger.warning(
+            "%s: %d file(s) left out, %s: %s", images, len(others), expected, _first(others)
         )
-    problems, by_stem = [], {}
+    problems, by_name = [], {}
     for file in files:
-        other = by_stem.setdefault(file.stem, file)
+        other = by_name.setdefault(_name(file), file)
         if other != file:
-            problems.append(f"{file}: {other} has the same name, expected one")
+            problems.append(
+                f"{file}: its results would have the same names as those of {other}; rename one, or"
+                " predict them one after the other, each with its own --output"
+            )
     if output.resolve() in {file.parent.resolve() for file in files}:
         problems.append(f"{output}: holds the images; give another --output for the results")
     if problems:
@@ -144,38 +188,61 @@ def _find_files(images: str, output: Path) -> list[Path]:
     return files
 
 
+def _first(files: list[Path]) -> str:
+    names = [file.name for file in files[:_FILES_SHOWN]] + ["..."] * (len(files) > _FILES_SHOWN)
+    return ", ".join(names) or "nothing"
+
+
+def _name(file: Path) -> str:
+    """What the results of an image are known by; some disks do not tell capital letters apart."""
+    return file_stem(file).casefold()
+
+
 def _begin(
     output: Path, record: dict[str, Any], files: list[Path], overwrite: bool
 ) -> dict[str, dict[str, Any]]:
     """Makes the folder, or goes on in it; the rows of its record by the names of images.
 
-    The record's first line is that of the network, and each other one that of a finished image.
+    The record's first line is that of the network, with the names of all images that have been
+    begun; each other one is of an image: the digest of its file, and the kinds of results there.
     """
     probe(output, 0)
     lock(output)
-    before, rows = record, []
+    names = {_name(file) for file in files}
+    before, rows = record | {"images": []}, {}
+    if (output / _RECORD).exists():
+        before, *lines = _read_record(output / _RECORD)
+        rows = {row["name"].casefold(): row for row in lines}
+    problems = [
+        f"{output}: holds results with {key} = {before.get(key)}, not {value}; give another"
+        " --output, or --overwrite."
+        for key, value in record.items()
+        if before.get(key) != value
+    ]
+    if "images" not in before:
+        problems = [
+            f"{output}: holds results of an earlier version, which did not note of which images;"
+            " give another --output, or --overwrite."
+        ]
+    begun = set() if problems else set(before["images"])
     if overwrite:
-        pass
-    elif (output / _RECORD).exists():
-        before, *rows = _read_record(output / _RECORD)
+        rows = {name: row for name, row in rows.items() if name in begun - names}
+    elif problems:
+        raise InputError(problems[0])
     else:
-        results = {f"{file.stem}_{kind}" for file in files for kind in KINDS}
+        results = {f"{name}_{kind}" for name in names - begun for kind in KINDS}
         for present in sorted(output.iterdir()):
-            if present.stem in results:
+            if re.sub(r"_overlay_\d+$", "_overlay", _name(present)) in results:
                 raise InputError(f"{present}: is there already; --overwrite replaces it.")
-    for key, value in record.items():
-        if before.get(key) != value:
-            raise InputError(
-                f"{output}: holds results with {key} = {before.get(key)}, not {value}; give another"
-                " --output, or --overwrite."
-            )
+    record = record | {"images": sorted(begun | names)}
     with complete(output / _RECORD) as unfinished:
-        unfinished.write_text("".join(json.dumps(row) + "\n" for row in [record, *rows]))
-    return {row["name"]: row for row in rows}
+        lines = [json.dumps(row) + "\n" for row in (record, *rows.values())]
+        unfinished.write_text("".join(lines), encoding="utf-8")
+    return rows
 
 
 def _read_record(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -198,10 +265,14 @@ def _predict_file(
     file: Path,
     output: Path,
     kinds: list[str],
+    there: list[str],
     settings: InstanceSettings,
     averaging: str,
-) -> list[str]:
-    """Writes the results of one image file; returns what of them it is too large for."""
+) -> tuple[list[str], list[str]]:
+    """Writes the results of one image file that are wanted and not there.
+
+    Returns the kinds that have been written, and a line for each that could not be.
+    """
     images = read_image(file, mapped=True)
     if model.channels == 1 and images.shape[-1] == 3 and (images == images[..., :1]).all():
         images = images[..., :1]  # grey levels stored as RGB
@@ -221,72 +292,108 @@ def _predict_file(
             f"{file}: has {pixels:,} pixels a page, expected at most {most:,} for"
             f" a network of scale {model.scale:g}; cut it into parts"
         )
-    problems = []
+    wanted = [kind for kind in KINDS if kind in kinds and kind not in there]
+    failed = {}
+
+    @contextlib.contextmanager
+    def apart(kind):
+        """What fails in the block, whatever it is, is this kind of result alone."""
+        try:
+            yield
+        except Exception as error:
+            failed[kind] = f"{file}: its {kind} cannot be written: {one_line(error)}"
+
+    def is_due(kind):
+        return kind in wanted and kind not in failed
+
+    finds_cells = "cells" in kinds and bool({"cells", "overlay"} & {*wanted})
     most = host_memory_bytes() // 2 // _CELL_BYTES
-    if "cells" in kinds and pixels > most:
-        kinds = [kind for kind in kinds if kind != "cells"]
-        problems.append(
+    if finds_cells and pixels > most:
+        failed["cells"] = (
             f"{file}: has {pixels:,} pixels a page, too many to find single cells in this memory, "
             f"expected at most {most:,}; the rest is written"
         )
 
-    frame = read_frame(file, pages)
+    frame, stem, size = read_frame(file, pages), file_stem(file), (height, width)
     with contextlib.ExitStack() as stack:
+        opened = {}
 
         def result(kind, dtype, **options):
-            name = output / f"{file.stem}_{kind}.tif"
-            opened = result_file(name, frame, (height, width), dtype, **options)
-            return stack.enter_context(opened) if kind in kinds else None
+            if is_due(kind):
+                with apart(kind):
+                    opened[kind] = stack.enter_context(contextlib.ExitStack())
+                    name = output / f"{stem}_{kind}.tif"
+                    return opened[kind].enter_context(
+                        result_file(name, frame, size, dtype, **options)
+                    )
 
         probabilities = result("probabilities", np.float32, channels=names)
         classes = result("classes", np.uint8, largest=len(names) - 1, colours=colours)
-        cells = result("cells", np.uint16, largest=255)
         challenge = result("challenge", np.float32)
+        cells, count = None, 0
+        if is_due("cells"):
+            with apart("cells"):
+                cells = stack.enter_context(_scratch(output, (pages, *size), np.int32))
+        if not any(map(is_due, wanted)):
+            return [], [*failed.values()]
         if probabilities is None:
-            probabilities = [stack.enter_context(_scratch(output, (height, width, len(names))))]
-            probabilities *= pages
+            scratch = stack.enter_context(_scratch(output, (*size, len(names)), np.float32))
+            probabilities = [scratch] * pages
         for page, image in enumerate(images):
             image = image if channels > 1 else image[..., 0]
-            probability = probabilities[page]
             try:
-                predict_tiled(model, image, averaging=averaging, out=probability)
+                predict_tiled(model, image, averaging=averaging, out=probabilities[page])
+                _fill(probabilities[page], classes and classes[page], challenge and challenge[page])
             except ValueError as error:
                 raise InputError(f"{file}: page {page}: {error}") from error
-            for top in range(0, height, _ROWS):
-                rows = slice(top, top + _ROWS)
-                if not np.isfinite(probability[rows]).all():
-                    raise InputError(
-                        f"{file}: page {page}: the network's output is not finite; use another "
-                        "--step."
-                    )
-                if classes:
-                    classes[page][rows] = probability[rows].argmax(-1)
-                if challenge:
-                    challenge[page][rows] = 1 - probability[rows, :, 0]
             found = None
-            if cells:
-                found = find_cells(1 - probability[..., 0], settings)
-                if found.max() > _MAX_CELLS:
-                    raise InputError(
-                        f"{file}: page {page} has {found.max():,} cells, expected at most "
-                        f"{_MAX_CELLS:,}; cut it into parts"
-                    )
-                cells[page][:] = found
-            if "overlay" in kinds:
-                number = f"_{page:04d}" if pages > 1 else ""
-                picture = _overlay(image, probability, found, colours)
-                name = output / f"{file.stem}_overlay{number}.png"
-                with complete(name) as unfinished:
-                    unfinished.write_bytes(imagecodecs.png_encode(picture))
-    return problems
+            if finds_cells and "cells" not in failed:
+                with apart("cells"):
+                    found = find_cells(1 - probabilities[page][..., 0], settings)
+                    count = max(count, int(found.max()))
+                    if cells is not None:
+                        cells[page] = found
+            if is_due("overlay"):
+                with apart("overlay"):
+                    number = f"_{page:04d}" if pages > 1 else ""
+                    picture = _overlay(image, probabilities[page], found, colours)
+                    with complete(output / f"{stem}_overlay{number}.png") as unfinished:
+                        unfinished.write_bytes(imagecodecs.png_encode(picture))
+        if is_due("cells"):
+            with apart("cells"):
+                # How many there are, and so their dtype, is known now.
+                dtype = np.uint16 if count <= np.iinfo(np.uint16).max else np.uint32
+                options = {"largest": max(255, count)}
+                name = output / f"{stem}_cells.tif"
+                with result_file(name, frame, size, dtype, **options) as numbered:
+                    for page in range(pages):
+                        numbered[page][:] = cells[page]
+        for kind, unfinished in opened.items():
+            with apart(kind):
+                unfinished.close()
+    return [*filter(is_due, wanted)], [*failed.values()]
+
+
+def _fill(
+    probability: np.ndarray, classes: np.ndarray | None, challenge: np.ndarray | None
+) -> None:
+    """Writes the results that follow from the probabilities of a page, pixel by pixel."""
+    for top in range(0, len(probability), _ROWS):
+        rows = slice(top, top + _ROWS)
+        if not np.isfinite(probability[rows]).all():
+            raise ValueError("the network's output is not finite; use another --step.")
+        if classes is not None:
+            classes[rows] = probability[rows].argmax(-1)
+        if challenge is not None:
+            challenge[rows] = 1 - probability[rows, :, 0]
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """A float32 array in a file without a name: it may be larger than the memory."""
+def _scratch(folder: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[np.ndarray]:
+    """An array in a file without a name: it may be larger than the memory."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        reserve(file, math.prod(shape) * np.dtype(np.float32).itemsize)
-        yield np.memmap(file, np.float32, "r+", shape=shape)
+        reserve(file, math.prod(shape) * np.dtype(dtype).itemsize)
+        yield np.memmap(file, dtype, "r+", shape=shape)
 
 
 def _overlay(image, probability, cells, colours) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Outputs have their names only when they are complete, and one run at a time has a folder."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from tests.reliability.conftest import ROOT, TINY
 from tests.test_evaluate import DEFAULTS
 from unet_jax.errors import InputError
 from unet_jax.evaluate import evaluate
-from unet_jax.fit import fit
+from unet_jax.fit import cross_validate, fit
 from unet_jax.output_files import complete
 from unet_jax.run_log import read_log
 
@@ -93,6 +94,20 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_config, tmp_path, run):
     status, _, errors = run("train.py", *options, f"--workdir={tmp_path / 'run'}")
     assert (status, len(errors.splitlines())) == (2, 1) and "another run is writing to it" in errors
     assert read_log(tmp_path / "run" / "log.jsonl") == before
+
+
+def test_printed_commands_are_what_a_shell_takes(tiny_config, tmp_path, capsys):
+    """Of `fit` at its end and where it has ended before, and of a cross-validation."""
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    workdir = tmp_path / "my runs (2) \u00e4 & 'co'"
+    fit(tiny_config, workdir)
+    fit(tiny_config, workdir)
+    cross_validate(tiny_config, workdir / "five", 2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "python " in line]
+    folders = [workdir, workdir, *(workdir / "five" / f"fold{fold}" for fold in (0, 1))]
+    expected = [["python", "eval.py", f"--checkpoint={folder}"] for folder in folders]
+    expected.append([*expected[0][:2], f"--checkpoint={workdir / 'five'}", "--split=validation"])
+    assert [shlex.split(line[line.rindex("python ") :]) for line in lines] == expected
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

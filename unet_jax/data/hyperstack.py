@@ -20,6 +20,8 @@ logger = logging.getLogger("unet_jax")
 
 # Beyond, ImageJ's own format ends, and OME's is written.
 _MAX_IMAGEJ_BYTES = 2**32 - 2**20
+# Beyond, ImageJ's 32 bits, which are of float32, leave out whole numbers.
+_MAX_IMAGEJ_NUMBER = 2**24
 _UNITS = {"\u00b5m": "um", "\u03bcm": "um", "micron": "um", "in": "inch"}
 _OME_UNITS = {"um": "\u00b5m", "inch": "in"}
 _RESOLUTION_UNITS = {tifffile.RESUNIT.INCH: "inch", tifffile.RESUNIT.CENTIMETER: "cm"}
@@ -116,21 +118,32 @@ def result_file(
       file: to write, .tif.
       frame: of the image.
       size: of a page, (height, width).
-      dtype: of the pixels: uint8, uint16 or float32.
+      dtype: of the pixels: uint8, uint16, float32, or uint32, which ImageJ does not have: there it
+        becomes float32.
       channels: their names; none for pages without an axis for them.
-      largest: the pixel value that is shown as white, or in the last colour.
+      largest: the pixel value that is shown as white, or in the last colour; of uint32 there is
+        none beyond.
       colours: uint8 [largest + 1, 3], of each pixel value; by default grey.
 
     Yields:
-      For each page an array [H, W, channels], or [H, W], of zeros to fill.
+      For each page an array [H, W, channels], or [H, W], of zeros to fill, in a list that is empty
+      after the block.
 
     Raises:
       OSError: there is no room for it.
+      ValueError: the format does not hold whole numbers up to `largest`.
     """
     order = sorted(range(len(frame.axes)), key=lambda i: frame.axes[i])  # T before Z
     shape = [frame.shape[i] for i in order] + [len(channels)] * bool(channels) + [*size]
     axes = "".join(frame.axes[i] for i in order) + "C" * bool(channels) + "YX"
     is_large = math.prod(shape) * np.dtype(dtype).itemsize > _MAX_IMAGEJ_BYTES
+    if np.dtype(dtype) == np.uint32 and not is_large:
+        dtype = np.float32
+        if largest > _MAX_IMAGEJ_NUMBER:
+            raise ValueError(
+                f"numbers up to {largest:,}, expected at most {_MAX_IMAGEJ_NUMBER:,} in ImageJ's "
+                "format; cut the image into parts"
+            )
     described = _ome(frame, channels) if is_large else _imagej(frame, channels, largest, colours)
     with complete(file) as unfinished:
         stored = tifffile.memmap(
@@ -144,8 +157,13 @@ def result_file(
         with unfinished.open("rb+") as opened:
             reserve(opened, unfinished.stat().st_size)
         pages = np.moveaxis(stored, -3, -1) if channels else stored
-        yield [pages[tuple(index[i] for i in order)] for index in np.ndindex(*frame.shape)]
-        stored.flush()
+        arrays = [pages[tuple(index[i] for i in order)] for index in np.ndindex(*frame.shape)]
+        try:
+            yield arrays
+            stored.flush()
+        finally:
+            arrays.clear()
+            del stored, pages  # Windows renames no file that is still mapped
 
 
 def reserve(file: BinaryIO, size: int) -> None:
