@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import json
 import logging
 import math
 import os
@@ -325,7 +326,7 @@ def _decode_tiff(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, b
             )
         if orientation(first) != 1:
             _notice(path.parent, "images are turned as their Orientation tag says")
-            pixels = tifffile.reorient(pixels, orientation(first))
+            pixels = _turned(pixels, orientation(first))
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels, has_alpha
 
 
@@ -338,6 +339,17 @@ def orientation(page: tifffile.TiffPage) -> int:
     """How a page is turned: 1..8 as TIFF 6.0 defines it, 1 = not at all."""
     value = page.tags.valueof(_ORIENTATION, default=1)
     return value if value in range(1, 9) else 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of [pages, H, W, C] as it is to be seen."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(1, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[:, ::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, :, ::-1]
+    return pixels
 
 
 def full_pages(path: Path, tif: tifffile.TiffFile) -> list[int]:
@@ -400,7 +412,9 @@ def full_pages(path: Path, tif: tifffile.TiffFile) -> list[int]:
 
 
 def _is_smaller(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
-    return page.imagelength <= first.imagelength and page.imagewidth <= first.imagewidth
+    height, width = first.imagelength, first.imagewidth
+    is_same = (page.imagelength, page.imagewidth) == (height, width)
+    return page.imagelength <= height and page.imagewidth <= width and not is_same
 
 
 def _may_be_thumbnail(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
@@ -450,8 +464,11 @@ def page_series(
             if sorted(found) != pages:
                 raise _otherwise(path, pages)
             return series
-        # Where the description cannot be true, tifffile groups the pages without it.
-        if tif.is_imagej or tif.is_shaped:
+        # Where the description cannot be true, or not every page has one, tifffile groups the
+        # pages without it.
+        first = tif.pages[pages[0]]
+        shape = json.loads(first.shaped_description)["shape"] if tif.is_shaped else ()
+        if tif.is_imagej or (shape and math.prod(shape) != first.size * len(pages)):
             raise _otherwise(path, pages)
     elif not planes and len(pages) > 1:
         _notice(
