@@ -206,6 +206,7 @@ def test_orientation_is_applied(path, caplog, value, compression):
     expected = np.stack([expected, 10 * expected])[..., None]
     for found in (read_image(path), read_image(path, mapped=True), read_mask(path)):
         np.testing.assert_array_equal(found, expected, strict=True)
+    assert isinstance(read_image(path, mapped=True), np.memmap) == (compression is None)
     turned = [] if value not in range(2, 9) else ["images are turned as their Orientation tag says"]
     assert notices(caplog, path.parent) == turned
     image = Image.fromarray(CORNER)
