@@ -27,7 +27,10 @@ def tiff_bytes(pixels, **options):
 def png_bytes(pixels, mode=None):
     file = io.BytesIO()
     image = Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(file, "PNG")
+    if mode:
+        image = image.convert(mode)
+        image.putpalette(bytes(i * 7 % 256 for i in range(768)))  # colours in no order
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -164,11 +167,12 @@ def test_constant_alpha_is_dropped_with_one_notice(tmp_path, caplog, alpha):
 def test_alpha_that_varies_is_refused_and_a_fourth_channel_is_not(path):
     rgba = np.concatenate([RGB, OPAQUE], axis=-1)
     rgba[3, 4, 3] = 0
-    expected = (
-        "(alpha) but is not constant, expected an image without transparency; if the channels"
-    )
-    for content in (png_bytes(rgba), png_bytes(rgba[..., 2:])):
-        assert expected + " are slices, save them as pages (in Fiji" in refusal(path, content)
+    for channels in (rgba, rgba[..., 2:]):
+        assert refusal(path, png_bytes(channels)) == (
+            f"{path}: its alpha channel is not constant, expected an image without transparency; if"
+            f" its {channels.shape[-1]} channels are slices, save them as pages (in Fiji: Image >"
+            " Hyperstacks > Re-order Hyperstack)"
+        )
     channels = np.moveaxis(rgba, -1, 0)
     path.write_bytes(tiff_bytes(channels, ome=True, metadata={"axes": "CYX"}))
     np.testing.assert_array_equal(read_image(path), rgba[None], strict=True)
@@ -341,7 +345,7 @@ def test_image_with_a_ramp_of_one_hue_is_grey(path, caplog, write, hue):
 def test_image_with_another_palette_is_refused(path, caplog, write, colours):
     text = refusal(path, write(STACK[0], colours))
     assert text == (
-        f"{path}: holds a palette of colours, expected plain grey levels or RGB (in Fiji: Image >"
+        f"{path}: holds palette colours, expected plain grey levels or RGB (in Fiji: Image >"
         " Lookup Tables > Grays if the colours stand for grey levels, else Image > Type > RGB"
         " Color)"
     )
@@ -383,6 +387,7 @@ def test_missing_file_and_folder(tmp_path):
         (tiff_bytes(STACK.astype(np.complex64)), "complex64"),
         (tiff_bytes(STACK, photometric="miniswhite"), "inverted (MinIsWhite)"),
         (tiff_bytes(RGB, photometric="rgb", compression="jpeg"), "compressed by JPEG"),
+        (png_bytes(STACK[0], "P"), "palette"),
         (tiff_bytes(STACK).replace(b"[5, 20, 30]", b"[9, 20, 30]"), "5 page(s)"),
         (imagej_stack_behind_one_header()[:-1], "1 page(s)"),
         (
@@ -486,6 +491,8 @@ def test_pyramids_in_subifds_are_skipped(path, caplog, options):
         (SMALL[0, ::-1], {}),  # another picture
         (np.full((20, 30), 7, np.uint8), {}),
         (SMALL[0, :10], {}),  # a part
+        (LARGE[0, 1:], {}),
+        (LARGE[0, 2:, 3:], {}),
         (SMALL[0], {"compression": "jpeg"}),
         (LARGE[0].astype(np.uint16), {"subfiletype": 1}),  # not smaller
         (np.zeros((80, 120), np.uint8), {"subfiletype": 1}),
@@ -549,7 +556,7 @@ def test_slices_stored_as_channels_are_named(path, caplog, pixels, options, shap
     path.write_bytes(tiff_bytes(pixels, **options))
     assert read_image(path).shape == shape
     expected = {
-        "slices": [f"the {len(pixels)} samples of a pixel are slices, read as pages"],
+        "slices": [f"the {len(pixels)} channels stored are slices, read as pages"],
         "channels": [f"pixels have {shape[-1]} channels; {IF_SLICES}"],
         None: [],
     }

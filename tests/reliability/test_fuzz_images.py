@@ -63,6 +63,7 @@ def tiff_of(pixels, thumbnail=None, **options):
     file = io.BytesIO()
     tifffile.imwrite(file, pixels, **options)
     if thumbnail is not None:
+        file.seek(0)
         tifffile.imwrite(file, thumbnail, append=True, subfiletype=1, metadata=None)
     return file.getvalue()
 

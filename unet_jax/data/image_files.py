@@ -129,9 +129,8 @@ def _read(path: Path, *, mapped: bool = False, is_mask: bool = False) -> np.ndar
         if (pixels[..., -1] != pixels.flat[-1]).any():
             raise _refusal(
                 path,
-                f"the last of its {pixels.shape[-1]} channels is said to be transparency (alpha)"
-                " but is not constant, expected an image without transparency; if the channels are"
-                f" slices, {_AS_PAGES}",
+                "its alpha channel is not constant, expected an image without transparency; if its"
+                f" {pixels.shape[-1]} channels are slices, {_AS_PAGES}",
             )
         _notice(path.parent, "a constant alpha channel is dropped")
         pixels = pixels[..., :-1]
@@ -297,7 +296,7 @@ def _check_palette(path: Path, colours: np.ndarray, is_mask: bool) -> None:
         return
     ramp = np.linspace(0, 1, len(colours))[:, None] * colours[-1:]
     if not colours.any() or (abs(colours - ramp) > 0.01 * colours.max()).any():
-        raise _refusal(path, f"holds a palette of colours, {_EXPECTED_OF_PALETTE}")
+        raise _refusal(path, f"holds palette colours, {_EXPECTED_OF_PALETTE}")
     _notice(path.parent, "images coloured by a lookup table of one hue are read as grey")
 
 
@@ -318,7 +317,7 @@ def _decode_tiff(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, b
         samples, channels = first.samplesperpixel, pixels.shape[-1]
         has_alpha = channels == samples and first.extrasamples[-1:] in _ALPHA
         if channels % samples:
-            _notice(path.parent, f"the {samples} samples of a pixel are slices, read as pages")
+            _notice(path.parent, f"the {samples} channels stored are slices, read as pages")
         elif channels - has_alpha > 3 or (samples > 1 and first.planarconfig == 2):
             _notice(
                 path.parent,
@@ -422,7 +421,7 @@ def _may_be_thumbnail(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool
     height, width = first.imagelength, first.imagewidth
     return (
         _is_smaller(page, first)
-        and page.imagelength < height
+        and 2 * page.imagelength <= height + 1
         and abs(page.imagelength * width - page.imagewidth * height) <= max(height, width)
         and page.compression in _COMPRESSIONS
         and page.dtype is not None
