@@ -57,6 +57,22 @@ def test_frames_of_other_tiffs(tmp_path, options, size, unit):
     assert (frame.axes, frame.shape) == ("Z", (2,)) and frame.unit == unit
 
 
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_frames_of_images_that_are_turned(tmp_path, orientation):
+    size = (4, 2) if orientation > 4 else (2, 4)
+    options = dict(resolution=(0.5, 0.25), resolutionunit="CENTIMETER", photometric="minisblack")
+    options["extratags"] = [(274, "H", 1, orientation, False)]
+    frame = write(tmp_path / "a.tif", PIXELS[0], metadata=None, **options)
+    assert frame == Frame("Z", (2,), size, None, None, "cm")
+
+
+def test_frames_of_images_beside_their_thumbnails(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for step, options in ((2, {"subfiletype": 1}), (1, {}), (1, {})):
+            writer.write(PIXELS[0, 0, ::step, ::step], resolution=(step, step), **options)
+    assert read_frame(tmp_path / "a.tif", 2)[:3] == ("Z", (2,), (1, 1))
+
+
 def test_what_is_said_of_the_pixel_size_need_not_make_sense(tmp_path, caplog):
     metadata = {"axes": "YX", "unit": "um", "spacing": -3}
     frame = write(

@@ -28,7 +28,7 @@ import pytest
 import tifffile
 
 from tests.reliability.conftest import peak_bytes
-from unet_jax.data.image_files import read_image
+from unet_jax.data.image_files import read_image, read_mask
 from unet_jax.errors import InputError
 
 SEED = int(os.environ.get("UNET_JAX_FUZZ_SEED", "0"))
@@ -59,15 +59,32 @@ def pick(rng, choices):
     return choices[rng.integers(len(choices))]
 
 
-def tiff_of(pixels, **options):
+def tiff_of(pixels, thumbnail=None, **options):
     file = io.BytesIO()
     tifffile.imwrite(file, pixels, **options)
+    if thumbnail is not None:
+        file.seek(0)
+        tifffile.imwrite(file, thumbnail, append=True, subfiletype=1, metadata=None)
     return file.getvalue()
+
+
+def ome_of_a_set(pages):
+    """The OME metadata of a set of two files, this one being the second, backwards."""
+    entries = "".join(
+        f'<TiffData FirstT="{t}" IFD="{t if t < 3 else pages + 2 - t}" PlaneCount="1">'
+        f'<UUID FileName="{"b" if t < 3 else "a"}.tif">{"sibling" if t < 3 else "me"}</UUID>'
+        "</TiffData>"
+        for t in range(3 + pages)
+    )
+    return (
+        f'<OME UUID="me"><Image><Pixels DimensionOrder="XYCZT" SizeX="{WIDTH}" SizeY="{HEIGHT}" '
+        f'SizeC="1" SizeZ="1" SizeT="{3 + pages}">{entries}</Pixels></Image></OME>'
+    )
 
 
 def random_tiff(rng, codec):
     """A TIFF of random layout."""
-    writer = pick(rng, ["plain", "shaped", "imagej", "ome"])
+    writer = pick(rng, ["plain", "shaped", "imagej", "ome", "set"])
     dtype = pick(rng, ["u1", "u2", "f4"] if writer == "imagej" else ["u1", "u2", "i4", "f4", "?"])
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     pixels = rows + columns + rng.integers(0, 60, (pick(rng, [1, 1, 2, 5]), HEIGHT, WIDTH))
@@ -77,24 +94,36 @@ def random_tiff(rng, codec):
         axes, photometric, planar = "TSYX", "rgb", "separate"
         if rng.random() < 0.5:
             pixels, axes, planar = np.moveaxis(pixels, 1, -1), "TYXS", "contig"
+    more = {}
+    if dtype == "u1" and photometric != "rgb" and writer in ("plain", "shaped"):
+        if rng.random() < 0.3:
+            photometric, more["colormap"] = "palette", np.tile(np.arange(256, dtype="u2"), (3, 1))
+        elif rng.random() < 0.3:
+            more["thumbnail"] = pixels[0, ::2, ::2].astype(dtype)
+    if rng.random() < 0.3:
+        more["extratags"] = [(274, "H", 1, rng.integers(1, 9), False)]
+    if writer == "set":
+        more["description"] = ome_of_a_set(len(pixels))
     return tiff_of(
         pixels > 80 if dtype == "?" else pixels.astype(dtype),
         imagej=writer == "imagej",
         ome=writer == "ome",
-        metadata=None if writer == "plain" else {"axes": axes},
+        metadata=None if writer in ("plain", "set") else {"axes": axes},
         photometric=photometric,
         planarconfig=planar,
         bigtiff=writer != "imagej" and rng.random() < 0.3,
         byteorder=pick(rng, "<>"),
         compression=codec,
         predictor=bool(codec and dtype != "?" and rng.random() < 0.5),
+        **more,
         **pick(rng, [{}, {"rowsperstrip": 7}, {"tile": (16, 32)}]),
     )
 
 
 def png_chunks(width, height, bits, colour, lines, interlaced=False):
     data = zlib.compress(lines)
-    palette = [(b"PLTE", bytes(3 * 2**bits))] if colour == 3 else []
+    ramp = np.linspace(0, 255, 2**bits).astype(np.uint8)
+    palette = [(b"PLTE", np.repeat(ramp, 3).tobytes())] if colour == 3 else []
     return [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)),
         *palette,
@@ -248,12 +277,12 @@ def random_file(rng, kind):
     return f"TIFF {codec}", tiff, mutate
 
 
-def read_or_refused(path):
+def read_or_refused(path, read=read_image):
     """The pixels, or why they are refused; what warns fails, what hangs ends the process."""
     faulthandler.dump_traceback_later(MAX_SECONDS, exit=True)
     try:
         with warnings.catch_warnings(action="error"):
-            pixels = read_image(path)
+            pixels = read(path)
     except InputError as error:
         (text,) = error.args
         assert text.startswith(f"{path}: ") and text.count(str(path)) == 1, text
@@ -266,15 +295,16 @@ def read_or_refused(path):
     return pixels
 
 
-def declared_size(path):
-    """Height and width by the file's header."""
+def declared_sizes(path):
+    """Height and width of each page by the file's header, or width and height."""
     head = path.read_bytes()[:24]
     if head.startswith(PNG_SIGNATURE):
-        return struct.unpack(">II", head[16:])[::-1]
+        return [struct.unpack(">II", head[16:])[::-1]]
     logging.disable()
     try:
         with tifffile.TiffFile(path) as tif:
-            return tif.pages[0].imagelength, tif.pages[0].imagewidth
+            sizes = [(page.imagelength, page.imagewidth) for page in tif.pages]
+            return sizes + [size[::-1] for size in sizes]  # turned
     finally:
         logging.disable(logging.NOTSET)
 
@@ -303,18 +333,19 @@ def read_mutated_files(kind, count, seed, folder):
             if index % 10 == 0:
                 name, content, mutate = random_file(rng, kind)
                 path.write_bytes(content)
-                original = read_or_refused(path)
-                assert name == "PNG palette" or not isinstance(original, str), original
+                read = pick(rng, [read_image, read_mask])
+                original = read_or_refused(path, read)
+                assert not isinstance(original, str), original
             path.write_bytes(mutate())
             began = time.perf_counter()
-            found = read_or_refused(path)
+            found = read_or_refused(path, read)
             seconds = time.perf_counter() - began
             if isinstance(found, str):
                 outcome = "undecodable" if found.startswith("cannot be decoded") else "refused"
             else:
                 outcome = "same" if np.array_equal(found, original) else "changed"
-                assert found.shape[1:3] == declared_size(path)
-                assert np.array_equal(found, read_or_refused(path))
+                assert found.shape[1:3] in declared_sizes(path)
+                assert np.array_equal(found, read_or_refused(path, read))
             print(json.dumps([name, outcome, seconds, peak_bytes() - start]), file=results)
 
 

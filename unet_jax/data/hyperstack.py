@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import tifffile
 
-from unet_jax.data.image_files import quiet
+from unet_jax.data.image_files import full_pages, open_tiff, orientation, page_series, quiet
+from unet_jax.data.planes import described_pixels
 from unet_jax.errors import one_line
 from unet_jax.output_files import complete
 
@@ -55,14 +56,17 @@ def read_frame(path: Path, pages: int) -> Frame:
     """
     stack = Frame("Z", (pages,)) if pages > 1 else Frame()
     try:
-        with quiet(), tifffile.TiffFile(path) as tif:
-            series = tif.series[0]
+        with quiet(), open_tiff(path) as tif:
+            full = full_pages(path, tif)
+            series = page_series(path, tif, full)
             sizes = {
-                a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YXCS"
+                axis: size
+                for axis, size in zip(series[0].axes, series[0].shape, strict=True)
+                if axis not in "YXCS"
             }
-            if len(tif.series) == 1 and set(sizes) <= {"Z", "T"}:
+            if len(series) == 1 and set(sizes) <= {"Z", "T"}:
                 stack = Frame("".join(sizes), tuple(sizes.values()))
-            return _calibrated(stack, tif)
+            return _calibrated(stack, tif, full)
     except tifffile.TiffFileError:  # a PNG file
         return stack
     except Exception as error:  # what a file says of itself may be anything
@@ -70,11 +74,9 @@ def read_frame(path: Path, pages: int) -> Frame:
         return stack
 
 
-def _calibrated(frame: Frame, tif: tifffile.TiffFile) -> Frame:
-    page = tif.pages[0]
-    if tif.is_ome:
-        image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]
-        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+def _calibrated(frame: Frame, tif: tifffile.TiffFile, pages: list[int]) -> Frame:
+    page = tif.pages[pages[0]]
+    if pixels := described_pixels(tif, pages):
         unit = pixels.get("PhysicalSizeXUnit", "um")
         sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "XYZ"]
         in_seconds = pixels.get("TimeIncrementUnit", "s") == "s"
@@ -90,6 +92,8 @@ def _calibrated(frame: Frame, tif: tifffile.TiffFile) -> Frame:
     if not all(0 < size < math.inf for size in (x, y, z, interval) if size is not None):
         raise ValueError(f"found {x}, {y}, {z}, {interval}")
     size = (x, y) if x and y else None
+    if size and orientation(page) > 4:  # rows and columns are exchanged
+        size = (y, x)
     # ImageJ writes other letters than those of ASCII as \u00B5.
     unit = one_line(unit) if unit else ""
     unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), unit)
