@@ -100,6 +100,11 @@ def read_image(path: str | os.PathLike, *, mapped: bool = False) -> np.ndarray:
     return pixels
 
 
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """As ``read_image``."""
+    return read_image(path)
+
+
 def check_grey_values(path: Path, pixels: np.ndarray) -> None:
     """Raises InputError if a page of a file, number [pages, H, W, C], cannot be normalised."""
     for page, image in enumerate(pixels):
