@@ -264,9 +264,9 @@ def _cut(
         if ends[0] < _LEAST:
             height, width = page.labels.shape
             raise InputError(
-                f"{page.name}: {height} x {width} pixels are too few to cut blocks of {_LEAST} and"
-                f" more for training, validation_fraction {validation_fraction} and test_fraction"
-                f" {test_fraction} from; expected a larger image, or at least 3 files"
+                f"{page.name}: {height} x {width} pixels are too few to be cut into training,"
+                f" validation_fraction {validation_fraction} and test_fraction {test_fraction},"
+                f" expected at least {_LEAST} rows or columns each, or at least 3 files"
             )
         for part, start, end in zip(parts.values(), (0, *ends), ends, strict=False):
             part.append(_block(page, start, end))
@@ -274,12 +274,12 @@ def _cut(
     for part, cut in parts.items():
         if all((page.labels == IGNORED).all() for page in cut):
             raise InputError(
-                f"Nothing is annotated in {blocks[part]}, the {part} split of {files} file(s);"
-                " expected some of it, or at least 3 files"
+                f"Nothing is annotated in {blocks[part]}, the {part} split of {files} file(s),"
+                " expected something there, or at least 3 files"
             )
     logger.warning(
-        "%d file(s) are too few to divide, so each image is cut: %s for training, %s for"
-        " validation, %s for the test",
+        "There are only %d file(s), so each image is cut: %s for training, %s for validation,"
+        " %s for the test",
         *(files, *blocks.values()),
     )
     return parts

@@ -177,6 +177,8 @@ def _remedies(
         remedies.append(f"{mask_rule!r} with ignore_value {top}")
     if _is_mark(top, values):
         remedies.sort(key=lambda remedy: "ignore_value" not in remedy)
+        if rest and connected and len(values) > 3:
+            remedies.insert(0, f"'instances' with ignore_value {top}")
     if top == classes and 0 in values and ignore_value == -1 and background == 0:
         remedies.append("'classes' with ignore_value 0 if 0 means not annotated")
     return remedies
@@ -197,7 +199,7 @@ def _has_soft_edges(mask: np.ndarray, counts: Mapping[int, int]) -> bool:
       mask: int32 [pages, H, W].
       counts: the number of pixels of each value that counts.
     """
-    if len(counts) < 5:
+    if len(counts) < 5 or _is_mark(max(counts), set(counts)):
         return False
     values, pixels = np.array(sorted(counts.items())).T
     low, high = values[0], values[-1]
