@@ -290,7 +290,7 @@ def test_one_folder_without_masks_is_refused(folders):
     link = images.with_name("link")
     link.symlink_to(images)
     for same in (images, link):
-        assert "is given for images and masks, but no name in it" in refusal((images, same))
+        assert "is given for images and masks, but no names in" in refusal((images, same))
     write(images / "b_mask.tif", MASK)
     with pytest.raises(InputError) as caught:
         read((images, images))
@@ -298,6 +298,10 @@ def test_one_folder_without_masks_is_refused(folders):
         f"1 file(s) without a mask in {images}: a.tif",
         f"1 file(s) without an image in {images}: b_mask.tif",
     ]
+    (images / "a.tif").unlink()
+    assert "is given for images and masks, but no names in" in refusal((images, images))
+    (images / "b_mask.tif").unlink()
+    assert refusal((images, images)).startswith(f"{images}: holds no image, expected")
 
 
 def test_names_that_look_the_same_are_told_apart(folders):

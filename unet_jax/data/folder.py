@@ -303,14 +303,16 @@ def _find_pairs(
     image_files = _find_files(images, problems)
     if os.path.realpath(images) != os.path.realpath(labels):
         mask_files = _find_files(labels, problems)
-    else:
+    elif image_files:
         image_files, mask_files = _part(image_files)
         with problems.collected():
-            if image_files and not mask_files:
+            if not (image_files and mask_files):
                 raise InputError(
-                    f"{images}: is given for images and masks, but no name in it ends like a"
-                    " mask's; expected another folder for the masks, or x_mask.tif beside x.tif"
+                    f"{images}: is given for images and masks, but no names in it tell which are"
+                    " which; expected another folder for the masks, or x_mask.tif beside x.tif"
                 )
+    else:
+        mask_files = {}
     if not (image_files and mask_files):
         return image_files, mask_files
 
