@@ -40,6 +40,9 @@ def get_config():
     config.data.mask_rule = "binary"
     # Mask pixels that do not count, such as 255; -1 = there are none. With 0, "classes" begin at 1.
     config.data.ignore_value = -1
+    # What -1 in a mask means: "background", from which the others count, or "ignored"; "" = there
+    # is none.
+    config.data.minus_one = ""
     config.data.validation_fraction = 0.15  # of the files: chooses the best step
     config.data.test_fraction = 0.15  # opened by eval.py only
     config.data.split_seed = 0

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from unet_jax.configuration import check_config
+from unet_jax.configuration import check_config, with_added_keys
 
 CONFIGS = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -25,6 +25,19 @@ def test_every_value_is_explained_in_one_place(name):
         keys = [f"{part}.{key}" for key in values] if isinstance(values, ConfigDict) else [part]
         for key in keys:
             assert f"`{key}`" in explained
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_of_version_0_1_0_is_read_as_one_of_today(name):
+    config = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    before = {part: dict(v) if isinstance(v, dict) else v for part, v in config.items()}
+    for part, key in (
+        ("train", "start_from"),
+        ("train", "freeze_contracting_path"),
+        ("data", "minus_one"),
+    ):
+        before[part].pop(key, None)
+    assert with_added_keys(before) == config == with_added_keys(config)
 
 
 def test_the_em_configuration_is_the_paper():

@@ -7,7 +7,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from unet_jax.data.folder import connected_cells, read_folder, read_images, split_by_stem
+from unet_jax.data.folder import (
+    connected_cells,
+    read_folder,
+    read_images,
+    split_by_stem,
+    stem_and_page,
+)
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example
 
@@ -139,7 +145,7 @@ def test_classes_begin_at_1_where_0_is_ignored(folders):
     text = refusal(folders, mask_rule="classes", ignore_value=0)
     assert text.endswith(
         "values 1, 2, 3 do not fit mask_rule 'classes' with 2 classes; all masks"
-        " fit 'classes' with 3 classes, or 'classes' with ignore_value 3"
+        " fit 'classes' with 3 classes"
     )
     for mask_rule in ("binary", "instances"):
         text = refusal(folders, mask_rule=mask_rule, ignore_value=0)
@@ -195,6 +201,117 @@ def test_folders_that_cannot_be_used(folders, tmp_path):
     assert "a.tif: a.png has the same name" in refusal(folders)
 
 
+def test_a_file_or_folders_instead_of_a_folder(folders):
+    images, labels = folders
+    one_pair(folders, MASK)
+    text = refusal((images / "a.tif", labels))
+    assert text == f"{images / 'a.tif'}: is a file, expected the folder that holds it"
+    (images / "b").mkdir()
+    (images / "a.tif").rename(images / "b" / "a.TIF")
+    assert refusal(folders).startswith(f"{images}: holds no image itself, but its folder(s) b do")
+
+
+def test_files_that_are_left_out_are_named(folders, caplog):
+    one_pair(folders, MASK)
+    for name in ("b.czi", "c.nd2", "d.jpg", "e.bmp", ".hidden"):
+        (folders[0] / name).write_bytes(b"")
+    assert len(read(folders)) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folders[0]}: 4 file(s) are left out, as only .tif, .tiff, .png are read: b.czi, c.nd2,"
+        " d.jpg, ..."
+    ]
+
+
+COMPOSED, IN_TWO_PARTS = "Z\u00e4hler.tif", "Za\u0308hler.tif"
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("a.ome.tif", "a.tif"),
+        ("a.tif", "a.OME.tiff"),
+        ("a.ome.tif", "a.ome.tif"),
+        (COMPOSED, IN_TWO_PARTS),
+        (IN_TWO_PARTS, COMPOSED),
+    ],
+)
+def test_one_name_in_several_spellings(folders, image, mask, caplog):
+    write(folders[0] / image, IMAGE)
+    write(folders[1] / mask, MASK)
+    assert_example(*read(folders), Path(image).stem, IMAGE, MASK, INSTANCES)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("a.tif", "a_mask.tif"),
+        ("a.tif", "a_masks.png"),
+        ("a.tif", "a_cp_masks.png"),
+        ("a.tif", "a-Mask.tif"),
+        ("a.tif", "a mask.tif"),
+        ("a.tif", "a_seg.tif"),
+        ("a.tif", "a_label.tif"),
+        ("a.tif", "a_labels.tif"),
+        ("a.tif", "a_Simple Segmentation.tif"),
+        ("a.ome.tif", "a_masks.ome.tif"),
+        ("a_img.png", "a_masks.png"),
+        ("a_img.png", "a_img_masks.png"),
+        ("a_seg.tif", "a_seg_mask.tif"),
+    ],
+)
+def test_masks_are_found_by_the_ending_of_their_names(folders, image, mask, together, caplog):
+    images, labels = folders
+    if together:
+        labels = images
+    write(images / image, IMAGE)
+    write(labels / mask, MASK)
+    assert_example(*read((images, labels)), Path(image).stem, IMAGE, MASK, INSTANCES)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{labels}: 1 mask(s) are found by the ending of a name, such as {mask} of {image}"
+    ]
+
+
+def test_equal_names_come_before_endings(folders, caplog):
+    images, labels = folders
+    for name, value in (("a.tif", 0), ("a_mask.tif", 1)):
+        write(images / name, IMAGE)
+        write(labels / name, MASK * np.uint8(value))
+    assert [example.labels.any() for example in read(folders)] == [False, True]
+    assert not caplog.records
+    write(labels / "a_seg.tif", MASK)
+    assert refusal(folders) == f"{labels / 'a_seg.tif'}: a.tif has the mask a.tif, expected one"
+
+
+def test_one_folder_without_masks_is_refused(folders):
+    images, labels = folders
+    one_pair(folders, MASK)
+    link = images.with_name("link")
+    link.symlink_to(images)
+    for same in (images, link):
+        assert "is given for images and masks, but no names in" in refusal((images, same))
+    write(images / "b_mask.tif", MASK)
+    with pytest.raises(InputError) as caught:
+        read((images, images))
+    assert [line.split("; ")[0] for line in caught.value.args] == [
+        f"1 file(s) without a mask in {images}: a.tif",
+        f"1 file(s) without an image in {images}: b_mask.tif",
+    ]
+    (images / "a.tif").unlink()
+    assert "is given for images and masks, but no names in" in refusal((images, images))
+    (images / "b_mask.tif").unlink()
+    assert refusal((images, images)).startswith(f"{images}: holds no image, expected")
+
+
+def test_names_that_look_the_same_are_told_apart(folders):
+    images, labels = folders
+    write(images / COMPOSED, IMAGE)
+    write(images / IN_TWO_PARTS, IMAGE)
+    write(labels / COMPOSED, MASK)
+    assert f"1 file(s) without a mask in {labels}: 'Za\\u0308hler.tif';" in refusal(folders)
+
+
 def test_files_without_partner_are_named_up_to_three(folders):
     images, labels = folders
     one_pair(folders, MASK)
@@ -218,35 +335,13 @@ def test_mask_of_another_shape_or_page_count_is_refused(folders, mask):
 @pytest.mark.parametrize(
     ("values", "options", "says"),
     [
-        (
-            (0, 1, 2),
-            {},
-            "values 0, 1, 2 do not fit mask_rule 'binary' with 2 classes; all masks"
-            " fit 'instances', or 'classes' with 3 classes, or 'binary' with ignore_value 2",
-        ),
-        (
-            (0, 255),
-            {"mask_rule": "classes"},
-            "all masks fit 'binary', or 'instances', or 'classes' with ignore_value 255",
-        ),
-        ((0, 1, 2), {"classes": 3}, "fit 'classes', or 'instances'"),
-        (
-            (0, 1, 2, 3, 255),
-            {"mask_rule": "classes"},
-            "fit 'instances', or 'classes' with 4 classes and ignore_value 255",
-        ),
-        (
-            (0, 1, 2),
-            {"mask_rule": "classes"},
-            "or 'classes' with ignore_value 0 if 0 means not annotated",
-        ),
-        ((1, 2) * 15, {}, "values 1, 2 do not fit mask_rule 'binary'"),
+        ((0, 1, 2, 3, 255), {"mask_rule": "classes"}, "'classes' with 4 classes and ignore_value"),
         ((0, 1, 3), {"mask_rule": "classes", "classes": 3}, "values 0, 1, 3 do not fit"),
         (tuple(range(30)), {}, "values 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... do not fit"),
         (
-            (0, -1),
+            (0, -2),
             {"mask_rule": "instances"},
-            "values -1, 0 do not fit mask_rule 'instances' with 2 classes; all masks fit no rule",
+            "values -2, 0 do not fit mask_rule 'instances' with 2 classes; all masks fit no rule",
         ),
     ],
 )
@@ -258,6 +353,41 @@ def test_masks_that_break_their_rule_are_shown_with_the_rule_that_fits(
     one_pair(folders, mask)
     text = refusal(folders, **options)
     assert text.startswith(f"{folders[1] / 'a.tif'}: mask values ") and says in text
+
+
+@pytest.mark.parametrize(
+    ("values", "mask_rule", "minus_one", "ignore_value", "labels", "instances"),
+    [
+        # The background is -1: others count from there, whether or not there is a 0.
+        ([-1, 3, 3, 9], "instances", "background", -1, [0, 1, 1, 1], [0, 4, 4, 10]),
+        ([-1, 0, 0, 1], "instances", "background", -1, [0, 1, 1, 1], [0, 1, 1, 2]),
+        ([-1, 0, 1, 1], "classes", "background", -1, [0, 1, 2, 2], [0, 1, 1, 1]),
+        ([-1, 1, -1, 1], "binary", "background", -1, [0, 1, 0, 1], [0, 1, 0, 2]),
+        ([-1, 0, 1, 1], "binary", "background", 0, [0, IGNORED, 1, 1], [0, 0, 1, 1]),
+        ([-1, 0, 5, 255], "instances", "background", 255, [0, 1, 1, IGNORED], [0, 1, 6, 0]),
+        # Masks without it are read as ever.
+        ([0, 1, 1, 0], "binary", "background", -1, [0, 1, 1, 0], [0, 1, 1, 0]),
+        ([-1, 0, 7, 7], "instances", "ignored", -1, [IGNORED, 0, 1, 1], [0, 0, 7, 7]),
+        ([-1, 0, 1, 255], "binary", "ignored", 255, [IGNORED, 0, 1, IGNORED], [0, 0, 1, 0]),
+        ([-1, 1, 2, 0], "classes", "ignored", 0, [IGNORED, 0, 1, IGNORED], [0, 0, 1, 0]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_minus_one_is_the_background_or_ignored(
+    folders, values, mask_rule, minus_one, ignore_value, labels, instances, dtype
+):
+    one_pair(folders, np.array([values], dtype), IMAGE[:1, :4])
+    (example,) = read_folder(
+        *folders, mask_rule=mask_rule, classes=3, ignore_value=ignore_value, minus_one=minus_one
+    )
+    assert_example(example, "a", IMAGE[:1, :4], [labels], [instances])
+
+
+def test_minus_one_is_never_guessed(folders):
+    one_pair(folders, -MASK.astype(np.int8))
+    assert "config.data.minus_one says what -1 means" in refusal(folders)
+    with pytest.raises(InputError, match="minus_one is 'no', expected 'background', 'ignored' or"):
+        read_folder(*folders, mask_rule="binary", classes=2, ignore_value=-1, minus_one="no")
 
 
 def test_masks_that_break_the_rule_only_together(folders):
@@ -345,13 +475,78 @@ def test_split_of_one_stack_is_three_blocks():
     assert split == {"train": names[:8], "validation": names[8:11], "test": names[11:]}
 
 
-@pytest.mark.parametrize(
-    "names",
-    [[], ["a", "b"], ["a page 0", "a page 1"], ["a page 0", "a page 1", "b page 0", "b page 1"]],
-)
-def test_too_little_to_split(names):
-    with pytest.raises(InputError, match="cannot be split"):
-        split_by_stem(named_examples(names), 0.1, 0.1, seed=0)
+def with_cells(name, has_cells):
+    labels = MASK.astype(np.int32) * has_cells
+    return Example(name, IMAGE, labels, INSTANCES * has_cells)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("cells", range(7))
+def test_each_part_gets_a_file_with_cells(seed, cells):
+    examples = [with_cells(f"{i}", i < cells) for i in range(6)]
+    split = split_by_stem(examples, 0.3, 0.2, seed)
+    found = [any(e.labels.any() for e in part) for part in split.values()]
+    assert found == [cells > 0, cells > 1, cells > 2]
+    assert [len(part) for part in split.values()] == [3, 2, 1]
+    assert sorted(e.name for part in split.values() for e in part) == list("012345")
+
+
+def test_a_split_with_cells_in_each_part_is_as_it_was():
+    names = list("abcdef")
+    order = [names[i] for i in np.random.default_rng(3).permutation(6)]
+    examples = [with_cells(name, name in (order[0], order[4], order[5])) for name in names]
+    split = names_of(split_by_stem(examples, 0.2, 0.2, seed=3))
+    assert split == {"train": order[:4], "validation": order[4:5], "test": order[5:]}
+
+
+def large(name, height, width, first=0):
+    labels = np.zeros((height, width), np.int32)
+    labels[first:, first:] = 1
+    return Example(name, np.arange(height * width).reshape(height, width), labels, labels)
+
+
+def test_one_image_is_cut_along_its_longer_side(caplog):
+    example = large("c0", 300, 200)
+    split = split_by_stem([example], 0.2, 0.1, seed=0)
+    assert names_of(split) == {
+        "train": ["c0 rows 0 to 207"],
+        "validation": ["c0 rows 208 to 267"],
+        "test": ["c0 rows 268 to 299"],
+    }
+    for field in ("image", "labels", "instances"):
+        blocks = [getattr(part[0], field) for part in split.values()]
+        np.testing.assert_array_equal(np.concatenate(blocks), getattr(example, field))
+    assert [record.getMessage() for record in caplog.records] == [
+        "There are only 1 file(s), so each image is cut: c0 rows 0 to 207 for training, c0 rows"
+        " 208 to 267 for validation, c0 rows 268 to 299 for the test"
+    ]
+
+
+def test_two_images_and_their_few_pages_are_cut_each():
+    examples = [large("a", 100, 400), large("b page 0", 96, 96), large("b page 1", 96, 96)]
+    assert names_of(split_by_stem(examples, 0.2, 0.1, seed=0)) == {
+        "train": ["a columns 0 to 279", "b rows 0 to 31 page 0", "b rows 0 to 31 page 1"],
+        "validation": ["a columns 280 to 359", "b rows 32 to 63 page 0", "b rows 32 to 63 page 1"],
+        "test": ["a columns 360 to 399", "b rows 64 to 95 page 0", "b rows 64 to 95 page 1"],
+    }
+    assert stem_and_page("b rows 0 to 31 page 1") == ("b rows 0 to 31", 1)
+
+
+def test_what_cannot_be_cut():
+    with pytest.raises(InputError, match="a: 95 x 90 pixels are too few to be cut into training"):
+        split_by_stem([large("a", 95, 90)], 0.1, 0.1, seed=0)
+    split_by_stem([large("a", 96, 90)], 0.1, 0.1, seed=0)
+    for split, start, end in (("train", 0, 35), ("validation", 36, 67), ("test", 68, 99)):
+        stroked = large("a", 100, 90)
+        stroked.labels[start : end + 1] = IGNORED
+        text = f"Nothing is annotated in a rows {start} to {end}, the {split} split of 1 file"
+        with pytest.raises(InputError, match=text):
+            split_by_stem([stroked], 0.1, 0.1, seed=0)
+
+
+def test_nothing_to_split():
+    with pytest.raises(InputError, match=r"0 file\(s\) cannot be split"):
+        split_by_stem([], 0.1, 0.1, seed=0)
 
 
 @needs_data

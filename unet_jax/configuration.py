@@ -32,6 +32,7 @@ _KEYS = {
 _KEYS["train"] += ("start_from", "freeze_contracting_path")
 # Keys that version 0.1.0 had not, with the values that mean what it did.
 _ADDED = {"train": {"start_from": "", "freeze_contracting_path": False}}
+_ADDED_FOR_FOLDER = {"data": {"minus_one": ""}}
 
 # A key with its value, whether that is all right, and what it must be.
 _Demand = tuple[str, Any, bool, str]
@@ -39,7 +40,9 @@ _Demand = tuple[str, Any, bool, str]
 
 def with_added_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of any version as one of this version."""
-    return dict(config) | {part: added | config[part] for part, added in _ADDED.items()}
+    is_folder = config["data"]["source"] == "folder"
+    parts = _ADDED | _ADDED_FOR_FOLDER if is_folder else _ADDED
+    return dict(config) | {part: added | config[part] for part, added in parts.items()}
 
 
 def check_config(config: Mapping[str, Any]) -> None:

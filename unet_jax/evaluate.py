@@ -248,6 +248,7 @@ def _own(model: Model, images, labels, mask_rule) -> list[Example]:
         mask_rule=mask_rule or data.get("mask_rule", "binary"),
         classes=model.network.classes,
         ignore_value=data.get("ignore_value", -1),
+        minus_one=data.get("minus_one", ""),
         channels=model.channels,
     )
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unet_jax import checkpoint
-from unet_jax.configuration import check_config
+from unet_jax.configuration import check_config, with_added_keys
 from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.splits import read_run
 from unet_jax.environment import is_out_of_memory, versions
@@ -127,7 +127,7 @@ def fit(
         "started_from": started_from,
         "fold": fold,
         "folds": folds,
-        "config": config.to_dict(),
+        "config": with_added_keys(config.to_dict()),
         "command": shlex.join(["python", *sys.argv]),
         "versions": versions(),
     }

@@ -1,7 +1,10 @@
 """Which examples a run trains on, validates on and is tested on."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from unet_jax.data.cell_tracking import find_dataset, read_sequence
 from unet_jax.data.folder import read_folder, split_by_stem, stem_and_page
@@ -10,9 +13,11 @@ from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example, rescaled, separated
 
+logger = logging.getLogger("unet_jax")
+
 _SPLITS = ("train", "validation", "test")
 _TEXTS = (
-    *("source", "images", "labels", "mask_rule"),
+    *("source", "images", "labels", "mask_rule", "minus_one"),
     *("dataset", "train_sequence", "test_sequence", "truth"),
 )
 _WHOLE_NUMBERS = ("ignore_value", "split_seed", "validation_every", "seed", "height", "width")
@@ -33,15 +38,38 @@ def read_run(
       folds: number of parts; 1 for the splits that `data` gives.
 
     Raises:
-      InputError: as `read_splits`; a split to learn from without a pixel that counts.
+      InputError: as `read_splits`; a split to learn from without a pixel that counts, or with one
+        class only to train on.
     """
     stored = read_splits(data, classes)
     if folds > 1:
         stored |= split_folds(stored["train"] + stored["validation"], fold, folds)
+    remedy = {
+        "folder": "annotate more images, or try another config.data.split_seed",
+        "cell_tracking": "give another config.data.train_sequence",
+    }.get(data["source"], "give other ranges as config.data.train and config.data.validation")
+    classes_in = {
+        split: {
+            label
+            for e in examples
+            for label in np.flatnonzero(np.bincount(e.labels[e.labels != IGNORED]))
+        }
+        for split, examples in stored.items()
+    }
     for split in ("train", "validation"):
-        if all((e.labels == IGNORED).all() for e in stored[split]):
+        if not classes_in[split]:
             raise InputError(
-                f"All pixels of the {split} split are ignored, expected some that count."
+                f"All pixels of the {split} split are ignored, expected some that count; {remedy}."
+            )
+    if len(classes_in["train"]) == 1:
+        raise InputError(
+            f"All pixels of the train split that count are of class {classes_in['train'].pop()}, so"
+            f" there is nothing to learn; {remedy}."
+        )
+    for split in ("validation", "test"):
+        if not any(label > 0 for label in classes_in[split]):
+            logger.warning(
+                "No image of the %s split holds a cell, so its scores say nothing of cells", split
             )
     # The others teach nothing.
     stored["train"] = [e for e in stored["train"] if (e.labels != IGNORED).any()]
@@ -137,6 +165,7 @@ def _split_folder(data, classes):
         mask_rule=data["mask_rule"],
         classes=classes,
         ignore_value=data["ignore_value"],
+        minus_one=data.get("minus_one", ""),
     )
     return split_by_stem(
         examples, data["validation_fraction"], data["test_fraction"], data["split_seed"]

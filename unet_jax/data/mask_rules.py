@@ -1,0 +1,241 @@
+"""What the numbers in masks mean, and what they look like where that cannot be."""
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from unet_jax.errors import InputError
+
+logger = logging.getLogger("unet_jax")
+
+MASK_RULES = ("binary", "classes", "instances")
+_FEW = 20  # classes that masks may be thought to have
+_MARKS = (255, 65535)  # what programs write where nothing is annotated
+# Pieces are looked for in the middle of some pages only: that takes less than a second.
+_PAGES, _SIDE = 20, 1000
+
+
+def check_masks(
+    files: Mapping[str, Path],
+    masks: Mapping[str, np.ndarray],
+    folder: str | os.PathLike,
+    *,
+    mask_rule: str,
+    classes: int,
+    ignore_value: int,
+    minus_one: str,
+) -> int:
+    """Refuses masks that break their rule, or that look as if another one were meant.
+
+    Args:
+      files: the masks' files by stem.
+      masks: int32 [pages, H, W] by stem.
+      folder: where the masks are, for messages.
+      mask_rule: what the numbers mean; for this and the following see ``read_folder``.
+      classes: the number of classes, background included.
+      ignore_value: the number of pixels that do not count.
+      minus_one: what -1 means.
+
+    Returns:
+      The number of the background, -1, 0 or 1.
+
+    Raises:
+      InputError: with what the masks may be instead, the most plausible first.
+    """
+    ignored = ignored_numbers(ignore_value, minus_one)
+    counts = {}
+    for stem, mask in masks.items():
+        numbers, count = np.unique(mask, return_counts=True)
+        counts[stem] = dict(zip(numbers.tolist(), count.tolist(), strict=True))
+        for number in ignored:
+            counts[stem].pop(number, None)
+    values = set().union(*counts.values())
+    background = 1 if ignore_value == 0 and mask_rule == "classes" else 0
+    if minus_one == "background" and -1 in values:
+        background = -1
+    if not values:
+        return background
+
+    fits = _fits(mask_rule, values, classes, background)
+    top, is_few = max(values), len(values) > 1 and max(values) < _FEW
+    from_one = background == 0 and min(values) == 1 and is_few
+    if fits and mask_rule == "binary":
+        if values - {background, background + 1}:
+            logger.warning(
+                "%s: mask values %d and %d are read as classes 0 and 1", folder, background, top
+            )
+        return background
+    if fits and mask_rule == "classes":
+        if from_one:
+            logger.warning(
+                "%s: no mask holds 0, the background; where classes begin at 1, ignore_value is 0",
+                folder,
+            )
+        return background
+
+    # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
+    breaking = [s for s in masks if not _fits(mask_rule, set(counts[s]), classes, background)]
+    source, shown = (files[breaking[0]], counts[breaking[0]]) if breaking else (folder, values)
+    found = f"{source}: mask values {listed(sorted(shown), 10)}"
+    others = [files[stem].name for stem in breaking[1:]]
+    nor = f", nor do those of {listed(others, 3)}" if others else ""
+    misfit = f"{found} do not fit mask_rule {mask_rule!r} with {classes} classes{nor}"
+    if min(values) == -1 and background != -1:
+        ways = ["'background' (0 is then the first cell, or class 1)", "'ignored'"]
+        raise InputError(
+            f"{misfit}; config.data.minus_one says what -1 means:"
+            f" {' or '.join(ways[:: -1 if 0 in values else 1])}"
+        )
+    soft = [stem for stem in masks if _has_soft_edges(masks[stem], counts[stem])]
+    if soft:
+        low, *between, high = sorted(counts[soft[0]])
+        others = [files[stem].name for stem in soft[1:]]
+        also = f" (also in {listed(others, 3)})" if others else ""
+        raise InputError(
+            f"{files[soft[0]]}: between {low} and {high} lie {len(between)} values{also}, as after"
+            " smoothing, resizing or saving as JPEG; threshold the masks, and read them as 'binary'"
+        )
+    connected = _are_connected(masks.values(), [*ignored, background])
+    if from_one and (top == 2 or not connected):
+        number = f" and {top} classes" if top != classes else ""
+        raise InputError(
+            f"{misfit}: no mask holds 0, the background; all masks fit 'classes' with ignore_value"
+            f" 0{number}"
+        )
+    if not fits:
+        remedies = _remedies(values, mask_rule, classes, background, ignore_value, connected)
+        grey = ": like grey values, most of them lie in pieces" * (
+            not (remedies or connected or min(values) < 0)
+        )
+        raise InputError(f"{misfit}{grey}; all masks fit {', or '.join(remedies) or 'no rule'}")
+
+    if _is_mark(top, values):
+        logger.warning(
+            "%s: %d is read as a cell; where it means not annotated, ignore_value is %d",
+            *(folder, top, top),
+        )
+    elif not connected and all(
+        len(numbers.keys() - {background}) <= 1 for numbers in counts.values()
+    ):
+        logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
+    elif not connected:
+        logger.warning(
+            "%s: most numbers lie in several pieces, and each is read as one cell%s",
+            *(folder, "; 'classes' reads them as classes" if is_few else ""),
+        )
+    return background
+
+
+def ignored_numbers(ignore_value: int, minus_one: str) -> list[int]:
+    """The mask values that do not count; an ``ignore_value`` of -1 is none."""
+    return [-1] * (minus_one == "ignored") + [ignore_value] * (ignore_value != -1)
+
+
+def listed(values: Sequence, count: int) -> str:
+    """The first values, separated by commas."""
+    return ", ".join(map(str, values[:count])) + (", ..." if len(values) > count else "")
+
+
+def _fits(rule: str, values: Collection[int], classes: int, background: int) -> bool:
+    """Whether the rule has a meaning for all of these numbers."""
+    if min(values, default=background) < background:
+        return False
+    return {
+        "binary": len(set(values) - {background}) <= 1,
+        "classes": max(values, default=background) - background < classes,
+        "instances": True,
+    }[rule]
+
+
+def _remedies(
+    values: set[int],
+    mask_rule: str,
+    classes: int,
+    background: int,
+    ignore_value: int,
+    connected: bool,
+) -> list[str]:
+    """The ways to read these numbers, the most plausible first."""
+    top = max(values)
+    rest = values - {top}
+    rules = ["classes"] if background == 1 else ["binary", "instances", "classes"]
+    if not connected or len(values) < 3:
+        rules = [rule for rule in rules if rule != "instances"]
+    remedies = [repr(rule) for rule in rules if _fits(rule, values, classes, background)]
+    if ignore_value != -1 or len(rest) < 2:
+        rest = set()
+    for numbers, also in ((values, ""), (rest, f" and ignore_value {top}")):
+        number = max(numbers, default=0) - background + 1
+        if classes < number <= _FEW and min(numbers) >= background:
+            remedies.append(f"'classes' with {number} classes{also}")
+            break
+    if rest and _fits(mask_rule, rest, classes, background):
+        remedies.append(f"{mask_rule!r} with ignore_value {top}")
+    if _is_mark(top, values):
+        remedies.sort(key=lambda remedy: "ignore_value" not in remedy)
+        if rest and connected and len(values) > 3:
+            remedies.insert(0, f"'instances' with ignore_value {top}")
+    if top == classes and 0 in values and ignore_value == -1 and background == 0:
+        remedies.append("'classes' with ignore_value 0 if 0 means not annotated")
+    return remedies
+
+
+def _is_mark(top: int, values: set[int]) -> bool:
+    """Whether the highest number stands for what is not annotated, far above a few others."""
+    return top in _MARKS and 0 < max(values - {top}, default=0) < _FEW
+
+
+def _has_soft_edges(mask: np.ndarray, counts: Mapping[int, int]) -> bool:
+    """Whether grey values lead from one frequent number to another one at the borders of cells.
+
+    In masks that number the cells, a number is seldom between a lower and a higher neighbour, and
+    in images few pixels are as bright as the brightest.
+
+    Args:
+      mask: int32 [pages, H, W].
+      counts: the number of pixels of each value that counts.
+    """
+    if len(counts) < 5 or _is_mark(max(counts), set(counts)):
+        return False
+    values, pixels = np.array(sorted(counts.items())).T
+    low, high = values[0], values[-1]
+    dark = pixels[values <= low + 0.1 * (high - low)].sum()
+    bright = pixels[values >= high - 0.1 * (high - low)].sum()
+    if dark + bright < 0.5 * pixels.sum() or bright < 0.25 * (pixels.sum() - dark):
+        return False
+    between = (mask > low) & (mask < high)
+    graded = mask > ndimage.minimum_filter(mask, (1, 3, 3))
+    graded &= mask < ndimage.maximum_filter(mask, (1, 3, 3))
+    return bool(graded[between].mean() > 0.5)
+
+
+def _are_connected(masks: Iterable[np.ndarray], others: list[int]) -> bool:
+    """Whether most numbers on a page are one piece each, but for a tenth of its pixels.
+
+    Args:
+      masks: int32 [pages, H, W] each.
+      others: numbers of the background and of what does not count.
+    """
+    pages = [page for mask in masks for page in mask]
+    shares = []
+    for page in pages[:: -(-len(pages) // _PAGES)]:
+        top, left = (max(0, (side - _SIDE) // 2) for side in page.shape)
+        page = page[top : top + _SIDE, left : left + _SIDE]
+        is_cell = ~np.isin(page, others)
+        # Between each two pixels lies one that joins them if they are equal.
+        joined = np.zeros((2 * page.shape[0] - 1, 2 * page.shape[1] - 1), bool)
+        joined[::2, ::2] = is_cell
+        joined[1::2, ::2] = is_cell[1:] & (page[1:] == page[:-1])
+        joined[::2, 1::2] = is_cell[:, 1:] & (page[:, 1:] == page[:, :-1])
+        pieces = ndimage.label(joined)[0][::2, ::2][is_cell]
+        _, first, pixels = np.unique(pieces, return_index=True, return_counts=True)
+        numbers, number = np.unique(page[is_cell][first], return_inverse=True)
+        largest = np.zeros(len(numbers), int)
+        np.maximum.at(largest, number, pixels)
+        shares.append(largest / np.bincount(number, pixels, len(numbers)))
+    shares = np.concatenate(shares)
+    return not len(shares) or bool((shares >= 0.9).mean() > 0.5)
