@@ -137,11 +137,6 @@ def _read(path: Path, *, mapped: bool = False, is_mask: bool = False) -> np.ndar
     return pixels
 
 
-def read_mask(path: str | os.PathLike) -> np.ndarray:
-    """As ``read_image``."""
-    return read_image(path)
-
-
 def check_grey_values(path: Path, pixels: np.ndarray) -> None:
     """Raises InputError if a page of a file, number [pages, H, W, C], cannot be normalised."""
     for page, image in enumerate(pixels):
