@@ -99,6 +99,8 @@ def em_result(names):
         },
         "annotated": 1.0,
         "sparse": False,
+        "without_cells": 0,
+        "with_one_cell": 0,
         "images": images,
         "folds": None,
         "baselines": {
