@@ -98,6 +98,57 @@ def test_own_images_and_masks(workdir, own_data, tmp_path):
     assert not list(workdir.glob("evaluation*"))
 
 
+def negative_controls(own_data, numbers=(2, 3)):
+    """Noise with empty masks beside the images, or in their place."""
+    for i in numbers:
+        noise = np.random.default_rng(i).integers(0, 200, (44, 52), np.uint8)
+        tifffile.imwrite(own_data[0] / f"{i}.tif", noise)
+        tifffile.imwrite(own_data[1] / f"{i}.tif", np.zeros((44, 52), np.uint8))
+
+
+def test_images_without_a_cell_are_left_out_and_counted(workdir, own_data, tmp_path, capsys):
+    images, labels = own_data
+    settings = DEFAULTS | dict(images=images, labels=labels, overwrite=True)
+    evaluate(workdir, **settings | dict(out=tmp_path / "before"))
+    before = report(tmp_path / "before")
+    assert before["without_cells"] == before["with_one_cell"] == 0
+    assert "left out" not in capsys.readouterr().out
+    negative_controls(own_data)
+    evaluate(workdir, **settings | dict(out=tmp_path / "out"))
+    result = report(tmp_path / "out")
+    assert result["without_cells"] == 2
+    scores = result["scores"]["none"]
+    for metric in ("rand_error", "v_rand", "v_info"):
+        assert scores[metric] == before["scores"]["none"][metric]
+        assert [row[metric] is None for row in result["images"]] == [False, False, True, True]
+    for row in result["images"][2:]:
+        assert row["cells"] == 0 and row["pixel_error"] in (0, 1) and row["warping_error"] == 0
+        assert row["seg"] is None and row["mean_iou"] <= 1
+    said = "2 of 4 images have no annotated cell and are left out of Rand error, V_rand and V_info"
+    assert said in capsys.readouterr().out
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert said in html and "Images without an annotated cell (2) were left out" in html
+
+
+def test_images_that_are_all_without_a_cell(workdir, own_data, tmp_path, capsys):
+    images, labels = own_data
+    negative_controls(own_data, (0, 1))
+    for mask in labels.glob("*.png"):
+        mask.unlink()
+    evaluate(workdir, **DEFAULTS | dict(images=images, labels=labels, out=tmp_path / "out"))
+    result = report(tmp_path / "out")
+    found = [row["found_cells"] for row in result["images"]]
+    for scores in (result["scores"]["none"], *result["images"]):
+        assert [scores[metric] for metric in (*METRICS, "seg")] == [None] * 7
+    assert result["scores"]["none"]["mean_iou"]["value"] > 0
+    assert list(result["baselines"].values()) == [{}, {}]
+    printed = capsys.readouterr().out
+    said = "No cell is annotated in these 2 images, so that only IoU is defined; the network finds"
+    assert f"{said} {sum(found)} cell" in printed
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert said in html and "Ranked by mean IoU" in html and "by which cells are found" in html
+
+
 def test_settings_are_tuned_on_the_validation_split_alone(
     workdir, tiny_config, monkeypatch, capsys
 ):

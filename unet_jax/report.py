@@ -226,11 +226,8 @@ def left_out_words(images: list[dict[str, Any]]) -> str:
     empty = [image for image in images if image["rand_error"] is None]
     single = sum(image["v_info"] is None for image in images) - len(empty)
     found = [image["found_cells"] for image in empty if image["found_cells"]]
-    finds = (
-        f"the network finds {_plural(sum(found), 'cell')} in {len(found)} of {len(empty)}"
-        if found
-        else "the network finds none there"
-    )
+    where = f"in {len(found)} of them" if found and len(empty) > 1 else "there"
+    finds = f"the network finds {_plural(sum(found), 'cell')} {where}"
     if len(empty) == n:
         return (
             f"No cell is annotated in {'this image' if n == 1 else f'these {n} images'}, so that "
