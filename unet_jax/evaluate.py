@@ -36,14 +36,7 @@ from unet_jax.output_files import complete, writable_folder
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
 from unet_jax.report import Picture, left_out_words, save_report
 from unet_jax.run_log import read_log
-from unet_jax.scores import (
-    baselines,
-    class_scores,
-    em_counts,
-    em_scores,
-    em_values,
-    seg_score,
-)
+from unet_jax.scores import baselines, class_scores, em_counts, em_scores, em_values, seg_score
 from unet_jax.tuning import tune
 
 logger = logging.getLogger("unet_jax")
