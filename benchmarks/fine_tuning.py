@@ -14,7 +14,7 @@ from unet_jax import load, predict_tiled
 from unet_jax.data.splits import read_splits
 from unet_jax.fit import fit
 from unet_jax.run_log import read_log
-from unet_jax.scores import em_scores
+from unet_jax.scores import em_counts, em_scores
 
 _TILE_SIDE = 316
 _STEPS = 1000
@@ -78,7 +78,7 @@ def tuning(slices, seed):
 def result(workdir, test):
     """The scores of a run's best step, chosen by validation, and the seconds that it trained."""
     model = load(workdir)
-    scores = em_scores(test, [1 - predict_tiled(model, e.image)[..., 0] for e in test])
+    scores = em_scores(em_counts(test, [1 - predict_tiled(model, e.image)[..., 0] for e in test]))
     return {
         "step": model.description["step"],
         "seconds": read_log(workdir / "log.jsonl")[-1]["seconds"],

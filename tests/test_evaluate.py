@@ -16,7 +16,7 @@ from unet_jax.evaluate import evaluate, tune_instances
 from unet_jax.fit import cross_validate, fit
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import pixel_error
-from unet_jax.scores import em_scores, em_stack, seg_score
+from unet_jax.scores import em_counts, em_scores, em_values, seg_score
 from unet_jax.tuning import tune
 
 DEFAULTS = dict(
@@ -65,7 +65,7 @@ def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
     model = load(workdir)
     for averaging in ("none", "symmetries"):
         cell = [1 - predict_tiled(model, e.image, averaging=averaging)[..., 0] for e in examples]
-        expected = em_scores(examples, cell)
+        expected = em_scores(em_counts(examples, cell))
         for metric in METRICS:
             score = result["scores"][averaging][metric]
             assert score["value"] == expected[metric].value
@@ -74,9 +74,8 @@ def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
         assert result["scores"][averaging]["seg"] == seg_score(examples, cells)
     # Of single images, as the last averaging has them.
     assert [row["name"] for row in result["images"]] == ["picture 5", "picture 6"]
-    alone = em_scores(examples[1:], cell[1:])["rand_error"]
-    at_best = alone.values[alone.thresholds.index(expected["rand_error"].threshold)]
-    assert result["images"][1]["rand_error"] == at_best
+    (alone,) = em_counts(examples[1:], cell[1:])
+    assert result["images"][1].items() >= em_values(alone, expected).items()
     assert result["images"][1]["cells"] == examples[1].instances.max()
     assert result["images"][1]["found_cells"] == cells[1].max()
 
@@ -97,6 +96,57 @@ def test_own_images_and_masks(workdir, own_data, tmp_path):
     assert [row["name"] for row in result["images"]] == ["0", "1"]
     assert result["averaging"] == "rotations" and list(result["scores"]) == ["rotations"]
     assert not list(workdir.glob("evaluation*"))
+
+
+def negative_controls(own_data, numbers=(2, 3)):
+    """Noise with empty masks beside the images, or in their place."""
+    for i in numbers:
+        noise = np.random.default_rng(i).integers(0, 200, (44, 52), np.uint8)
+        tifffile.imwrite(own_data[0] / f"{i}.tif", noise)
+        tifffile.imwrite(own_data[1] / f"{i}.tif", np.zeros((44, 52), np.uint8))
+
+
+def test_images_without_a_cell_are_left_out_and_counted(workdir, own_data, tmp_path, capsys):
+    images, labels = own_data
+    settings = DEFAULTS | dict(images=images, labels=labels, overwrite=True)
+    evaluate(workdir, **settings | dict(out=tmp_path / "before"))
+    before = report(tmp_path / "before")
+    assert before["without_cells"] == before["with_one_cell"] == 0
+    assert "left out" not in capsys.readouterr().out
+    negative_controls(own_data)
+    evaluate(workdir, **settings | dict(out=tmp_path / "out"))
+    result = report(tmp_path / "out")
+    assert result["without_cells"] == 2
+    scores = result["scores"]["none"]
+    for metric in ("rand_error", "v_rand", "v_info"):
+        assert scores[metric] == before["scores"]["none"][metric]
+        assert [row[metric] is None for row in result["images"]] == [False, False, True, True]
+    for row in result["images"][2:]:
+        assert row["cells"] == 0 and row["pixel_error"] in (0, 1) and row["warping_error"] == 0
+        assert row["seg"] is None and row["mean_iou"] <= 1
+    said = "2 of 4 images have no annotated cell and are left out of Rand error, V_rand and V_info"
+    assert said in capsys.readouterr().out
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert said in html and "Images without an annotated cell (2) were left out" in html
+
+
+def test_images_that_are_all_without_a_cell(workdir, own_data, tmp_path, capsys):
+    images, labels = own_data
+    negative_controls(own_data, (0, 1))
+    for mask in labels.glob("*.png"):
+        mask.unlink()
+    evaluate(workdir, **DEFAULTS | dict(images=images, labels=labels, out=tmp_path / "out"))
+    result = report(tmp_path / "out")
+    found = [row["found_cells"] for row in result["images"]]
+    for scores in (result["scores"]["none"], *result["images"]):
+        assert [scores[metric] for metric in (*METRICS, "seg")] == [None] * 7
+    assert result["scores"]["none"]["mean_iou"]["value"] > 0
+    assert list(result["baselines"].values()) == [{}, {}]
+    printed = capsys.readouterr().out
+    said = "No cell is annotated in these 2 images, so that only IoU is defined; the network finds"
+    assert f"{said} {sum(found)} cell" in printed
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert said in html and "Ranked by mean IoU" in html and "by which cells are found" in html
 
 
 def test_settings_are_tuned_on_the_validation_split_alone(
@@ -159,7 +209,10 @@ def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path, capsys):
         model = load(workdir / f"fold{fold}")
         part = [e for e in splits["train"] + splits["validation"] if e.name in scores["images"]]
         cell = [1 - predict_tiled(model, e.image)[..., 0] for e in part]
-        assert scores["pixel_error"] == pixel_error(*em_stack(part, cell)).value
+        expected = em_scores(em_counts(part, cell))
+        assert {metric: scores[metric] for metric in METRICS} == {
+            metric: score.value for metric, score in expected.items()
+        }
     values = [scores["pixel_error"] for scores in result["folds"]]
     assert f"pixel over 3 folds: {np.mean(values):.4g}" in capsys.readouterr().out
 
@@ -174,7 +227,7 @@ def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path, capsys):
         np.mean([1 - predict_tiled(m, e.image)[..., 0] for m in members], axis=0)
         for e in splits["test"]
     ]
-    expected = pixel_error(*em_stack(splits["test"], cell)).value
+    expected = pixel_error([e.labels for e in splits["test"]], cell).value
     assert result["scores"]["none"]["pixel_error"]["value"] == pytest.approx(expected, abs=1e-3)
     assert predict_tiled(ensemble, np.eye(33)).shape == (33, 33, 2)
 

@@ -222,6 +222,83 @@ def test_slice_without_cell():
         np.testing.assert_allclose(metric(*with_empty).values, scores * 3 / 4)
 
 
+def some_slices():
+    """Three of different sizes, their cells as integers."""
+    slices = [
+        some_stack(seed, (1, *size)) for seed, size in enumerate([(24, 20), (40, 33), (21, 50)])
+    ]
+    labels, probabilities = zip(*slices, strict=True)
+    return [a[0].astype(np.int32) for a in labels], [p[0] for p in probabilities]
+
+
+def filled_up(arrays, value):
+    """A stack of arrays of different sizes, with the value below and to the right."""
+    height, width = np.max([a.shape for a in arrays], axis=0)
+    padding = [((0, height - a.shape[0]), (0, width - a.shape[1])) for a in arrays]
+    return np.stack(
+        [np.pad(a, p, constant_values=value) for a, p in zip(arrays, padding, strict=True)]
+    )
+
+
+def scaled_by_pixels(metric, values, before, after):
+    """Only the warping error is a share of the pixels."""
+    of_pixels = metric in (warping_error, warping_error_2016)
+    return np.array(values) * (before / after if of_pixels else 1)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_slices_of_different_sizes_score_as_they_are(metric):
+    labels, probabilities = some_slices()
+    score = metric(labels, probabilities)
+    alone = np.array([metric([a], [p]).values for a, p in zip(labels, probabilities, strict=True)])
+    if metric in SCORES:
+        np.testing.assert_allclose(score.values, alone.mean(0), rtol=0, atol=1e-12)
+    if metric in (warping_error, warping_error_2016):
+        expected = np.average(alone, axis=0, weights=[a.size for a in labels])
+        np.testing.assert_allclose(score.values, expected, rtol=0, atol=1e-12)
+        assert [m.shape for m in (*score.split, *score.merge)] == [a.shape for a in labels] * 2
+        marked = sum(map(np.sum, (*score.split, *score.merge)))
+        assert marked == round(score.value * sum(a.size for a in labels)) > 0
+    # As a stack, whatever is predicted where nothing counts.
+    ignored = metric(filled_up(labels, -1), filled_up(probabilities, 1))
+    np.testing.assert_allclose(ignored.values, score.values, rtol=0, atol=1e-12)
+    assert ignored.threshold == score.threshold
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_background_around_a_slice_changes_no_more_than_the_number_of_pixels(metric):
+    labels, probabilities = some_slices()
+    pixels = sum(a.size for a in labels)
+    values = metric(labels, probabilities).values
+    for arrays in (labels, probabilities):
+        arrays[1] = np.pad(arrays[1], ((0, 70), (0, 9)))
+    taller = metric(labels, probabilities).values
+    expected = scaled_by_pixels(metric, values, pixels, sum(a.size for a in labels))
+    np.testing.assert_allclose(taller, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_ignored_pixels_do_not_count(metric):
+    labels, probabilities = some_slices()
+    holes = [np.random.default_rng(0).random(a.shape) < 0.2 for a in labels]
+    ignored = [np.where(hole, -1, a) for a, hole in zip(labels, holes, strict=True)]
+    membrane = [np.where(hole, 0, a) for a, hole in zip(labels, holes, strict=True)]
+    agreeing = [np.where(hole, 0, p) for p, hole in zip(probabilities, holes, strict=True)]
+    expected = scaled_by_pixels(
+        metric,
+        metric(membrane, agreeing).values,
+        sum(a.size for a in labels),
+        sum(np.sum(~hole) for hole in holes),
+    )
+    opposite = [np.where(hole, 1, p) for p, hole in zip(probabilities, holes, strict=True)]
+    for predicted in (probabilities, agreeing, opposite):
+        values = metric(ignored, predicted).values
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12)
+    nowhere = [*labels, np.full((30, 20), -1)], [*probabilities, np.ones((30, 20))]
+    if metric in ERRORS:  # which are no means over slices
+        assert metric(*nowhere).values == metric(labels, probabilities).values
+
+
 def changed(array, position, value):
     array = array.copy()
     array[position] = value
@@ -230,18 +307,20 @@ def changed(array, position, value):
 
 GOOD = np.tile(np.array([0, 1], np.int32), (3, 4, 2))
 BAD_INPUTS = {
-    "shapes differ": (GOOD, GOOD[:, 1:] / 1, r"\(3, 4, 4\) .* \(3, 3, 4\) differ"),
-    "not 3-D": (GOOD[0], GOOD[0] / 1, r"found shape \(4, 4\)"),
-    "no slices": (GOOD[:0], GOOD[:0] / 1, r"found shape \(0, 4, 4\)"),
-    "no pixels": (GOOD[:, :, :0], GOOD[:, :, :0] / 1, r"found shape \(3, 4, 0\)"),
-    "float labels": (GOOD / 1, GOOD / 1, "found float64"),
+    "numbers differ": (GOOD, GOOD[1:] / 1, "Found 3 slices of labels and 2 of probabilities"),
+    "shapes differ": (GOOD, GOOD[:, 1:] / 1, r"\(4, 4\) .* \(3, 4\) differ in slice 0"),
+    "one shape differs": ([*GOOD], [*GOOD[:2] / 1, GOOD[2, 1:] / 1], r"differ in slice 2"),
+    "not 3-D": (GOOD[0], GOOD[0] / 1, r"Slice 0 has shape \(4,\)"),
+    "no slices": (GOOD[:0], GOOD[:0] / 1, "Found 0 slices"),
+    "no pixels": (GOOD[:, :, :0], GOOD[:, :, :0] / 1, r"Slice 0 has shape \(4, 0\)"),
+    "float labels": (GOOD / 1, GOOD / 1, "slice 0 is float64"),
     "three labels": (
         changed(GOOD, (2, 1, 3), 7),
         GOOD / 1,
         "here 1; slice 2 holds 7 at row 1, column 3",
     ),
-    "ignored": (changed(GOOD, (1, 2, 3), -1), GOOD / 1, "slice 1 holds -1 at row 2, column 3"),
-    "only ignored": (GOOD * 0 - 1, GOOD / 1, "slice 0 holds -1"),
+    "negative": (changed(GOOD, (1, 2, 3), -2), GOOD / 1, "slice 1 holds -2 at row 2, column 3"),
+    "only ignored": (GOOD * 0 - 1, GOOD / 1, "^All labels are -1 "),
     "other scale": (changed(GOOD, 1, GOOD[1] * 255), GOOD / 1, "here 1; slice 1 holds 255"),
     "NaN": (GOOD, changed(GOOD / 1, (2, 1, 0), np.nan), "slice 2 holds nan at row 1, column 0"),
     "infinite": (GOOD, changed(GOOD / 1, (1, 0, 0), np.inf), "slice 1 holds inf"),

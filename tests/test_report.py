@@ -17,7 +17,7 @@ from scipy import ndimage
 from configs import dic_hela, em
 from unet_jax.example import IGNORED
 from unet_jax.metrics import THRESHOLDS
-from unet_jax.report import Picture, save_report, worst_windows
+from unet_jax.report import Picture, left_out_words, save_report, worst_windows
 
 EM_METRICS = (
     "pixel_error",
@@ -99,6 +99,8 @@ def em_result(names):
         },
         "annotated": 1.0,
         "sparse": False,
+        "without_cells": 0,
+        "with_one_cell": 0,
         "images": images,
         "folds": None,
         "baselines": {
@@ -260,6 +262,69 @@ def test_missing_seg_is_a_dash_with_its_reason(tmp_path):
     text = saved(tmp_path, result, pictures).text
     assert "SEG is not defined: no cell is annotated in these images." in text
     assert "– no cell is annotated" in text
+
+
+def row(rand_error=0.1, v_info=0.9, found_cells=3):
+    return {"rand_error": rand_error, "v_info": v_info, "found_cells": found_cells}
+
+
+ONE_CELL = row(v_info=None)
+
+
+def empty(found):
+    return row(None, None, found)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([row(), row()], ""),
+        (
+            [row(), empty(0)],
+            "1 of 2 images has no annotated cell and is left out of Rand error, V_rand and V_info; "
+            "the network finds 0 cells there.",
+        ),
+        (
+            [empty(0), ONE_CELL, empty(5), row(), empty(2)],
+            "3 of 5 images have no annotated cell and are left out of Rand error, V_rand and "
+            "V_info; the network finds 7 cells in 2 of them. "
+            "1 of 5 images has one annotated cell only and is left out of V_info.",
+        ),
+        ([ONE_CELL], "1 of 1 image has one annotated cell only and is left out of V_info."),
+        (
+            [empty(1), empty(0)],
+            "No cell is annotated in these 2 images, so that only IoU is defined; the network "
+            "finds 1 cell in 1 of them.",
+        ),
+        (
+            [empty(4)],
+            "No cell is annotated in this image, so that only IoU is defined; the network finds 4 "
+            "cells there.",
+        ),
+    ],
+)
+def test_images_left_out_in_words(images, words):
+    assert left_out_words(images) == words
+
+
+def test_images_without_a_cell_come_after_the_worst(tmp_path):
+    names = [f"slice {k}" for k in range(9)]
+    result = em_result(names) | {"without_cells": 3}
+    for k in (1, 4, 6):
+        result["images"][k] |= dict.fromkeys(("rand_error", "v_rand", "v_info", "seg"))
+        result["images"][k] |= {"cells": 0, "found_cells": k}
+    text = saved(tmp_path, result, [picture(name, 60, 60) for name in names]).text
+    assert "3 of 9 images have no annotated cell" in text and "11 cells in 3 of them" in text
+    assert "Images without an annotated cell (3) were left out" in text
+    shown = text.split("Best and worst images")[1].split("Where cells are split")[0]
+    order = ["slice 0", "slice 2", "slice 5", "slice 7", "slice 8", "slice 6", "slice 4"]
+    assert re.findall(r"slice \d", shown) == order
+    assert "Ranked by Rand error; then images without an annotated cell" in shown
+    assert "slice 8 – the worst" in shown
+    assert (
+        "Rand error –, warping error 0.1056, pixel error 0.1056; 0 cells annotated, 6 found"
+        in shown
+    )
 
 
 def test_folds_with_mean_and_spread(tmp_path):

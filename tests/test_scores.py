@@ -1,10 +1,13 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.example import IGNORED, Example
-from unet_jax.metrics import pixel_error, rand_error
-from unet_jax.scores import baselines, class_scores, em_errors
+from unet_jax.fit import _validation_scores
+from unet_jax.metrics import pixel_error, rand_error, v_info, v_rand, warping_error
+from unet_jax.scores import baselines, class_scores, em_counts, em_errors, em_scores, em_values
 
 
 def example(labels, image=None):
@@ -13,18 +16,127 @@ def example(labels, image=None):
     return Example("x", image, labels, np.maximum(labels, 0))
 
 
-def test_em_errors_equal_the_metrics_of_the_stack():
+def some_examples(sizes=((40, 50), (70, 50), (44, 44), (50, 50))):
+    """Cells with a seventh of the pixels ignored, and made-up probabilities."""
     rng = np.random.default_rng(0)
-    examples = synthetic_examples(0, 3, height=40, width=50)
-    cell = [rng.random((40, 50)).astype(np.float32) for _ in examples]
-    errors = em_errors(examples, cell)
-    truth = np.stack([e.labels for e in examples])
-    for name, metric in (("pixel_error", pixel_error), ("rand_error", rand_error)):
-        score = metric(truth, np.stack(cell))
-        assert errors[name] == {"value": score.value, "threshold": score.threshold}
+    examples, cell = [], []
+    for i, (height, width) in enumerate(sizes):
+        (one,) = synthetic_examples(i, 1, height=height, width=width)
+        hole = rng.random((height, width)) < 1 / 7
+        examples.append(one._replace(labels=np.where(hole, IGNORED, one.labels)))
+        noise = rng.random((height, width))
+        cell.append((0.45 * (one.labels > 0) + 0.55 * noise).astype(np.float32))
+    return examples, cell
 
 
-def test_images_of_different_sizes_score_as_if_they_were_filled_up_with_membrane():
+EMPTY = np.zeros((30, 35), np.int32)
+METRICS = {
+    "pixel_error": pixel_error,
+    "rand_error": rand_error,
+    "warping_error": warping_error,
+    "warping_error_2016": partial(warping_error, setting="2016"),
+    "v_rand": v_rand,
+    "v_info": v_info,
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "rows", [slice(None), slice(0, 1), slice(1, 3)], ids=["all", "each image", "each fold"]
+)
+def test_rows_of_the_table_score_as_the_metric_of_their_images(metric, rows):
+    examples, cell = some_examples()
+    table = em_counts(examples, cell)
+    score = METRICS[metric]([e.labels for e in examples[rows]], cell[rows])
+    assert em_scores(table[rows])[metric] == score[:4]
+    best = em_scores(table)
+    values = em_values(table[0], best)
+    alone = METRICS[metric]([examples[0].labels], cell[:1])
+    assert values[metric] == alone.values[alone.thresholds.index(best[metric].threshold)]
+
+
+def test_an_image_made_taller_by_background_dilutes_itself_alone():
+    examples, cell = some_examples(((40, 40), (40, 40), (40, 40)))
+    examples = [e._replace(labels=np.maximum(e.labels, 0)) for e in examples]
+    counts = em_scores(em_counts(examples, cell))["warping_error"].value * 3 * 1600
+    examples[2] = examples[2]._replace(labels=np.pad(examples[2].labels, ((0, 400), (0, 0))))
+    cell[2] = np.pad(cell[2], ((0, 400), (0, 0)))
+    score = em_scores(em_counts(examples, cell))["warping_error"]
+    assert score.value == pytest.approx(counts / (1600 + 1600 + 440 * 40))
+    assert score.value > 0
+
+
+def test_all_classes_above_0_are_cell():
+    examples, cell = some_examples()
+    several = [
+        e._replace(labels=np.where(e.labels > 0, 1 + np.arange(e.labels.shape[1]) % 3, e.labels))
+        for e in examples
+    ]
+    assert em_scores(em_counts(several, cell)) == em_scores(em_counts(examples, cell))
+    assert em_errors(several, cell) == em_errors(examples, cell)
+
+
+def test_images_without_a_cell_are_left_out_where_they_would_score_worst():
+    examples, cell = some_examples()
+    before = em_scores(em_counts(examples, cell))
+    quiet, noisy = np.zeros(EMPTY.shape), np.pad(np.ones((5, 5)), ((0, 25), (0, 30)))
+    table = em_counts([*examples, example(EMPTY), example(EMPTY)], [*cell, quiet, noisy])
+    scores = em_scores(table)
+    for metric in ("rand_error", "v_rand", "v_info"):
+        assert scores[metric] == before[metric]
+    # What is found there is an error all the same, and their pixels count.
+    assert scores["pixel_error"].value > before["pixel_error"].value
+    counted, more = sum(row.counted for row in table[:-2]), 2 * EMPTY.size
+    expected = np.array(before["warping_error"].values) * counted / (counted + more)
+    np.testing.assert_allclose(scores["warping_error"].values, expected, rtol=1e-12)
+    nothing = {"rand_error": None, "v_rand": None, "v_info": None}
+    nothing |= {"warping_error": 0.0, "warping_error_2016": 0.0}
+    assert em_values(table[-2], scores) == nothing | {"pixel_error": 0.0}
+    assert em_values(table[-1], scores) == nothing | {"pixel_error": 1.0}
+    # No threshold is best where no cell is annotated: at the highest ones nothing is found.
+    assert em_scores(table[-2:]) == dict.fromkeys(METRICS)
+    assert em_values(table[-1], em_scores(table[-2:])) == dict.fromkeys(METRICS)
+
+
+def test_an_image_of_one_cell_is_left_out_of_v_info():
+    examples, cell = some_examples()
+    one = np.pad(np.ones((9, 9), np.int32), 12)
+    table = em_counts([*examples, example(one)], [*cell, one.astype(float)])
+    assert em_scores(table)["v_info"] == em_scores(table[:-1])["v_info"]
+    alone = em_scores(table[-1:])
+    assert alone["v_info"] is None
+    assert alone["v_rand"].value == 1 and alone["rand_error"].value == 0
+
+
+def test_an_image_of_which_all_is_ignored_is_left_out_of_everything():
+    examples, cell = some_examples()
+    nothing = example(np.full((30, 30), IGNORED))
+    table = em_counts([*examples, nothing], [*cell, np.ones((30, 30))])
+    assert em_scores(table) == em_scores(table[:-1])
+    assert em_values(table[-1], em_scores(table)) == dict.fromkeys(METRICS)
+
+
+def test_em_errors_equal_the_metrics():
+    examples, cell = some_examples()
+    scores = em_scores(em_counts(examples, cell))
+    expected = {
+        name: {"value": scores[name].value, "threshold": scores[name].threshold}
+        for name in ("pixel_error", "rand_error")
+    }
+    assert em_errors(examples, cell) == expected
+    assert em_errors([example(EMPTY)] * 2, [EMPTY + 0.5] * 2) == {}
+
+
+def test_a_validation_split_without_a_cell_has_no_errors():
+    split, weights = [example(EMPTY)], [np.ones(EMPTY.shape, np.float32)]
+    probabilities = [np.stack([EMPTY + 0.75, EMPTY + 0.25], axis=-1).astype(np.float32)]
+    scores = _validation_scores(split, probabilities, weights, ["background", "cell"])
+    assert scores == {"loss": pytest.approx(-np.log(0.75), rel=1e-5), "mean_iou": 1.0}
+    sparse = [example(np.where(np.arange(35) < 3, 0, IGNORED) + EMPTY)]
+    assert "rand_error" not in _validation_scores(sparse, probabilities, weights, ["a", "b"])
+
+
+def test_images_of_different_sizes_by_hand():
     rng = np.random.default_rng(0)
     examples = [
         *synthetic_examples(0, 1, height=40, width=30),
@@ -36,6 +148,7 @@ def test_images_of_different_sizes_score_as_if_they_were_filled_up_with_membrane
         counts += np.sum((p > 0.5) & (e.labels > 0)), np.sum(p > 0.5), np.sum(e.labels > 0)
     at_half = 1 - 2 * counts[0] / (counts[1] + counts[2])
     assert em_errors(examples, cell)["pixel_error"]["value"] <= at_half
+    assert em_scores(em_counts(examples, cell))["pixel_error"].values[5] == pytest.approx(at_half)
     exact = [e.labels.astype(float) for e in examples]
     assert em_errors(examples, exact)["pixel_error"]["value"] == 0
     assert em_errors(examples, exact)["rand_error"]["value"] == 0

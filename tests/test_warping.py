@@ -9,7 +9,7 @@ from scipy import ndimage
 from test_metrics import some_stack, stack
 
 from unet_jax.metrics import THRESHOLDS, warping_error
-from unet_jax.metrics.warping import _is_simple, _splits_and_merges
+from unet_jax.metrics.warping import _is_simple, splits_and_merges
 
 TABLE = Path(__file__).parent / "vectors" / "metrics" / "simple_point_lut.json"
 FOUR, EIGHT = ndimage.generate_binary_structure(2, 1), np.ones((3, 3))
@@ -110,7 +110,7 @@ def test_distances_are_compared_as_float32():
     assert np.float32(np.float64(nearer) - threshold) == np.float32(np.float64(farther) - threshold)
     proposal = np.ones((2, 5))
     proposal[:, 2] = nearer, farther
-    ((splits, merges),) = _splits_and_merges(np.ones((2, 5), bool), proposal, (threshold,), 20)
+    splits, merges = splits_and_merges(np.ones((2, 5), bool), proposal, "2015")[3]
     assert splits.tolist() == [7]  # row 1, column 2
     assert merges.size == 0
 

@@ -29,12 +29,14 @@ from unet_jax.example import (
 )
 from unet_jax.figures import save_examples
 from unet_jax.instances import SETTINGS, find_cells, read_settings
+from unet_jax.metrics import Score
+from unet_jax.metrics.warping import drawn
 from unet_jax.model import Model
 from unet_jax.output_files import complete, writable_folder
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
-from unet_jax.report import Picture, save_report
+from unet_jax.report import Picture, left_out_words, save_report
 from unet_jax.run_log import read_log
-from unet_jax.scores import baselines, class_scores, em_scores, seg_score
+from unet_jax.scores import baselines, class_scores, em_counts, em_scores, em_values, seg_score
 from unet_jax.tuning import tune
 
 logger = logging.getLogger("unet_jax")
@@ -138,7 +140,8 @@ def evaluate(
         seconds = time.perf_counter() - began
         cell = [1 - p[..., 0] for p in probabilities]
         cells = [find_cells(p, settings) for p in cell]
-        em = em_scores(outlined, cell)
+        counts = em_counts(outlined, cell)
+        em = em_scores(counts)
         scores[name] = {
             **{metric: _curve(score) for metric, score in em.items()},
             "seg": seg_score(examples, cells),
@@ -160,8 +163,12 @@ def evaluate(
         "scores": scores,
         "annotated": annotated_share([example.labels for example in examples]),
         "sparse": is_sparse(examples),
-        "images": _image_scores(examples, outlined, probabilities, cells, em, names),
-        "folds": _fold_scores(parts, probabilities, cells, names) if len(parts) > 1 else None,
+        "without_cells": sum(image.cells == 0 for image in counts),
+        "with_one_cell": sum(image.cells == 1 for image in counts),
+        "images": _image_scores(examples, probabilities, cells, counts, em, names),
+        "folds": _fold_scores(parts, probabilities, cells, counts, names)
+        if len(parts) > 1
+        else None,
         "baselines": baselines(outlined),
         "instances": {**settings._asdict(), "tuned": tuned},
         "tile_side": choose_tile_side(members[0].network, *scaled_size(largest, members[0].scale)),
@@ -176,6 +183,8 @@ def evaluate(
         },
         "versions": versions(),
     }
+    warping = em["warping_error"]  # where it is not defined, nothing is split or merged
+    best = warping.thresholds.index(warping.threshold) if warping else 0
     pictures = [
         Picture(
             name=example.name,
@@ -183,17 +192,18 @@ def evaluate(
             labels=truth.labels,
             cell=probability,
             found=probabilities[i].argmax(-1),
-            split=_crop(em["warping_error"].split[i], example),
-            merge=_crop(em["warping_error"].merge[i], example),
+            split=split,
+            merge=merge,
             true_cells=example.instances,
             found_cells=found_cells,
         )
         for i, (example, truth, probability, found_cells) in enumerate(
             zip(examples, outlined, cell, cells, strict=True)
         )
+        for split, merge in [drawn(counts[i].warping[best], truth.labels.shape)]
     ]
     shown = slice(_EXAMPLES_SHOWN)
-    threshold = em["pixel_error"].threshold
+    threshold = (em["pixel_error"] or settings).threshold
     save_examples(
         out / _PICTURE, outlined[shown], probabilities[shown], description, threshold=threshold
     )
@@ -291,26 +301,24 @@ def _predict(parts: list[tuple[Model, list[Example]]], averaging: str) -> list[n
     return probabilities
 
 
-def _curve(score) -> dict[str, Any]:
+def _curve(score: Score | None) -> dict[str, Any] | None:
+    if score is None:
+        return None
     fields = ("value", "threshold", "thresholds", "values")
     return {field: getattr(score, field) for field in fields}
 
 
-def _image_scores(examples, outlined, probabilities, cells, em, names) -> list[dict[str, Any]]:
+def _image_scores(examples, probabilities, cells, counts, em, names) -> list[dict[str, Any]]:
     """The scores of single images, at the thresholds that are best for all of them."""
     rows = []
-    for example, truth, probability, found in zip(
-        examples, outlined, probabilities, cells, strict=True
+    for example, probability, found, of_image in zip(
+        examples, probabilities, cells, counts, strict=True
     ):
-        alone = em_scores([truth], [1 - probability[..., 0]])
         seg = seg_score([example], [found])
         rows.append(
             {
                 "name": example.name,
-                **{
-                    metric: score.values[score.thresholds.index(em[metric].threshold)]
-                    for metric, score in alone.items()
-                },
+                **em_values(of_image, em),
                 "seg": seg and seg["value"],
                 "mean_iou": class_scores([example], [probability], names)["mean_iou"]["value"],
                 "cells": len(np.unique(example.instances[example.instances > 0])),
@@ -320,30 +328,23 @@ def _image_scores(examples, outlined, probabilities, cells, em, names) -> list[d
     return rows
 
 
-def _fold_scores(parts, probabilities, cells, names) -> list[dict[str, Any]]:
+def _fold_scores(parts, probabilities, cells, counts, names) -> list[dict[str, Any]]:
     """The scores of each fold's network on the part that it was not trained on."""
     rows, start = [], 0
     for _, examples in parts:
         part = slice(start, start + len(examples))
-        cell = [1 - p[..., 0] for p in probabilities[part]]
-        em = em_scores([separated(example) for example in examples], cell)
+        em = em_scores(counts[part])
         seg = seg_score(examples, cells[part])
         rows.append(
             {
                 "images": [example.name for example in examples],
-                **{metric: score.value for metric, score in em.items()},
+                **{metric: score and score.value for metric, score in em.items()},
                 "seg": seg and seg["value"],
                 "mean_iou": class_scores(examples, probabilities[part], names)["mean_iou"]["value"],
             }
         )
         start = part.stop
     return rows
-
-
-def _crop(array: np.ndarray, example: Example) -> np.ndarray:
-    """Without what `em_stack` filled up."""
-    height, width = example.labels.shape
-    return array[:height, :width]
 
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:
@@ -366,6 +367,8 @@ def _print(result: dict[str, Any], report: Path) -> None:
         values = [scores[metric]["value"] if scores.get(metric) else None for metric in metrics]
         cells = [f"{'-':>10}" if value is None else f"{value:10.4g}" for value in values]
         print(f"{_ROWS.get(name, name):22}" + "".join(cells))
+    if not result["sparse"] and left_out_words(result["images"]):
+        print(left_out_words(result["images"]))
     if result["folds"]:
         for metric, title in metrics.items():
             values = [fold[metric] for fold in result["folds"] if fold[metric] is not None]

@@ -283,8 +283,8 @@ def _validation_scores(examples, probabilities, weights, names) -> dict[str, flo
     scores |= {name: error["value"] for name, error in errors.items()}
     sparse = is_sparse(examples)
     if sparse:
-        del scores["rand_error"]  # of cells, not of strokes
-    if sparse or len(names) > 2:
+        scores.pop("rand_error", None)  # of cells, not of strokes
+    if sparse or len(names) > 2 or not errors:
         scores["mean_iou"] = class_scores(examples, probabilities, names)["mean_iou"]["value"]
     return scores
 

@@ -126,7 +126,7 @@ _AVERAGING = {
 }
 
 _LONGEST_SIDE = 512  # pixels of a picture in the report
-_BEST, _WORST = 2, 3  # images shown
+_BEST, _WORST, _UNRANKED = 2, 3, 2  # images shown
 _ZOOMS, _ZOOM_SIDE, _ZOOM_SCALE = 6, 96, 4  # windows of the image's pixels, magnified
 
 
@@ -157,15 +157,21 @@ def _context(result, pictures) -> dict[str, Any]:
     config, images = result["training"]["config"], result["images"]
     data = config["data"]
     paper = {} if result["split"] == "images" else _paper(data)
+    # By which cells are found, where the warping error has none because no cell is annotated.
+    threshold = (scores["warping_error"] or result["instances"])["threshold"]
     single_cells = data["source"] == "cell_tracking" or data.get("mask_rule") == "instances"
     cells_first = single_cells and scores["seg"] is not None
     sparse = result["sparse"]
-    classes_first = (sparse or config["model"]["classes"] > 2) and not cells_first
+    without_cells = scores["rand_error"] is None
+    several = config["model"]["classes"] > 2
+    classes_first = (sparse or without_cells or several) and not cells_first
     order = ("mean_iou", "pixel_error") if sparse else _order(cells_first, classes_first)
     steps = result["step"] if isinstance(result["step"], list) else [result["step"]]
     return {
         "result": result,
         "shown": scores,
+        "threshold": threshold,
+        "left_out": "" if sparse else left_out_words(images),
         "config": config,
         "data": data,
         "data_words": _data_words(data),
@@ -190,8 +196,8 @@ def _context(result, pictures) -> dict[str, Any]:
         "spreads": _spreads(images, order),
         "histogram": _histogram(scores["seg"]["per_object"]) if cells_first else None,
         "rank_by": _METRICS[order[0]].title,
-        "examples": _examples(result, pictures, order[0], cells_first),
-        "zooms": _zooms(pictures, scores["warping_error"]["threshold"]),
+        "examples": _examples(result, pictures, threshold, order[0], cells_first),
+        "zooms": _zooms(pictures, threshold),
         "zoom_side": _ZOOM_SIDE,
         "losses": _training_charts(result["training"]["log"]),
         "settings": list(_flat(config)),
@@ -208,6 +214,36 @@ def _context(result, pictures) -> dict[str, Any]:
         },
         "class_colours": [to_hex(colour / 255) for colour in class_colours(result["training"])],
     }
+
+
+def left_out_words(images: list[dict[str, Any]]) -> str:
+    """How many images are left out of which metrics as they have no cell, or only one; "" for none.
+
+    Args:
+      images: those of the result.
+    """
+    n = len(images)
+    empty = [image for image in images if image["rand_error"] is None]
+    single = sum(image["v_info"] is None for image in images) - len(empty)
+    found = [image["found_cells"] for image in empty if image["found_cells"]]
+    where = f"in {len(found)} of them" if found and len(empty) > 1 else "there"
+    finds = f"the network finds {_plural(sum(found), 'cell')} {where}"
+    if len(empty) == n:
+        return (
+            f"No cell is annotated in {'this image' if n == 1 else f'these {n} images'}, so that "
+            f"only IoU is defined; {finds}."
+        )
+    sentences = []
+    for count, cells, metrics in (
+        (len(empty), "no annotated cell", f"Rand error, V_rand and V_info; {finds}"),
+        (single, "one annotated cell only", "V_info"),
+    ):
+        if count:
+            has, is_ = ("has", "is") if count == 1 else ("have", "are")
+            sentences.append(
+                f"{count} of {_plural(n, 'image')} {has} {cells} and {is_} left out of {metrics}."
+            )
+    return " ".join(sentences)
 
 
 def _number(value: float | None) -> str:
@@ -279,7 +315,9 @@ def _table(result, paper, order):
     rows = []
     for name in order:
         thresholds = [
-            result["instances"]["threshold"] if name == "seg" else scores[name].get("threshold")
+            result["instances"]["threshold"]
+            if name == "seg"
+            else (scores[name] or {}).get("threshold")
             for scores in every.values()
         ]
         rows.append(
@@ -288,7 +326,9 @@ def _table(result, paper, order):
                 "columns": _columns(
                     every, _METRICS[name], [_value(s, name) for s in every.values()], thresholds
                 ),
-                "undefined": "no cell is annotated",
+                "undefined": "no image has two annotated cells"
+                if name == "v_info"
+                else "no cell is annotated",
                 "baselines": [_value(scores, name) for scores in result["baselines"].values()],
                 "paper": paper.get(name),
             }
@@ -446,14 +486,12 @@ def _address(content: bytes, kind: str) -> str:
 def _charts(scores, order):
     """Metrics against the threshold."""
     charts = []
-    # Beside that at a threshold of 0, where all is cell, no other warping error could be seen.
-    highest_warping_error = 4 * np.median(scores["warping_error"]["values"]) or None
-    for names, label, top in (
-        (("pixel_error", "rand_error"), "error", 1.02),
-        (("warping_error", "warping_error_2016"), "warping error", highest_warping_error),
-        (("v_rand", "v_info"), "score", 1.02),
+    for names, label in (
+        (("pixel_error", "rand_error"), "error"),
+        (("warping_error", "warping_error_2016"), "warping error"),
+        (("v_rand", "v_info"), "score"),
     ):
-        shown = [name for name in names if name in order]
+        shown = [name for name in names if name in order and scores[name]]
         if not shown:
             continue
         figure, axes = _chart()
@@ -463,7 +501,9 @@ def _charts(scores, order):
             (line,) = axes.plot(score["thresholds"], score["values"], label=title)
             axes.plot(score["threshold"], score["value"], marker, color=line.get_color(), ms=7)
             caption.append(f"{title} {_number(score['value'])} at {score['threshold']:.1f}")
-        axes.set(xlabel="threshold of the probability of cell", ylabel=label, ylim=(0, top))
+        # Beside that at a threshold of 0, where all is cell, no other warping error could be seen.
+        top = 4 * np.median(scores[names[0]]["values"]) if label == "warping error" else 1.02
+        axes.set(xlabel="threshold of the probability of cell", ylabel=label, ylim=(0, top or None))
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1)
         charts.append(
             {"address": _svg(figure), "title": label, "caption": "Best: " + ", ".join(caption)}
@@ -536,16 +576,19 @@ def _training_charts(log):
 # ---- Pictures ----
 
 
-def _examples(result, pictures, rank_by, cells_first):
-    """The best and the worst images with their panels, or all if they are few."""
+def _examples(result, pictures, threshold, rank_by, cells_first):
+    """The best and the worst images with their panels, or all if they are few.
+
+    Of those without an annotated cell, which have no rank, the ones in which most are found.
+    """
     images = result["images"]
     scored = [i for i, image in enumerate(images) if not _undefined(image[rank_by])]
     scored.sort(key=lambda i: images[i][rank_by], reverse=_METRICS[rank_by].higher)
     unscored = [i for i in range(len(images)) if i not in scored]
+    unscored.sort(key=lambda i: images[i]["found_cells"], reverse=True)
     chosen = scored + unscored
     if len(images) > _BEST + _WORST:
-        chosen = scored[:_BEST] + scored[_BEST:][-_WORST:]
-    threshold = result["scores"][result["averaging"]]["warping_error"]["threshold"]
+        chosen = scored[:_BEST] + scored[_BEST:][-_WORST:] + unscored[:_UNRANKED]
     colours = class_colours(result["training"])
     return [
         {

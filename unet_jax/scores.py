@@ -1,65 +1,146 @@
 """The scores of predictions on annotated images, and of two baselines without a network."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from unet_jax.example import IGNORED, Example
-from unet_jax.metrics import pixel_error, rand_error, seg, v_info, v_rand, warping_error
+from unet_jax.metrics import Score, pixel_error, rand_error, seg
+from unet_jax.metrics.components import components
+from unet_jax.metrics.contingency import contingencies
+from unet_jax.metrics.curve import of_slices
+from unet_jax.metrics.information import information_f_scores, v_info_score
+from unet_jax.metrics.pixel import pixel_counts, pixel_score
+from unet_jax.metrics.rand import pair_counts, rand_score, v_rand_score
+from unet_jax.metrics.thinning import thinned
+from unet_jax.metrics.warping import Places, splits_and_merges, warping_score
 
 
-def em_stack(examples: list[Example], cell: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and prediction as the metrics of the ISBI 2012 challenge take them.
+class EMCounts(NamedTuple):
+    """What the metrics of the ISBI 2012 challenge count in one image, at each threshold.
 
-    Images of different sizes are filled up with membrane, and ignored pixels count as membrane in
-    truth and prediction: no metric counts membrane that both agree on.
+    Attributes:
+      cells: the annotated cells, 4-connected.
+      counted: the pixels that count, all but the ignored ones.
+      pixels: see `pixel_counts`.
+      pairs: see `pair_counts`.
+      pairs_thinned: see `pair_counts`.
+      information: see `information_f_scores`.
+      warping: see `splits_and_merges`.
+      warping_2016: see `splits_and_merges`.
+    """
+
+    cells: int
+    counted: int
+    pixels: np.ndarray
+    pairs: np.ndarray
+    pairs_thinned: np.ndarray
+    information: np.ndarray
+    warping: list[Places]
+    warping_2016: list[Places]
+
+
+def em_counts(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> list[EMCounts]:
+    """Of each image; those of some of them add up to their scores, see `em_scores`.
 
     Args:
       examples: whose labels are the truth; every class above 0 is cell.
       cell: probability of cell for each, float [H, W], in [0, 1].
+    """
+
+    def of_image(label, proposal):
+        pairs = list(contingencies(label, proposal, components))
+        after_thinning = list(contingencies(label, proposal, thinned))
+        return {
+            "cells": len(pairs[0].cells),
+            "pixels": pixel_counts(label, proposal),
+            "pairs": pair_counts(pairs),
+            "pairs_thinned": pair_counts(after_thinning),
+            "information": information_f_scores(after_thinning),
+            "warping": splits_and_merges(label, proposal, "2015"),
+            "warping_2016": splits_and_merges(label, proposal, "2016"),
+        }
+
+    counted = [np.count_nonzero(example.labels != IGNORED) for example in examples]
+    per_image = of_slices(of_image, _truth(examples), cell)
+    return [EMCounts(counted=n, **of) for n, of in zip(counted, per_image, strict=True)]
+
+
+def em_scores(images: Sequence[EMCounts]) -> dict[str, Score | None]:
+    """All five metrics of the challenge, the warping error in both settings, by name.
+
+    Unlike in the challenge, images without an annotated cell are left out of Rand error and V_rand,
+    and those with fewer than two out of V_info: they would score worst whatever is predicted.
 
     Returns:
-      uint8 [S, H, W], 0 = membrane, 1 = cell, and float32 [S, H, W].
+      None for a metric that no image is left for; for all of them without any annotated cell, as
+      no threshold could then be told from one at which nothing is found.
     """
-    shape = np.max([e.labels.shape for e in examples], axis=0)
-    truth = np.zeros((len(examples), *shape), np.uint8)
-    proposal = np.zeros(truth.shape, np.float32)
-    for i, (example, probability) in enumerate(zip(examples, cell, strict=True)):
-        height, width = example.labels.shape
-        truth[i, :height, :width] = example.labels > 0
-        proposal[i, :height, :width] = np.where(example.labels == IGNORED, 0, probability)
-    return truth, proposal
+    scores = _curves(images)
+    return scores if scores["rand_error"] else dict.fromkeys(scores)
 
 
-def em_errors(examples: list[Example], cell: list[np.ndarray]) -> dict[str, dict[str, float]]:
-    """Pixel error and Rand error of the cell probabilities, see `em_stack`.
+def em_values(image: EMCounts, best: dict[str, Score | None]) -> dict[str, float | None]:
+    """The metrics of one image at the thresholds that are best for all images, by name.
+
+    Args:
+      image: one of them.
+      best: `em_scores` of all.
 
     Returns:
-      `{"pixel_error": {"value": ..., "threshold": ...}, "rand_error": ...}`
+      None where a metric is not defined, see `em_scores`.
     """
-    stack = em_stack(examples, cell)
-    scores = {"pixel_error": pixel_error(*stack), "rand_error": rand_error(*stack)}
+    return {
+        name: curve.values[curve.thresholds.index(best[name].threshold)]
+        if curve and best[name]
+        else None
+        for name, curve in _curves([image]).items()
+    }
+
+
+def _curves(images):
+    """As `em_scores`, but without a cell the pixel error and the warping errors are scored too."""
+    images = [image for image in images if image.counted]
+    with_cells = [image for image in images if image.cells > 0]
+    with_several = [image for image in images if image.cells > 1]
+    counted = sum(image.counted for image in images)
+
+    def score(of, some, counts, *arguments):
+        return of([getattr(image, counts) for image in some], *arguments) if some else None
+
+    return {
+        "pixel_error": score(pixel_score, images, "pixels"),
+        "rand_error": score(rand_score, with_cells, "pairs"),
+        "warping_error": score(warping_score, images, "warping", counted, "2015"),
+        "warping_error_2016": score(warping_score, images, "warping_2016", counted, "2016"),
+        "v_rand": score(v_rand_score, with_cells, "pairs_thinned"),
+        "v_info": score(v_info_score, with_several, "information"),
+    }
+
+
+def em_errors(
+    examples: Sequence[Example], cell: Sequence[np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Pixel error and Rand error alone, much faster than `em_counts`, which see.
+
+    Returns:
+      `{"pixel_error": {"value": ..., "threshold": ...}, "rand_error": ...}`; nothing without any
+      annotated cell, see `em_scores`.
+    """
+    truth = _truth(examples)
+    if not any((labels > 0).any() for labels in truth):
+        return {}
+    scores = {"pixel_error": pixel_error(truth, cell), "rand_error": rand_error(truth, cell)}
     return {
         name: {"value": score.value, "threshold": score.threshold} for name, score in scores.items()
     }
 
 
-def em_scores(examples: list[Example], cell: list[np.ndarray]) -> dict[str, Any]:
-    """All five metrics of the challenge, the warping error in both settings, see `em_stack`.
-
-    Returns:
-      The results of `unet_jax.metrics` by name.
-    """
-    stack = em_stack(examples, cell)
-    return {
-        "pixel_error": pixel_error(*stack),
-        "rand_error": rand_error(*stack),
-        "warping_error": warping_error(*stack),
-        "warping_error_2016": warping_error(*stack, setting="2016"),
-        "v_rand": v_rand(*stack),
-        "v_info": v_info(*stack),
-    }
+def _truth(examples):
+    """All classes above 0 as cell."""
+    return [np.minimum(example.labels, 1) for example in examples]
 
 
 def seg_score(examples: list[Example], cells: list[np.ndarray]) -> dict[str, Any] | None:

@@ -1,8 +1,12 @@
 """The metrics of the ISBI 2012 challenge, as in Fiji's official code, and of the cell tracking one.
 
-Those of the ISBI 2012 challenge take a stack of slices. The positive class is the cell, the
-negative one the membrane; every slice stands alone (2D) and every pixel counts. Each metric is the
-best over the challenge's thresholds.
+Those of the ISBI 2012 challenge take a stack of slices, or a list of them that may differ in size.
+The positive class is the cell, the negative one the membrane; every slice stands alone (2D) and
+every pixel counts but those labelled -1, which are taken for membrane in truth and prediction. Each
+metric is the best over the challenge's thresholds.
+
+Each file has the metric and the two halves that it is made of: what is counted in one slice at each
+threshold (`pixel_counts`), and the score of the counts of some slices (`pixel_score`).
 """
 
 from unet_jax.metrics.curve import THRESHOLDS, Score

@@ -1,12 +1,14 @@
 """What the metrics of the challenge share: their thresholds, their arguments, their result."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from unet_jax.example import IGNORED
 
 #: The challenge adds 0.1 ten times, so these doubles are not the literals: the last is below 1.
 THRESHOLDS = tuple(accumulate(repeat(0.1, 10), initial=0.0))
@@ -59,58 +61,67 @@ def f_scores(counts: np.ndarray, undefined: float) -> np.ndarray:
 
 def of_slices(
     function: Callable[[np.ndarray, np.ndarray], Any],
-    labels: np.ndarray,
-    probabilities: np.ndarray,
+    labels: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
 ) -> list:
     """What the function gives for each slice, which run beside each other on the CPU's cores.
 
     Args:
       function: is given the cells, bool [H, W], and the proposal, float64 [H, W].
-      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
-      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+      labels: bool or integer [H, W] for each slice, of any sizes, or a stack [S, H, W]; 0 =
+        membrane, -1 = ignored, any one other value = cell.
+      probabilities: float in [0, 1], of cell, of the same shapes; rounded to float32 as in the
+        challenge.
 
     Raises:
       ValueError: an argument is none of this; slices are counted from 0.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    labels, probabilities = [[np.asarray(a) for a in arrays] for arrays in (labels, probabilities)]
     _check(labels, probabilities)
 
-    def of_slice(label_slice, probability_slice):
+    def of_slice(label, probability):
         # Compared as float32, a probability of 0.2 would not exceed the threshold 0.2; as the
         # float64 of its float32, as in the challenge, it does.
-        return function(label_slice > 0, probability_slice.astype(np.float32).astype(np.float64))
+        proposal = probability.astype(np.float32).astype(np.float64)
+        return function(label > 0, np.where(label == IGNORED, 0, proposal))
 
     with ThreadPoolExecutor(_cores()) as threads:
         return list(threads.map(of_slice, labels, probabilities))
 
 
 def _check(labels, probabilities):
-    if labels.shape != probabilities.shape:
+    if not labels or len(labels) != len(probabilities):
         raise ValueError(
-            f"Labels of shape {labels.shape} and probabilities of shape {probabilities.shape} "
-            "differ."
+            f"Found {len(labels)} slices of labels and {len(probabilities)} of probabilities."
         )
-    if labels.ndim != 3 or labels.size == 0:
-        raise ValueError(f"Expected a stack [slices, height, width], found shape {labels.shape}.")
-    if labels.dtype.kind not in "bui":
-        raise ValueError(f"Labels must be bool or integer, found {labels.dtype}.")
-
-    cell = max(labels.flat[np.argmax(labels != 0)], 1)  # the first value that is not 0
-    wrong = np.argwhere((labels != 0) & (labels != cell))
-    if wrong.size:
-        s, y, x = wrong[0]
-        raise ValueError(
-            f"Labels must be 0 (membrane) or one other value (cell), here {cell}; slice {s} holds "
-            f"{labels[s, y, x]} at row {y}, column {x}."
-        )
-    # Negated, because NaN compares false.
-    wrong = np.argwhere(~((probabilities >= 0) & (probabilities <= 1)))
-    if wrong.size:
-        s, y, x = wrong[0]
-        raise ValueError(
-            f"Probabilities must lie in [0, 1]; slice {s} holds {probabilities[s, y, x]} at row "
-            f"{y}, column {x}."
-        )
+    cell = next((label[label > 0][0] for label in labels if np.any(label > 0)), 1)
+    for s, (label, probability) in enumerate(zip(labels, probabilities, strict=True)):
+        if label.ndim != 2 or label.size == 0:
+            raise ValueError(f"Slice {s} has shape {label.shape}, expected [height, width].")
+        if label.shape != probability.shape:
+            raise ValueError(
+                f"Labels of shape {label.shape} and probabilities of shape {probability.shape} "
+                f"differ in slice {s}."
+            )
+        if label.dtype.kind not in "bui":
+            raise ValueError(f"Labels must be bool or integer, slice {s} is {label.dtype}.")
+        wrong = np.argwhere((label != 0) & (label != cell) & (label != IGNORED))
+        if wrong.size:
+            y, x = wrong[0]
+            raise ValueError(
+                f"Labels must be 0 (membrane), {IGNORED} (ignored) or one other value (cell), here "
+                f"{cell}; slice {s} holds {label[y, x]} at row {y}, column {x}."
+            )
+        # Negated, because NaN compares false.
+        wrong = np.argwhere(~((probability >= 0) & (probability <= 1)))
+        if wrong.size:
+            y, x = wrong[0]
+            raise ValueError(
+                f"Probabilities must lie in [0, 1]; slice {s} holds {probability[y, x]} at row "
+                f"{y}, column {x}."
+            )
+    if all(np.all(label == IGNORED) for label in labels):
+        raise ValueError(f"All labels are {IGNORED} (ignored), expected pixels that count.")
 
 
 def _cores() -> int:

@@ -1,14 +1,16 @@
 """V_info: how much the labelled cells and the predicted segments tell about each other."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 from scipy.special import xlogy
 
-from unet_jax.metrics.contingency import contingencies
+from unet_jax.metrics.contingency import Contingency, contingencies
 from unet_jax.metrics.curve import Score, greatest, of_slices
 from unet_jax.metrics.thinning import thinned
 
 
-def v_info(labels: np.ndarray, probabilities: np.ndarray) -> Score:
+def v_info(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Score:
     """Information-theoretic F-score after thinning, averaged over the slices.
 
     The greater the better. Segments are the predicted cells after their membranes were thinned to
@@ -20,18 +22,29 @@ def v_info(labels: np.ndarray, probabilities: np.ndarray) -> Score:
     A slice scores 0 if it has fewer than two labelled cells or only one segment.
 
     Args:
-      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
-      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+      labels: bool or integer [H, W] for each slice, of any sizes, or a stack [S, H, W]; 0 =
+        membrane, -1 = ignored, any one other value = cell.
+      probabilities: float in [0, 1], of cell, of the same shapes; rounded to float32 as in the
+        challenge.
 
     Raises:
       ValueError: an argument is none of this; slices are counted from 0.
     """
-    return greatest(np.mean(of_slices(_f_scores, labels, probabilities), axis=0))
+    return v_info_score(
+        of_slices(
+            lambda *maps: information_f_scores(contingencies(*maps, thinned)), labels, probabilities
+        )
+    )
 
 
-def _f_scores(cell, proposal):
-    """F at each threshold, float64 [T]."""
-    return np.array([_f_score(table) for table in contingencies(cell, proposal, thinned)])
+def v_info_score(per_slice: Sequence[np.ndarray]) -> Score:
+    """V_info of slices from their `information_f_scores` after thinning."""
+    return greatest(np.mean(per_slice, axis=0))
+
+
+def information_f_scores(tables: Iterable[Contingency]) -> np.ndarray:
+    """F of one slice at each threshold, float64 [T]."""
+    return np.array([_f_score(table) for table in tables])
 
 
 def _f_score(table):

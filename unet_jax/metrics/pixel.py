@@ -1,28 +1,41 @@
 """Pixel error: the simplest metric, blind to the difference between a shift and a merger."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from unet_jax.metrics.curve import THRESHOLDS, Score, f_scores, least, of_slices
 
 
-def pixel_error(labels: np.ndarray, probabilities: np.ndarray) -> Score:
+def pixel_error(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Score:
     """1 - F-score of the cell pixels, counted over all slices.
 
     Without any cell, neither labelled nor predicted, the error is 0.
 
     Args:
-      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
-      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+      labels: bool or integer [H, W] for each slice, of any sizes, or a stack [S, H, W]; 0 =
+        membrane, -1 = ignored, any one other value = cell.
+      probabilities: float in [0, 1], of cell, of the same shapes; rounded to float32 as in the
+        challenge.
 
     Raises:
       ValueError: an argument is none of this; slices are counted from 0.
     """
-    counts = np.sum(of_slices(_counts, labels, probabilities), axis=0)
-    return least(1 - f_scores(counts, undefined=1.0))
+    return pixel_score(of_slices(pixel_counts, labels, probabilities))
 
 
-def _counts(cell, proposal):
-    """TP, TP + FP and TP + FN at each threshold, [T, 3]."""
+def pixel_score(counts: Sequence[np.ndarray]) -> Score:
+    """The pixel error of slices from their `pixel_counts`."""
+    return least(1 - f_scores(np.sum(counts, axis=0), undefined=1.0))
+
+
+def pixel_counts(cell: np.ndarray, proposal: np.ndarray) -> np.ndarray:
+    """TP, TP + FP and TP + FN of one slice at each threshold, int64 [T, 3].
+
+    Args:
+      cell: the labels, bool [H, W].
+      proposal: probability of cell, float64 [H, W].
+    """
     exceeded = np.searchsorted(THRESHOLDS, proposal)  # so many thresholds
     true_positives, predicted = (
         # How many pixels exceed more than k thresholds, for each k.

@@ -10,17 +10,17 @@ pixels count as segments of their own, c0 = sum_i c_i0:
 Labelled membrane, i = 0, does not count.
 """
 
-from functools import partial
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from unet_jax.metrics.components import components
-from unet_jax.metrics.contingency import contingencies
+from unet_jax.metrics.contingency import Contingency, contingencies
 from unet_jax.metrics.curve import Score, f_scores, greatest, least, of_slices
 from unet_jax.metrics.thinning import thinned
 
 
-def rand_error(labels: np.ndarray, probabilities: np.ndarray) -> Score:
+def rand_error(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Score:
     """1 - F-score of the pairs of pixels in one cell, counted over all slices.
 
     Segments are the 4-connected components of the predicted cells.
@@ -29,35 +29,53 @@ def rand_error(labels: np.ndarray, probabilities: np.ndarray) -> Score:
     of the whole stack 1 (0 / 0 pairs); here the error is 1 only if no slice has a labelled cell.
 
     Args:
-      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
-      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+      labels: bool or integer [H, W] for each slice, of any sizes, or a stack [S, H, W]; 0 =
+        membrane, -1 = ignored, any one other value = cell.
+      probabilities: float in [0, 1], of cell, of the same shapes; rounded to float32 as in the
+        challenge.
 
     Raises:
       ValueError: an argument is none of this; slices are counted from 0.
     """
-    counts = of_slices(partial(_pair_counts, segment=components), labels, probabilities)
-    return least(1 - f_scores(np.sum(counts, axis=0), undefined=0.0))
+    return rand_score(
+        of_slices(
+            lambda *maps: pair_counts(contingencies(*maps, components)), labels, probabilities
+        )
+    )
 
 
-def v_rand(labels: np.ndarray, probabilities: np.ndarray) -> Score:
+def v_rand(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Score:
     """F-score of the pairs of pixels in one cell after thinning, averaged over the slices.
 
     The greater the better. Segments are the predicted cells after their membranes were thinned to
     lines. The score of a slice without a labelled cell is 0.
 
     Args:
-      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
-      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+      labels: bool or integer [H, W] for each slice, of any sizes, or a stack [S, H, W]; 0 =
+        membrane, -1 = ignored, any one other value = cell.
+      probabilities: float in [0, 1], of cell, of the same shapes; rounded to float32 as in the
+        challenge.
 
     Raises:
       ValueError: an argument is none of this; slices are counted from 0.
     """
-    counts = of_slices(partial(_pair_counts, segment=thinned), labels, probabilities)
+    return v_rand_score(
+        of_slices(lambda *maps: pair_counts(contingencies(*maps, thinned)), labels, probabilities)
+    )
+
+
+def rand_score(counts: Sequence[np.ndarray]) -> Score:
+    """The Rand error of slices from their `pair_counts`."""
+    return least(1 - f_scores(np.sum(counts, axis=0), undefined=0.0))
+
+
+def v_rand_score(counts: Sequence[np.ndarray]) -> Score:
+    """V_rand of slices from their `pair_counts` after thinning."""
     return greatest(f_scores(np.array(counts), undefined=0.0).mean(axis=0))
 
 
-def _pair_counts(cell, proposal, segment):
-    """TP, TP + FP and TP + FN at each threshold, [T, 3]."""
+def pair_counts(tables: Iterable[Contingency]) -> np.ndarray:
+    """TP, TP + FP and TP + FN of one slice at each threshold, int64 [T, 3]."""
     return np.array(
         [
             (
@@ -65,6 +83,6 @@ def _pair_counts(cell, proposal, segment):
                 np.sum(table.segments**2) + table.alone,
                 np.sum(table.cells**2),
             )
-            for table in contingencies(cell, proposal, segment)
+            for table in tables
         ]
     )

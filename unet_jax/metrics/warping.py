@@ -5,17 +5,22 @@ still differs tells of a cell that was lost, found, holed, merged with another o
 two are counted.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from unet_jax.example import IGNORED
 from unet_jax.metrics.compiled import compiled
 from unet_jax.metrics.components import components
-from unet_jax.metrics.curve import THRESHOLDS, least, of_slices
+from unet_jax.metrics.curve import THRESHOLDS, Score, least, of_slices
 
-#: Thresholds and radius of the challenge's two settings.
+#: Thresholds and radius, in pixels, of the challenge's two settings.
 SETTINGS = {"2015": (THRESHOLDS[:10], 20), "2016": (THRESHOLDS[1:10], 10)}
+
+#: The indices of splits and those of merges in a flat slice, int64.
+Places = tuple[np.ndarray, np.ndarray]
 
 
 class WarpingScore(NamedTuple):
@@ -26,20 +31,21 @@ class WarpingScore(NamedTuple):
       threshold: the first of `thresholds` that gives `value`.
       thresholds: a pixel is predicted to be cell where its probability exceeds the threshold.
       values: the error at each threshold.
-      split: predicted membrane that splits a cell, at `threshold`; bool [S, H, W].
-      merge: predicted cell that merges two cells, at `threshold`; bool [S, H, W].
+      split: predicted membrane that splits a cell, at `threshold`; bool [H, W] for each slice, a
+        stack [S, H, W] for a stack.
+      merge: the same of predicted cell that merges two cells.
     """
 
     value: float
     threshold: float
     thresholds: tuple[float, ...]
     values: tuple[float, ...]
-    split: np.ndarray
-    merge: np.ndarray
+    split: Sequence[np.ndarray]
+    merge: Sequence[np.ndarray]
 
 
 def warping_error(
-    labels: np.ndarray, probabilities: np.ndarray, *, setting: str = "2015"
+    labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray], *, setting: str = "2015"
 ) -> WarpingScore:
     """The share of pixels that split or merge cells, whatever else differs.
 
@@ -48,8 +54,10 @@ def warping_error(
     In Fiji, slices whose labels are all cell have no splits; here they have.
 
     Args:
-      labels: bool or integer [S, H, W], 0 = membrane, any one other value = cell.
-      probabilities: float [S, H, W] in [0, 1], of cell; rounded to float32 as in the challenge.
+      labels: bool or integer [H, W] for each slice, of any sizes, or a stack [S, H, W]; 0 =
+        membrane, -1 = ignored, any one other value = cell.
+      probabilities: float in [0, 1], of cell, of the same shapes; rounded to float32 as in the
+        challenge.
       setting: "2015" with thresholds from 0 on and a radius of 20 pixels around a possible split,
         or "2016" with thresholds from 0.1 on and a radius of 10.
 
@@ -58,23 +66,48 @@ def warping_error(
     """
     if setting not in SETTINGS:
         raise ValueError(f"Expected setting {' or '.join(map(repr, SETTINGS))}, found {setting!r}.")
-    thresholds, radius = SETTINGS[setting]
-    per_slice = of_slices(
-        partial(_splits_and_merges, thresholds=thresholds, radius=radius), labels, probabilities
+    per_slice = of_slices(partial(splits_and_merges, setting=setting), labels, probabilities)
+    pixels = sum(np.count_nonzero(np.asarray(label) != IGNORED) for label in labels)
+    score = warping_score(per_slice, pixels, setting)
+    best = score.thresholds.index(score.threshold)
+    split, merge = zip(
+        *(drawn(places[best], np.shape(a)) for a, places in zip(labels, per_slice, strict=True)),
+        strict=True,
     )
-    counts = np.sum([[s.size + m.size for s, m in at_thresholds] for at_thresholds in per_slice], 0)
-    score = least(counts / np.size(labels), thresholds)
-
-    split, merge = np.zeros((2, *np.shape(labels)), bool)
-    for s, at_thresholds in enumerate(per_slice):
-        splits, merges = at_thresholds[thresholds.index(score.threshold)]
-        split[s].flat[splits] = True
-        merge[s].flat[merges] = True
+    if isinstance(labels, np.ndarray):
+        split, merge = np.stack(split), np.stack(merge)
     return WarpingScore(*score, split, merge)
 
 
-def _splits_and_merges(cell, proposal, thresholds, radius):
-    """The indices of splits and of merges in the flat slice, for each threshold."""
+def warping_score(per_slice: Sequence[list[Places]], pixels: int, setting: str) -> Score:
+    """The warping error of slices.
+
+    Args:
+      per_slice: `splits_and_merges` of each.
+      pixels: of all of them, those that count.
+      setting: as in `warping_error`.
+    """
+    counts = np.sum([[s.size + m.size for s, m in places] for places in per_slice], axis=0)
+    return least(counts / pixels, SETTINGS[setting][0])
+
+
+def drawn(places: Places, shape: tuple[int, int]) -> np.ndarray:
+    """bool [2, *shape], where a slice of that shape has its splits and its merges."""
+    maps = np.zeros((2, *shape), bool)
+    for pixels, of_kind in zip(places, maps, strict=True):
+        of_kind.flat[pixels] = True
+    return maps
+
+
+def splits_and_merges(cell: np.ndarray, proposal: np.ndarray, setting: str) -> list[Places]:
+    """The splits and merges of one slice, at each threshold.
+
+    Args:
+      cell: the labels, bool [H, W].
+      proposal: probability of cell, float64 [H, W].
+      setting: as in `warping_error`.
+    """
+    thresholds, radius = SETTINGS[setting]
     height, width = cell.shape
     if radius > min(height, width):
         radius = max(height, width)  # the challenge takes the whole of so small a slice
