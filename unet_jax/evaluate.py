@@ -347,7 +347,7 @@ def _crop(array: np.ndarray, example: Example) -> np.ndarray:
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:
     with complete(file) as unfinished:
-        unfinished.write_text(json.dumps(record, indent=1) + "\n")
+        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _print(result: dict[str, Any], report: Path) -> None:

@@ -24,7 +24,7 @@ from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.figures import cell_colours, cell_picture, class_colours, grey_values, outlined
 from unet_jax.instances import InstanceSettings, find_cells, read_settings
 from unet_jax.model import Model
-from unet_jax.output_files import complete, lock, probe
+from unet_jax.output_files import complete, lock, probe, unlocking
 from unet_jax.overlap_tile import predict_tiled
 
 #: What can be written for an image.
@@ -39,6 +39,7 @@ _NAME_SHOWN = 30  # characters, in the progress bar
 _OVERLAY_SIDE = 2048  # pixels; larger images are shown smaller
 
 
+@unlocking()
 def predict_files(
     workdir: Path,
     *,
@@ -102,7 +103,7 @@ def predict_files(
                 else:
                     left_out = _predict_file(model, file, output, kinds, settings, averaging)
                     row = {"name": file.stem, "state": state, "kinds": kinds, "problems": left_out}
-                    with (output / _RECORD).open("a") as lines:
+                    with (output / _RECORD).open("a", encoding="utf-8") as lines:
                         lines.write(json.dumps(row) + "\n")
                 done += 1
                 problems += row["problems"]
@@ -170,12 +171,13 @@ def _begin(
                 " --output, or --overwrite."
             )
     with complete(output / _RECORD) as unfinished:
-        unfinished.write_text("".join(json.dumps(row) + "\n" for row in [record, *rows]))
+        text = "".join(json.dumps(row) + "\n" for row in [record, *rows])
+        unfinished.write_text(text, encoding="utf-8")
     return {row["name"]: row for row in rows}
 
 
 def _read_record(file: Path) -> list[dict[str, Any]]:
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -278,6 +280,7 @@ def _predict_file(
                 name = output / f"{file.stem}_overlay{number}.png"
                 with complete(name) as unfinished:
                     unfinished.write_bytes(imagecodecs.png_encode(picture))
+            del probability  # see `result_file`
     return problems
 
 

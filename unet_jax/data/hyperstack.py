@@ -122,7 +122,8 @@ def result_file(
       colours: uint8 [largest + 1, 3], of each pixel value; by default grey.
 
     Yields:
-      For each page an array [H, W, channels], or [H, W], of zeros to fill.
+      For each page an array [H, W, channels], or [H, W], of zeros to fill, in a list that is empty
+      after the block.
 
     Raises:
       OSError: there is no room for it.
@@ -144,8 +145,11 @@ def result_file(
         with unfinished.open("rb+") as opened:
             reserve(opened, unfinished.stat().st_size)
         pages = np.moveaxis(stored, -3, -1) if channels else stored
-        yield [pages[tuple(index[i] for i in order)] for index in np.ndindex(*frame.shape)]
+        arrays = [pages[tuple(index[i] for i in order)] for index in np.ndindex(*frame.shape)]
+        yield arrays
         stored.flush()
+        arrays.clear()
+        del stored, pages  # Windows renames no file that is still mapped
 
 
 def reserve(file: BinaryIO, size: int) -> None:
