@@ -189,7 +189,7 @@ def test_the_report_says_where_the_run_started_from(tiny_config, tmp_path, capsy
     folder = tmp_path / "run" / "evaluation"
     record = json.loads((folder / "report.json").read_text())["training"]["started_from"]
     assert record["step"] == 4 and record["seen"] == ["picture 2", "picture 3"]
-    page = " ".join((folder / "report.html").read_text().split())
+    page = " ".join((folder / "report.html").read_text(encoding="utf-8").split())
     assert record["manifest_sha256"] in page
     assert f"a network trained before (step 4 of {tmp_path / 'source'})." in page
     assert "Of the validation and test images of this run, 2 had been used" in page

@@ -1,6 +1,5 @@
 import json
 import logging
-import os
 import signal
 
 import jax
@@ -35,7 +34,7 @@ def interrupt_at(monkeypatch, step, number=signal.SIGINT):
 
     def interrupting(current, *args):
         if current == step - 1:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return original(current, *args)
 
     monkeypatch.setattr(fit_module, "batch_indices", interrupting)

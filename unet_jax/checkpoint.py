@@ -109,14 +109,16 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
             checkpointer.save(folder.resolve() / "params", state.params)
             checkpointer.save(folder.resolve() / "opt_state", state.opt_state)
             checkpointer.wait_until_finished()
-        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+        text = json.dumps(description, indent=1) + "\n"
+        (folder / _DESCRIPTION).write_text(text, encoding="utf-8", newline="\n")
         manifest = {}
         for name, file in _files(folder).items():
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())  # nor does a power cut leave a manifest without its files
                 manifest[name] = hashlib.file_digest(opened, "sha256").hexdigest()
         with complete(folder / _MANIFEST) as unfinished:
-            unfinished.write_text(json.dumps(manifest, indent=1))  # any cut breaks it
+            text = json.dumps(manifest, indent=1)  # any cut breaks it
+            unfinished.write_text(text, encoding="utf-8", newline="\n")
         _verify(folder)
     except Exception as error:  # of Orbax's threads, many kinds
         _remove(folder)  # so that a full disk has room again
@@ -325,7 +327,7 @@ def _restore(folder: Path, like):
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [".".join(map(_entry_name, path)) for path, _ in leaves]
     expected = {name: (x.shape, x.dtype) for name, (_, x) in zip(names, leaves, strict=True)}
-    base = {"driver": "file", "path": f"{folder.resolve()}/"}
+    base = {"driver": "file", "path": f"{folder.resolve().as_posix()}/"}
     database = {"driver": "ocdbt", "base": base}
     try:
         store = tensorstore.KvStore.open(database).result()
@@ -335,7 +337,7 @@ def _restore(folder: Path, like):
             for key in keys
             if key.endswith("/.zarray")
         }
-        saved = {name: (tuple(x["shape"]), np.dtype(x["dtype"])) for name, x in found.items()}
+        saved = {name: (tuple(x["shape"]), _declared(x["dtype"])) for name, x in found.items()}
         _check_same_arrays(folder, saved, expected)
         for name, array in found.items():
             # TensorStore makes room for a chunk as large as declared, or seeks billions of them.
@@ -358,7 +360,17 @@ def _restore(folder: Path, like):
         raise
     except Exception as error:  # a file of another format raises many kinds
         raise InputError(f"{folder}: cannot be read ({one_line(error)}).") from error
-    return jax.tree.unflatten(structure, map(jnp.array, arrays))
+    arrays = [jnp.array(a, dtype=x.dtype) for a, (_, x) in zip(arrays, leaves, strict=True)]
+    return jax.tree.unflatten(structure, arrays)
+
+
+def _declared(saved: str) -> np.dtype:
+    """The dtype that an array should have been saved in.
+
+    Earlier versions saved some as float64 where JAX was set to 64 bits (`jax_enable_x64`).
+    """
+    dtype = np.dtype(saved)
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
 def _entry_name(entry) -> str:

@@ -1,5 +1,6 @@
 """What the command line programs share: flags, one-line errors and the exit status."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -20,6 +21,9 @@ def run(main: Callable[[], int]) -> None:
     memory with 1; Ctrl-C with 130; each with one line on standard error.
     """
     logging.basicConfig(format="%(message)s", force=True)  # absl has its own format
+    # A console may have no letter for what a file is called; it is no error to print it.
+    with contextlib.suppress(AttributeError):  # of a notebook
+        sys.stdout.reconfigure(errors="replace")
     if not jax.config.jax_compilation_cache_dir:
         # The second start takes a third of the first one's time.
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("unet_jax") / "compiled"))
@@ -65,7 +69,7 @@ def run(main: Callable[[], int]) -> None:
         status = 130
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # its reader is gone, like `tee` after Ctrl-C
+    except OSError:  # its reader is gone, like `tee` after Ctrl-C; Windows calls it otherwise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 

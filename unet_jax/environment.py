@@ -17,8 +17,8 @@ def host_memory_bytes() -> int:
 
 def device_memory_bytes() -> int:
     """All of the memory that JAX computes in, whatever is in use now; on a CPU the machine's."""
-    statistics = jax.devices()[0].memory_stats()
-    return host_memory_bytes() if statistics is None else statistics["bytes_limit"]
+    statistics = jax.devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit") or host_memory_bytes()
 
 
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
@@ -45,7 +45,8 @@ def _commit() -> str:
 
     def git(*arguments):
         command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, check=True)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         git("ls-files", "--error-unmatch", here.name)  # else it is the checkout of something else

@@ -349,7 +349,7 @@ def _fold_scores(parts, probabilities, cells, counts, names) -> list[dict[str, A
 
 def _write_json(file: Path, record: dict[str, Any]) -> None:
     with complete(file) as unfinished:
-        unfinished.write_text(json.dumps(record, indent=1) + "\n")
+        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _print(result: dict[str, Any], report: Path) -> None:

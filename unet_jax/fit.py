@@ -28,6 +28,7 @@ from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.model import Model
 from unet_jax.network import UNet, valid_input_sides
 from unet_jax.normalisation import PERCENTILES
+from unet_jax.output_files import unlocking
 from unet_jax.overlap_tile import predict_tiled
 from unet_jax.resume import resume_or_start
 from unet_jax.run_log import RunLog
@@ -66,6 +67,7 @@ def cross_validate(
     return 0
 
 
+@unlocking()
 def fit(
     config: ConfigDict,
     workdir: Path,
@@ -244,7 +246,7 @@ def fit(
 
 def _tell(what: str) -> None:
     """Prints a last word; that nobody reads it any more, like `tee` after Ctrl-C, is no error."""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         print(what)
 
 

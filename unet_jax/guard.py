@@ -47,7 +47,7 @@ def record_failure(
     record = {name: str(value) for name, value in row.items()}  # JSON has no word for NaN
     with complete(workdir / FAILURE) as unfinished:
         record |= {"step": step, "likely_cause": cause, "last_saved": last_saved} | batch
-        unfinished.write_text(json.dumps(record, indent=1) + "\n")
+        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return RunFailed(
         f"Step {step}: the loss is {row['loss']:g}, the norm of its gradient "
         f"{row['gradient_norm']:g}, at a learning rate of {row['learning_rate']:.2g}; {cause}; "

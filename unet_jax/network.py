@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unet_jax.layers import UpConv2x2, conv3x3, max_pool2x2
+from unet_jax.layers import Dropout, UpConv2x2, conv3x3, max_pool2x2
 
 
 def context(depth: int) -> int:
@@ -86,7 +86,7 @@ class UNet(nn.Module):
             init = he_normal(x.shape[-1])
             return UpConv2x2(channels, kernel_init=init, dtype=self.dtype, name=name)(x)
 
-        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        dropout = Dropout(self.dropout_rate)
 
         x = images.astype(self.dtype)
         skips = []
@@ -94,7 +94,7 @@ class UNet(nn.Module):
             channels = self.width * 2 ** (level - 1)
             x = conv3x3_relu(x, channels, f"contracting{level}_conv1")
             x = conv3x3_relu(x, channels, f"contracting{level}_conv2")
-            if level >= self.depth - 1:
+            if train and level >= self.depth - 1:
                 x = dropout(x)
             if level < self.depth:
                 skips.append(x)
@@ -124,6 +124,6 @@ def contracting_path(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def init_params(key: jax.Array, network: UNet, channels: int):
-    """Random parameters for images of so many channels."""
+    """Random float32 parameters for images of so many channels."""
     side = valid_input_sides(0, network.depth)[0]
-    return network.init(key, jnp.zeros((1, side, side, channels)))["params"]
+    return network.init(key, jnp.zeros((1, side, side, channels), jnp.float32))["params"]

@@ -6,15 +6,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from unet_jax.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-# Folders that this process writes to, kept open: that is the lock.
-_locks = {}
+# Of the folders that this process writes to.
+_locks: dict[Path, FileLock] = {}
 
 
 @contextlib.contextmanager
@@ -31,7 +28,9 @@ def complete(file: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         unfinished.replace(file)
     finally:
-        unfinished.unlink(missing_ok=True)
+        # Windows removes nothing that is still open, as after an error; `lock` does it later.
+        with contextlib.suppress(PermissionError):
+            unfinished.unlink(missing_ok=True)
 
 
 def probe(folder: Path, size: int) -> None:
@@ -51,22 +50,39 @@ def probe(folder: Path, size: int) -> None:
 
 
 def lock(folder: Path) -> None:
-    """Until this process ends, no other one writes to the folder; removes what a kill left there.
+    """No other process writes to the folder from now on; removes what a kill left there.
+
+    It ends with the function around it that is `unlocking`, or with the process, killed or not.
 
     Raises:
       InputError: another process writes to it.
     """
-    if fcntl and folder.absolute() not in _locks:
-        opened = os.open(folder, os.O_RDONLY)
+    if folder.resolve() not in _locks:
+        lock = FileLock(folder / ".lock", fallback_to_soft=False, thread_local=False)
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(timeout=0)
+        except Timeout:
             raise InputError(f"{folder}: another run is writing to it.") from None
         except OSError:
             pass  # some network file systems have no locks
-        _locks[folder.absolute()] = opened
+        _locks[folder.resolve()] = lock
     for leftover in folder.glob(".unfinished-*"):
         leftover.unlink()
+
+
+@contextlib.contextmanager
+def unlocking() -> Iterator[None]:
+    """Ends at the end of the block, or of the function it decorates, what `lock` began in it."""
+    before = set(_locks)
+    try:
+        yield
+    finally:
+        for folder in _locks.keys() - before:
+            lock = _locks.pop(folder)
+            # Windows removes no file that is open, but does so in `release`.
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
 
 
 def writable_folder(folder: Path, names: tuple[str, ...], overwrite: bool) -> Path:

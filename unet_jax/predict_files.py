@@ -27,7 +27,7 @@ from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.figures import cell_colours, cell_picture, class_colours, grey_values, outlined
 from unet_jax.instances import InstanceSettings, find_cells, read_settings
 from unet_jax.model import Model
-from unet_jax.output_files import complete, lock, probe
+from unet_jax.output_files import complete, lock, probe, unlocking
 from unet_jax.overlap_tile import predict_tiled
 
 logger = logging.getLogger("unet_jax")
@@ -44,6 +44,7 @@ _FILES_SHOWN = 3  # in a message
 _OVERLAY_SIDE = 2048  # pixels; larger images are shown smaller
 
 
+@unlocking()
 def predict_files(
     workdir: Path,
     *,

@@ -79,7 +79,7 @@ def preview(config: ConfigDict, workdir: Path) -> int:
     with complete(workdir / "preview.png") as unfinished:
         figure.savefig(unfinished, dpi=110)
     with complete(workdir / "preview.txt") as unfinished:
-        unfinished.write_text(text + "\n")
+        unfinished.write_text(text + "\n", encoding="utf-8")
     print(f"\nLook at {workdir / 'preview.png'} before training. The table: preview.txt beside it.")
     return 0
 

@@ -24,12 +24,12 @@ class RunLog:
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
         self._file = file
         with complete(file) as unfinished:
-            unfinished.write_text(_lines(self.rows))
+            unfinished.write_text(_lines(self.rows), encoding="utf-8")
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows of JSON values."""
         self.rows += rows
-        with self._file.open("a") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(_lines(rows))
 
 

@@ -1,16 +1,24 @@
 """Ctrl-C and SIGTERM as a request that a run ends after its present step."""
 
 import signal
+import threading
+
+# Windows sends SIGBREAK for Ctrl-Break, and where the window is closed.
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGBREAK", None)])]
 
 
 class StopRequest:
-    """While entered, notes SIGINT and SIGTERM in `signal`, 0 before; a second one acts as usual."""
+    """While entered, notes SIGINT and SIGTERM in `signal`, 0 before; a second one acts as usual.
+
+    Python gives signals to the main thread only. In another one, as of a viewer, nothing is noted.
+    """
 
     signal = 0
 
     def __enter__(self):
-        """Takes over the two signals."""
-        self._handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        """Takes over the signals."""
+        is_main = threading.current_thread() is threading.main_thread()
+        self._handlers = {s: signal.getsignal(s) for s in _SIGNALS if is_main}
         for number in self._handlers:
             signal.signal(number, self._note)
         return self

@@ -55,12 +55,15 @@ def create_optimiser(
         """1 - momentum, in units of the final one."""
         return ratio ** (1 - jnp.minimum(step / momentum_warmup_steps, 1))
 
+    # A quotient of integers would be a float64 where JAX computes in 64 bits elsewhere.
     def learning_rate(step):
+        step = jnp.float32(step)
         return nominal(step) * friction(step)
 
-    sgd = optax.inject_hyperparams(optax.sgd)(
-        learning_rate=learning_rate, momentum=lambda step: 1 - (1 - momentum) * friction(step)
-    )
+    def momentum_at(step):
+        return 1 - (1 - momentum) * friction(jnp.float32(step))
+
+    sgd = optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate, momentum=momentum_at)
     return sgd, learning_rate
 
 

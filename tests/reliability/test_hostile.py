@@ -1115,7 +1115,7 @@ def test_attacks_are_evaluated_or_refused_in_one_line(area):
             result["ended"] = status + errors
     assert list(complaints(results, "ended")) == []
     report = area / "attacks" / "expressions" / "evaluation_images" / "report.html"
-    page = report.read_text()
+    page = report.read_text(encoding="utf-8")
     assert "&lt;script&gt;__import__" in page and "&lt;img src" in page
     assert "<script" not in page and "<img src=x" not in page
     for name, (_, outcome, _) in ATTACKS.items():

@@ -13,7 +13,7 @@ from tests.test_evaluate import DEFAULTS
 from unet_jax.errors import InputError
 from unet_jax.evaluate import evaluate
 from unet_jax.fit import cross_validate, fit
-from unet_jax.output_files import complete
+from unet_jax.output_files import complete, lock
 from unet_jax.run_log import read_log
 
 OUTPUTS = ["examples.png", "report.json", "report.html"]
@@ -36,7 +36,7 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path):
 def test_two_writers_of_one_file_do_not_share_what_is_unfinished(tmp_path):
     code = f"""
 from pathlib import Path
-from unet_jax.output_files import complete
+from unet_jax.output_files import complete, lock
 with complete(Path({str(tmp_path / "file")!r})) as unfinished:
     unfinished.write_text("other")
 """
@@ -82,7 +82,8 @@ def test_no_output_is_replaced_unasked(tiny_config, tmp_path, name):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_config, tmp_path, run):
-    fit(tiny_config, tmp_path / "run")  # this process keeps the folder
+    fit(tiny_config, tmp_path / "run")
+    lock(tmp_path / "run")  # as while it trains
     status, _, errors = run("train.py", *TINY, f"--workdir={tmp_path / 'run'}")
     assert status == 2 and "holds a run with" in errors
     before = read_log(tmp_path / "run" / "log.jsonl")

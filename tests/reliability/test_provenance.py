@@ -31,7 +31,7 @@ def test_a_run_records_what_it_depended_on_and_the_report_states_it(run, tiny_co
 
     assert run("eval.py", f"--checkpoint={workdir}")[0] == 0
     result = json.loads((workdir / "evaluation" / "report.json").read_text())
-    page = (workdir / "evaluation" / "report.html").read_text()
+    page = (workdir / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert result["training"]["versions"] == record["versions"]
     assert "eval.py --checkpoint=" in result["command"]
     for stated in (

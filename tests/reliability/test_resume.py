@@ -201,7 +201,7 @@ def test_a_stop_request_in_the_last_step_ends_a_cross_validation(
     def stopping(workdir, state, description):
         original(workdir, state, description)
         if description["step"] == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(checkpoint, "save", stopping)
     tiny_config.train.steps = tiny_config.train.validate_every = 4

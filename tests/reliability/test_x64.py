@@ -1,0 +1,130 @@
+"""`jax_enable_x64`, which other code of a session may have set, changes nothing."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.reliability.conftest import ROOT
+from tests.test_checkpoint import FIELDS, a_description, a_state, same_bits
+from unet_jax import checkpoint, load, predict_tiled
+from unet_jax.data.arrays import training_arrays, weight_maps
+from unet_jax.data.synthetic_em import synthetic_em
+from unet_jax.example import Example
+from unet_jax.fit import fit
+from unet_jax.layers import Dropout
+from unet_jax.network import UNet
+from unet_jax.overlap_tile import AVERAGING
+from unet_jax.training import create_optimiser, create_train_state, make_train_step
+
+GOLDEN = ROOT / "tests" / "reliability" / "golden" / "0.1.0"
+
+
+@pytest.fixture
+def x64():
+    """Switches it on or off."""
+    before = jax.config.jax_enable_x64
+    yield lambda on: jax.config.update("jax_enable_x64", on)
+    jax.config.update("jax_enable_x64", before)
+
+
+def in_both(x64, compute):
+    """The result without and with it, as NumPy arrays of float32, int32 and uint32 alone."""
+    results = []
+    for on in (False, True):
+        x64(on)
+        results.append(jax.tree.map(np.asarray, compute()))
+        dtypes = {str(x.dtype) for x in jax.tree.leaves(results[-1])}
+        assert dtypes <= {"float32", "int32", "uint32"}
+    return results
+
+
+@pytest.mark.parametrize("averaging", AVERAGING)
+def test_a_checkpoint_loads_and_predicts_the_same(x64, averaging):
+    image = np.load(GOLDEN / "expected.npz")["image"]
+
+    def predict():
+        model = load(GOLDEN / "run")
+        return model.params, predict_tiled(model, image, averaging=averaging)
+
+    assert same_bits(*in_both(x64, predict))
+
+
+def test_training_is_the_same(x64):
+    """The arithmetic of `jax.image.resize` is not, so the tiles are not deformed."""
+    picture, cells = synthetic_em(0, height=60, width=60)
+    example = Example("", picture, np.minimum(cells, 1).astype(np.int32), cells)
+    options = dict(steps=9, peak_learning_rate=0.3, warmup_steps=2, momentum=0.9)
+    options |= dict(initial_momentum=0.5, momentum_warmup_steps=3)
+    augmentation = dict(elastic_pixels=0.0, rotation_degrees=0.0, shift=0.0)
+    augmentation |= dict(mirror_probability=0.0, contrast_std=0.0, brightness_std=0.0)
+
+    def train():
+        network = UNet(**FIELDS)
+        optimiser, learning_rate = create_optimiser(**options)
+        state = create_train_state(jax.random.key(1), network, optimiser, 1)
+        train_step = make_train_step(network, optimiser, tile_side=44, augmentation=augmentation)
+        weights = weight_maps([example], np.ones(2, np.float32), w0=10.0, sigma=5.0)
+        batch, metrics = training_arrays([example], weights), []
+        for step in range(4):
+            state, values = train_step(state, batch, jax.random.fold_in(jax.random.key(2), step))
+            metrics.append(values | {"learning_rate": jax.jit(learning_rate)(step)})
+        return state, metrics, batch
+
+    assert same_bits(*in_both(x64, train))
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_what_is_saved_with_it_goes_on_without_it_and_the_reverse(x64, tmp_path, on):
+    x64(on)
+    saved = a_state(1)
+    checkpoint.save(tmp_path, saved, a_description(1))
+    x64(not on)
+    restored = checkpoint.restore(tmp_path, 1, a_state())
+    assert same_bits((restored.params, restored.opt_state), (saved.params, saved.opt_state))
+    assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, saved)
+
+
+def test_a_run_under_it_is_a_run_like_any(x64, tiny_config, tmp_path):
+    tiny_config.train.steps = 4
+    x64(True)
+    assert fit(tiny_config, tmp_path / "run") == 0
+    assert same_bits(*in_both(x64, lambda: load(tmp_path / "run").params))
+
+
+def test_what_an_earlier_version_saved_with_it_is_read(x64, tmp_path):
+    """The up-convolution was float64 and computed in float32."""
+    state = a_state()
+
+    def doubled(tree):
+        kept = {name: layer for name, layer in tree.items() if name != "expanding1_up"}
+        return kept | {"expanding1_up": jax.tree.map(np.float64, tree["expanding1_up"])}
+
+    checkpoint.save(tmp_path, state.replace(params=doubled(state.params)), a_description(1))
+    found, with_it = in_both(x64, lambda: load(tmp_path).params)
+    assert same_bits(found, with_it)
+    assert same_bits(found, jax.tree.map(lambda x: x[None], state.params))
+    restored = checkpoint.restore(tmp_path, 1, state)
+    assert same_bits(restored.params, state.params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dropout_is_that_of_flax(dtype):
+    """So that old runs go on with the same bits."""
+
+    class Ours(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = Dropout(0.3)
+            return layer(layer(x))
+
+    class Theirs(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.Dropout(0.3, deterministic=False)
+            return layer(layer(x))
+
+    x = jnp.ones((2, 5, 6, 7), dtype)
+    ours, theirs = (m.apply({}, x, rngs={"dropout": jax.random.key(4)}) for m in (Ours(), Theirs()))
+    assert ours.dtype == theirs.dtype and same_bits(ours, theirs) and 0.4 < np.mean(ours > 0) < 0.6
