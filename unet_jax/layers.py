@@ -39,23 +39,6 @@ def max_pool2x2(x: jax.Array) -> jax.Array:
     return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
 
-class Dropout(nn.Module):
-    """`flax.linen.Dropout`, which draws other pixels where JAX computes in 64 bits elsewhere.
-
-    Needs a random key named `dropout`. Of the class's name Flax makes the layer's, and of that the
-    random numbers. Attributes: `rate`, the probability that a value becomes 0, below 1.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
-        if self.rate == 0:
-            return x
-        kept = jax.random.bernoulli(self.make_rng("dropout"), jnp.float32(1 - self.rate), x.shape)
-        return jnp.where(kept, x / (1 - self.rate), 0)
-
-
 class UpConv2x2(nn.Module):
     """The up-convolution: [N, H, W, C] -> [N, 2 H, 2 W, channels].
 

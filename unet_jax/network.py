@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unet_jax.layers import Dropout, UpConv2x2, conv3x3, max_pool2x2
+from unet_jax.layers import UpConv2x2, conv3x3, max_pool2x2
 
 
 def context(depth: int) -> int:
@@ -86,7 +86,7 @@ class UNet(nn.Module):
             init = he_normal(x.shape[-1])
             return UpConv2x2(channels, kernel_init=init, dtype=self.dtype, name=name)(x)
 
-        dropout = Dropout(self.dropout_rate)
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
 
         x = images.astype(self.dtype)
         skips = []
@@ -94,7 +94,7 @@ class UNet(nn.Module):
             channels = self.width * 2 ** (level - 1)
             x = conv3x3_relu(x, channels, f"contracting{level}_conv1")
             x = conv3x3_relu(x, channels, f"contracting{level}_conv2")
-            if train and level >= self.depth - 1:
+            if level >= self.depth - 1:
                 x = dropout(x)
             if level < self.depth:
                 skips.append(x)
