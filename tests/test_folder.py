@@ -517,8 +517,8 @@ def test_one_image_is_cut_along_its_longer_side(caplog):
         blocks = [getattr(part[0], field) for part in split.values()]
         np.testing.assert_array_equal(np.concatenate(blocks), getattr(example, field))
     assert [record.getMessage() for record in caplog.records] == [
-        "There are only 1 file(s), so each image is cut: c0 rows 0 to 207 for training, c0 rows"
-        " 208 to 267 for validation, c0 rows 268 to 299 for the test"
+        "1 annotated file(s) are too few to be divided, so each image is cut: c0 rows 0 to 207 for"
+        " training, c0 rows 208 to 267 for validation, c0 rows 268 to 299 for the test"
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import pooch
 from absl import flags
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from unet_jax.errors import InputError, RunFailed, one_line
 
@@ -52,7 +53,8 @@ def run(main: Callable[[], int]) -> None:
             raise InputError(f"--config: {one_line(reason[0])}") from error
         if rest:
             raise InputError(f"Not understood: {' '.join(rest)} (flags begin with --).")
-        status = main()
+        with logging_redirect_tqdm():  # a notice has a line of its own beside a progress bar
+            status = main()
     except InputError as error:
         for problem in error.args:
             _say(problem)

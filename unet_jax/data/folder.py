@@ -278,8 +278,8 @@ def _cut(
                 " expected something there, or at least 3 files"
             )
     logger.warning(
-        "There are only %d file(s), so each image is cut: %s for training, %s for validation,"
-        " %s for the test",
+        "%d annotated file(s) are too few to be divided, so each image is cut: %s for training,"
+        " %s for validation, %s for the test",
         *(files, *blocks.values()),
     )
     return parts
