@@ -15,7 +15,7 @@ from benchmarks.time_to_accuracy import deformed
 from benchmarks.training_step import ours as training_step
 from configs import em
 from unet_jax.augmentation import augment, sample, tile_coordinates
-from unet_jax.data.arrays import training_arrays, weight_maps
+from unet_jax.data.arrays import take, training_arrays, weight_maps
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.network import context
 from unet_jax.weight_map import class_weights, weight_map
@@ -28,14 +28,23 @@ def rows(quick):
     (example,) = synthetic_examples(0, 1, height=512, width=512)
     class_weight = class_weights([example.labels], config.model.classes)
     weights = weight_maps([example], class_weight, **config.weight_map)
-    batch = training_arrays([example], weights)
-    host = jax.tree.map(lambda x: np.asarray(x)[0], batch)
-    strengths = config.augmentation.to_dict()
-    one = partial(augment, tile_side=side, context=context(config.model.depth), **strengths)
-    augment_batch = jax.jit(jax.vmap(one))
-    keys = jax.random.split(jax.random.key(1), 1)
-    rng = np.random.default_rng(0)
     margin = context(config.model.depth)
+    strengths = config.augmentation.to_dict()
+    keys = jax.random.split(jax.random.key(1), 1)
+    dataset = training_arrays([example], weights)
+    # Of a tile this large, the part that it can reach is the whole image.
+    batch = take(
+        dataset,
+        np.array([0]),
+        keys,
+        tile_side=config.train.tile_side,
+        context=margin,
+        augmentation=strengths,
+    )
+    host = jax.tree.map(lambda x: np.asarray(x)[0], batch)
+    one = partial(augment, tile_side=side, context=margin, **strengths)
+    augment_batch = jax.jit(jax.vmap(one))
+    rng = np.random.default_rng(0)
     for width in (2,) if quick else (16, 64):
         step, _ = training_step(width, 1, side, "float32", augmented=True)
         seconds = alternate(

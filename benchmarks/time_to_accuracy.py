@@ -25,7 +25,7 @@ from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import PERCENTILES, grey_value_statistics, normalise
 from unet_jax.scores import em_errors
-from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
 from unet_jax.weight_map import class_weights
 
 _TARGETS = (0.08, 0.06, 0.05)
@@ -47,7 +47,7 @@ def rows(quick):
     validation = splits["validation"]
     contestants = {
         "ours": ours(config, data),
-        "PyTorch": pytorch(config, jax.device_get(data), "cuda" if on_gpu else "cpu"),
+        "PyTorch": pytorch(config, data, "cuda" if on_gpu else "cpu"),
     }
     seconds = dict.fromkeys(contestants, 0.0)
     reached = {name: {} for name in contestants}
@@ -87,8 +87,17 @@ def ours(config, data):
     def train(steps):
         nonlocal state
         for step in steps:
-            batch = take(data, _indices(config, step, data))
-            state, metrics = train_step(state, batch, jax.random.fold_in(key, step))
+            step_key = jax.random.fold_in(key, step)
+            indices = _indices(config, step, data)
+            batch = take(
+                data,
+                indices,
+                tile_keys(step_key, len(indices)),
+                tile_side=config.train.tile_side,
+                context=context(config.model.depth),
+                augmentation=config.augmentation.to_dict(),
+            )
+            state, metrics = train_step(state, batch, step_key)
         metrics["loss"].block_until_ready()
 
     def predict(image):
@@ -113,9 +122,14 @@ def pytorch(config, data, device):
     _, learning_rate = create_optimiser(steps=config.train.steps, **settings)
     ratio = (1 - settings.initial_momentum) / (1 - settings.momentum)
 
+    slices = {"size": data["size"]}
+    for name in ("image", "labels", "weights"):  # all slices are of one size
+        pixels = np.asarray(data[name])
+        slices[name] = pixels.reshape(-1, *data["size"][0], *pixels.shape[1:])
+
     def tile(step):
         index = _indices(config, step, data)[0]
-        arrays = {name: array[index] for name, array in data.items()}
+        arrays = {name: array[index] for name, array in slices.items()}
         return deformed(rng, arrays, config.train.tile_side, context(depth), config.augmentation)
 
     def train(steps):
@@ -176,4 +190,4 @@ def deformed(rng, arrays, side, margin, strengths):
 
 
 def _indices(config, step, data):
-    return batch_indices(step, len(data["labels"]), config.train.batch_size, config.train.seed)
+    return batch_indices(step, len(data["size"]), config.train.batch_size, config.train.seed)

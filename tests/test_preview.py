@@ -26,6 +26,8 @@ def rgb(colour):
 
 def test_a_preview_shows_the_tiles_that_the_run_trains_on(tiny_config, tmp_path, monkeypatch):
     tiny_config.train.steps = 6  # two epochs
+    # So little that it takes but a part of each image.
+    tiny_config.train.tile_side, tiny_config.augmentation.elastic_pixels = 24, 0.5
     tiny_config.train.validate_every = 6
     shown, trained = [], []
     draw, augment = preview_module._draw_tile, training.augment
@@ -70,7 +72,7 @@ def test_the_grid_is_that_of_the_tile(tiny_config, tmp_path, monkeypatch):
 
     def with_ramp(*arguments):
         dataset = arrays(*arguments)
-        return dataset | {"image": np.broadcast_to(ramp[None, ..., None], dataset["image"].shape)}
+        return dataset | {"image": np.resize(ramp, dataset["image"].shape)}
 
     monkeypatch.setattr(preview_module, "training_arrays", with_ramp)
     preview(tiny_config, tmp_path)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,10 +7,12 @@ import optax
 import pytest
 
 from configs import em
+from unet_jax.augmentation import augment, reached_side
 from unet_jax.data.arrays import batch_indices, take, training_arrays
-from unet_jax.example import Example
+from unet_jax.example import IGNORED, Example
 from unet_jax.network import UNet, context
-from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
 
 NETWORK = UNet(width=2, depth=2)
 SCHEDULE = dict(
@@ -19,7 +23,8 @@ SCHEDULE = dict(
     initial_momentum=0.9,
     momentum_warmup_steps=50,
 )
-STILL = dict.fromkeys(em.get_config().augmentation, 0.0)
+PAPER = em.get_config().augmentation.to_dict()
+STILL = dict.fromkeys(PAPER, 0.0)
 
 
 def a_batch(size=2):
@@ -137,31 +142,128 @@ def test_every_example_once_in_each_epoch_and_another_order_next():
     ]
 
 
-def test_examples_of_different_sizes_share_one_array(monkeypatch):
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
+    def order(epoch):
+        return np.random.default_rng([7, epoch]).permutation(5)
+
+    expected = np.concatenate([order(2)[2:], order(3), order(4)[:2]])
+    drawn, draw = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or draw(seed))
+    assert batch_indices(4, 5, 3, 7).tolist() == expected[:3].tolist()
+    assert drawn == [[7, 2]]
+    assert batch_indices(1, 5, 10, 7).tolist() == [*order(2), *order(3)]
+
+
+def examples_of(*sizes, sparse=False):
     rng = np.random.default_rng(0)
-
-    def example(height, width):
+    examples = []
+    for height, width in sizes:
         labels = rng.integers(0, 2, (height, width)).astype(np.int32)
-        return Example("x", rng.integers(0, 255, (height, width)).astype(np.uint8), labels, labels)
+        if sparse:
+            labels[rng.random(labels.shape) < 0.99] = IGNORED
+        image = rng.integers(0, 255, (height, width, 2)).astype(np.uint8)
+        examples.append(Example("", image, labels, np.zeros_like(labels)))
+    weights = [rng.uniform(1, 5, e.labels.shape).astype(np.float32) for e in examples]
+    return examples, weights
 
-    examples = [example(20, 30), example(25, 10)]
-    weights = [np.ones(e.labels.shape, np.float32) for e in examples]
-    arrays = training_arrays(examples, weights)
-    assert {k: v.shape for k, v in arrays.items()} == {
-        "image": (2, 25, 30, 1),
-        "labels": (2, 25, 30),
-        "weights": (2, 25, 30),
-        "size": (2, 2),
+
+@pytest.fixture(params=["device", "host"])
+def held_on(request, monkeypatch):
+    """Where the pixels are; on the host if the device has too little memory."""
+    if request.param == "host":
+        monkeypatch.setattr("unet_jax.data.arrays.device_memory_bytes", lambda: 1000)
+    return jax.Array if request.param == "device" else np.ndarray
+
+
+SOME_KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+def test_the_memory_is_that_of_the_pixels_and_small_images_are_filled_up(held_on):
+    examples, weights = examples_of((20, 30), (25, 10), (1, 1))
+    dataset = training_arrays(examples, weights)
+    pixels = [dataset[name] for name in ("image", "labels", "weights")]
+    assert all(isinstance(a, held_on) for a in pixels)
+    assert sum(a.nbytes for a in pixels) == (600 + 250 + 1) * 4 * (2 + 1 + 1)
+
+    batch = take(
+        dataset, np.array([1, 0, 2]), SOME_KEYS, tile_side=20, context=4, augmentation=PAPER
+    )
+    assert {name: array.shape for name, array in batch.items()} == {
+        "image": (3, 25, 30, 2),
+        "labels": (3, 25, 30),
+        "weights": (3, 25, 30),
+        "size": (3, 2),
     }
-    assert all(isinstance(a, jax.Array) for a in arrays.values())
-    assert np.array_equal(arrays["labels"][1, :, :10], examples[1].labels)
-    assert abs(arrays["image"][0, :20].mean()) < 0.1
+    assert np.array_equal(batch["size"], [[25, 10], [20, 30], [1, 1]])
+    for i, (n, (height, width)) in enumerate(zip((1, 0, 2), batch["size"], strict=True)):
+        image = normalise(examples[n].image, *grey_value_statistics(examples[n].image))
+        assert np.array_equal(batch["image"][i, :height, :width], image)
+        assert np.array_equal(batch["labels"][i, :height, :width], examples[n].labels)
+        assert np.array_equal(batch["weights"][i, :height, :width], weights[n])
 
-    # What does not fit stays on the host.
+
+def whole_images(examples, weights):
+    """A batch of the images as they are, filled up at their end to the largest."""
+    largest = np.max([e.labels.shape for e in examples], axis=0)
+    images = [normalise(e.image, *grey_value_statistics(e.image)) for e in examples]
+    batch = {"image": images, "labels": [e.labels for e in examples], "weights": weights}
+    for name, arrays in batch.items():
+        batch[name] = np.zeros((len(arrays), *largest, *arrays[0].shape[2:]), arrays[0].dtype)
+        for filled, array in zip(batch[name], arrays, strict=True):
+            filled[: len(array), : array.shape[1]] = array
+    return batch | {"size": np.array([e.labels.shape for e in examples], np.int32)}
+
+
+@pytest.mark.parametrize(
+    ("elastic_pixels", "shift", "sparse"), [(3.0, 1.0, False), (0.0, 0.0, False), (3.0, 0.5, True)]
+)
+def test_a_tile_of_a_part_is_that_of_the_whole_image(monkeypatch, elastic_pixels, shift, sparse):
+    """For the same key, bit for bit: in the middle, at the border, turned and deformed."""
+    side, margin = 27, 6
+    options = PAPER | {"elastic_pixels": elastic_pixels, "shift": shift}
+    examples, weights = examples_of((300, 90), (31, 210), (20, 20), (150, 150), sparse=sparse)
+    indices = np.arange(400) % len(examples)
+    keys = jax.random.split(jax.random.key(1), len(indices))
+    part = partial(take, tile_side=side, context=margin, augmentation=options)
+    on_device = training_arrays(examples, weights)
     monkeypatch.setattr("unet_jax.data.arrays.device_memory_bytes", lambda: 1000)
     on_host = training_arrays(examples, weights)
-    assert all(isinstance(a, np.ndarray) for a in on_host.values())
-    for dataset in (arrays, on_host):
-        batch = take(dataset, np.array([1, 0, 1]))
-        assert batch.keys() == arrays.keys()
-        np.testing.assert_array_equal(batch["image"], on_host["image"][[1, 0, 1]])
+    batch = part(on_device, indices, keys)
+    jax.tree.map(np.testing.assert_array_equal, batch, part(on_host, indices, keys))
+    reached = reached_side(side, elastic_pixels)
+    assert batch["image"].shape == (400, reached, reached, 2) and reached < 100
+    assert (batch["corner"] >= 0).all()
+    assert (batch["corner"] <= np.maximum(batch["size"] - reached, 0)).all()
+
+    whole = whole_images(examples, weights)
+    if sparse:
+        whole["places"] = on_device["places"]
+    cut = partial(augment, tile_side=side, context=margin, **options)
+    tiles = jax.jit(jax.vmap(cut))(keys, batch)
+    expected = jax.jit(
+        jax.vmap(lambda key, n: cut(key, {name: jnp.asarray(a)[n] for name, a in whole.items()}))
+    )(keys, indices)
+    jax.tree.map(np.testing.assert_array_equal, tiles, expected)
+
+
+def test_a_step_on_parts_is_a_step_on_whole_images():
+    """Images of which a tile reaches a part train to the same bits as if they were there whole."""
+    examples, weights = examples_of((200, 120), (90, 170))
+    optimiser, _ = create_optimiser(**SCHEDULE)
+    augmentation = PAPER | {"elastic_pixels": 2.0}
+    step = make_train_step(NETWORK, optimiser, tile_side=36, augmentation=augmentation)
+    key = jax.random.key(3)
+    batch = take(
+        training_arrays(examples, weights),
+        np.array([0, 1]),
+        tile_keys(key, 2),
+        tile_side=36,
+        context=context(2),
+        augmentation=augmentation,
+    )
+    assert batch["labels"].shape == (2, 88, 88)
+    results = []
+    for data in (batch, whole_images(examples, weights)):
+        state = create_train_state(jax.random.key(0), NETWORK, optimiser, 2)
+        results.append(jax.device_get(step(state, data, key)))
+    jax.tree.map(np.testing.assert_array_equal, *results)

@@ -1,4 +1,5 @@
 import logging
+import re
 from functools import partial
 
 import jax
@@ -8,8 +9,9 @@ import pytest
 import tifffile
 from scipy import ndimage
 
+from unet_jax.data import arrays
 from unet_jax.data.synthetic_em import synthetic_em
-from unet_jax.example import IGNORED
+from unet_jax.example import IGNORED, Example
 from unet_jax.weight_map import class_weights, two_nearest_cells, weight_map
 
 NO_CLASS_WEIGHT = np.zeros(2, np.float32)
@@ -68,7 +70,7 @@ def test_equals_brute_force_on_real_labels(real_data):
 
 def test_touching_cells_and_cells_out_of_reach():
     touching = np.repeat(np.int32([[1, 1, 2, 2]]), 4, axis=0)
-    d1, d2 = two_nearest_cells(touching, reach=20)
+    d1, d2 = two_nearest_cells(np.pad(touching, 20), reach=20)
     assert not d1.any() and np.array_equal(d2[0], [2, 1, 1, 2])
     assert not separation(touching).any()  # there is no background
 
@@ -94,6 +96,25 @@ def test_plain_jitted_and_vmapped_agree():
     plain = np.stack([weigh(a, b) for a, b in zip(labels, stack, strict=True)])
     np.testing.assert_allclose(jax.jit(jax.vmap(weigh))(labels, stack), plain, rtol=1e-5)
     np.testing.assert_allclose(jax.vmap(weigh)(jnp.asarray(labels), stack), plain, rtol=1e-5)
+
+
+def test_images_of_any_sizes_are_weighed_by_one_compilation(caplog):
+    """In blocks, which see the cells of their neighbours: bit for bit as the image in one piece."""
+    settings = dict(w0=10.0, sigma=2.3)  # of no other test
+    examples = []
+    for height, width in ((1, 1), (40, 127), (128, 128), (129, 300), (257, 50)):
+        _, cells = synthetic_em(height, height=height, width=width)
+        labels = (cells > 0).astype(np.int32)
+        labels[:3, :3] = IGNORED
+        examples.append(Example("", cells, labels, cells))
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        weights = arrays.weight_maps(examples, np.float32([2, 0.5]), **settings)
+    compiled = [r for r in caplog.messages if re.match(r"Compiling (jit\()?weight_map\b", r)]
+    assert len(compiled) == 1
+    whole = jax.jit(partial(weight_map, **settings))
+    for example, found in zip(examples, weights, strict=True):
+        expected = whole(example.labels, example.instances, np.float32([2, 0.5]))
+        assert found.dtype == np.float32 and np.array_equal(found, expected)
 
 
 def test_class_weights_balance_the_classes():

@@ -27,12 +27,16 @@ def augment(
 ) -> dict[str, jax.Array]:
     """One augmented training tile out of one image.
 
+    A large image need not be there as a whole: its tile is the same, bit for bit, from any part
+    that holds what the tile reaches, mirrored at the image's border only; see `part_corner`.
+
     Args:
       key: random key.
       example: `image` float32 [H, W, C], normalised; `labels` int32 [H, W]; `weights` float32
-        [H, W]; `size` int32 [2], the height and width that are in use if the arrays were
-        padded at their end; of sparsely annotated images also `places` int32 [N, 2], annotated
-        pixels, one of which, drawn at random, lies in the network's output.
+        [H, W]; `size` int32 [2], height and width of the image: less than [H, W] if the arrays were
+        filled up at their end, more if they are a part of it, with `corner` int32 [2], the image's
+        pixel at which they begin; of sparsely annotated images also `places` int32 [N, 2],
+        annotated pixels of the image, one of which, drawn at random, lies in the network's output.
       tile_side: pixels, side of the network's input.
       context: pixels that the network's output is smaller on each side.
       elastic_pixels: see `elastic_displacement`.
@@ -59,6 +63,8 @@ def augment(
         shift=shift,
         mirror_probability=mirror_probability,
     )
+    if "corner" in example:
+        coordinates -= example["corner"][:, None, None]  # exact: as if it were the whole image
     output = coordinates[:, context : tile_side - context, context : tile_side - context]
     linear = jax.vmap(lambda channel: sample(channel, coordinates, order=1), -1, -1)
     return {
@@ -107,6 +113,14 @@ def tile_coordinates(
     # Not a matrix product, which some accelerators compute in reduced precision.
     y, x = jnp.cos(angle) * y - jnp.sin(angle) * x, jnp.sin(angle) * y + jnp.cos(angle) * x
 
+    origin = _origin(shift_key, size, places, tile_side, context, shift)
+    return jnp.stack(
+        [mirrored(y + centre + origin[0], size[0]), mirrored(x + centre + origin[1], size[1])]
+    )
+
+
+def _origin(shift_key, size, places, tile_side, context, shift):
+    """Where in the image the first row and column of a tile lie that is not turned."""
     # Whole pixels, so that a shift alone does not blur.
     unmoved, room = (size - tile_side) // 2, size
     if places is not None:
@@ -114,10 +128,49 @@ def tile_coordinates(
         # So near that it lies within the output at any angle.
         unmoved, room = place - tile_side // 2, 2 * int((tile_side - 2 * context) / math.sqrt(8))
     moved = jnp.round(shift * room * jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5))
-    origin = unmoved + moved
-    return jnp.stack(
-        [mirrored(y + centre + origin[0], size[0]), mirrored(x + centre + origin[1], size[1])]
-    )
+    return unmoved + moved
+
+
+def reached_side(tile_side: int, elastic_pixels: float) -> int:
+    """Pixels, side of the part of an image that a turned and deformed tile reaches.
+
+    Displacements are Gaussian; 8 `elastic_pixels` are at least 6 standard deviations, which less
+    than one of 100 million tiles exceeds. Such a tile would see an edge of the part repeated.
+    """
+    # 3 more for the pixels that are interpolated between.
+    return 2 * (math.ceil((tile_side - 1) / math.sqrt(2) + 8 * elastic_pixels) + 3)
+
+
+def part_corner(
+    key: jax.Array,
+    size: jax.Array,
+    places: jax.Array | None = None,
+    *,
+    part: tuple[int, int],
+    tile_side: int,
+    context: int,
+    shift: float,
+) -> jax.Array:
+    """Where the part of an image begins that the tile of `augment` with the same key reaches.
+
+    Args:
+      key: as of `augment`.
+      size: int32 [2], height and width of the image.
+      places: as of `augment`.
+      part: height and width of the part, `reached_side` or the image's where that is less.
+      tile_side: as of `augment`.
+      context: as of `augment`.
+      shift: as of `augment`.
+
+    Returns:
+      int32 [2], so that the part lies in the image; 0 along an axis on which it does not fit.
+    """
+    shift_key = jax.random.split(jax.random.split(key)[0], 4)[2]  # as `augment` derives it
+    centre = _origin(shift_key, size, places, tile_side, context, shift) + (tile_side - 1) / 2
+    # What lies beyond the border is nearer once it is mirrored.
+    centre = jnp.floor(mirrored(centre, size)).astype(jnp.int32)
+    part = jnp.array(part)
+    return jnp.clip(centre - part // 2, 0, jnp.maximum(size - part, 0))
 
 
 def elastic_displacement(key: jax.Array, tile_side: int, strength: float) -> jax.Array:

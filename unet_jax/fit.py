@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -26,7 +27,7 @@ from unet_jax.fine_tuning import first_state
 from unet_jax.guard import TOO_LARGE_STEPS, collapse, is_finite, record_failure
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.model import Model
-from unet_jax.network import UNet, valid_input_sides
+from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import PERCENTILES
 from unet_jax.output_files import unlocking
 from unet_jax.overlap_tile import predict_tiled
@@ -34,7 +35,7 @@ from unet_jax.resume import resume_or_start
 from unet_jax.run_log import RunLog
 from unet_jax.scores import class_scores, em_errors
 from unet_jax.stop_request import StopRequest
-from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
 from unet_jax.weight_map import class_weights
 
 # Metrics are fetched this many steps at a time.
@@ -145,7 +146,13 @@ def fit(
         split: weight_maps(splits[split], class_weight, **config.weight_map)
         for split in ("train", "validation")
     }
-    dataset = training_arrays(splits["train"], weights["train"])
+    examples_at = partial(
+        take,
+        training_arrays(splits["train"], weights["train"]),
+        tile_side=settings.tile_side,
+        context=context(network.depth),
+        augmentation=config.augmentation.to_dict(),
+    )
     train_step = make_train_step(
         network,
         optimiser,
@@ -174,7 +181,9 @@ def fit(
     ):
         for step in range(start + 1, settings.steps + 1):
             indices, key = batch_of(step)
-            state, metrics = train_step(state, take(dataset, indices), key)
+            state, metrics = train_step(
+                state, examples_at(indices, tile_keys(key, len(indices))), key
+            )
             metrics |= {"learning_rate": learning_rate(step - 1)}
             pending.append({"step": step} | metrics)
             validate = step % settings.validate_every == 0 or step == settings.steps
@@ -193,14 +202,14 @@ def fit(
             if len(finite) < len(rows):
                 failed = rows[len(finite)]
                 indices, key = batch_of(failed["step"])
-                batch = {
+                given = {
                     "seed": settings.seed,
                     "examples": [names[i] for i in indices],
                     "key": jax.random.key_data(key).tolist(),
                 }
                 saver.wait()
                 last_saved = max(checkpoint.saved_steps(workdir), default=None)
-                raise record_failure(workdir, failed, log.rows, last_saved, batch)
+                raise record_failure(workdir, failed, log.rows, last_saved, given)
             progress.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
             progress.update(step - progress.n)
             if step == start + 1:

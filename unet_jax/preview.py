@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from unet_jax.augmentation import augment, tile_coordinates
 from unet_jax.configuration import check_config
-from unet_jax.data.arrays import batch_indices, training_arrays, weight_maps
+from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.findings import cell_diameters, doubts, finding, table
 from unet_jax.data.splits import read_run
 from unet_jax.example import IGNORED, Example
@@ -29,6 +29,7 @@ from unet_jax.figures import (
 )
 from unet_jax.network import context
 from unet_jax.output_files import complete, probe
+from unet_jax.training import tile_keys
 from unet_jax.weight_map import class_weights
 
 _TILES = 2  # of each example
@@ -106,8 +107,8 @@ def first_tiles(
         step += 1
         indices = batch_indices(step - 1, examples, settings.batch_size, settings.seed)
         for i in np.flatnonzero(indices == chosen):
-            augment_key = jax.random.split(jax.random.fold_in(training_key, step))[0]
-            tiles.append((step, jax.random.split(augment_key, settings.batch_size)[i]))
+            step_key = jax.random.fold_in(training_key, step)
+            tiles.append((step, tile_keys(step_key, settings.batch_size)[i]))
     return tiles[:count]
 
 
@@ -184,9 +185,19 @@ def _tiles(config, examples, chosen, dataset):
 
     tiles = []
     for n, i in enumerate(chosen):
-        example = {name: array[n] for name, array in dataset.items()}
-        steps = first_tiles(config.train, examples, i, _TILES)
-        tiles.append([(step, *jax.device_get(tile(key, example))) for step, key in steps])
+        own = []
+        for step, key in first_tiles(config.train, examples, i, _TILES):
+            batch = take(
+                dataset,
+                np.array([n]),
+                key[None],
+                tile_side=side,
+                context=reach,
+                augmentation=config.augmentation,
+            )
+            example = {name: array[0] for name, array in batch.items()}
+            own.append((step, *jax.device_get(tile(key, example))))
+        tiles.append(own)
     return tiles
 
 

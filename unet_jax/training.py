@@ -1,6 +1,7 @@
 """Training of the paper (Sect. 3): one compiled step from the images to the updated network."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax
@@ -75,6 +76,12 @@ def create_train_state(
     return TrainState(jnp.int32(0), params, optimiser.init(params))
 
 
+@partial(jax.jit, static_argnums=1)
+def tile_keys(key: jax.Array, batch_size: int) -> jax.Array:
+    """The random keys [batch_size] of a step's tiles, from the step's key."""
+    return jax.random.split(jax.random.split(key)[0], batch_size)
+
+
 def make_train_step(
     network: UNet,
     optimiser: optax.GradientTransformation,
@@ -92,14 +99,14 @@ def make_train_step(
     """
 
     def train_step(state, batch, key):
-        augment_key, dropout_key = jax.random.split(key)
+        dropout_key = jax.random.split(key)[1]
 
         def augment_one(key, example):
             return augment(
                 key, example, tile_side=tile_side, context=context(network.depth), **augmentation
             )
 
-        tiles = jax.vmap(augment_one)(jax.random.split(augment_key, batch["image"].shape[0]), batch)
+        tiles = jax.vmap(augment_one)(tile_keys(key, batch["image"].shape[0]), batch)
 
         def loss(params):
             logits = network.apply(

@@ -44,7 +44,8 @@ def weight_map(
 
     Args:
       labels: int [H, W], the class of each pixel, 0 = background, or `IGNORED` (weight 0).
-      instances: int32 [H, W], the cell each pixel belongs to, 0 = none.
+      instances: int32 [H, W], the cell each pixel belongs to, 0 = none; or, of a block of an image,
+        [H + 2 reach(sigma), W + 2 reach(sigma)], with the pixels around the block.
       class_weights: float32 [classes], see `class_weights`.
       w0: weight of a border of no width.
       sigma: in pixels.
@@ -52,12 +53,20 @@ def weight_map(
     Returns:
       float32 [H, W].
     """
-    d1, d2 = two_nearest_cells(instances, reach=math.ceil(4 * sigma))
+    around = reach(sigma)
+    if instances.shape == labels.shape:
+        instances = jnp.pad(instances, around)
+    d1, d2 = two_nearest_cells(instances, reach=around)
     separation = w0 * jnp.exp(-jnp.square(d1 + d2) / (2 * sigma**2))
     weights = jnp.asarray(class_weights)[jnp.maximum(labels, 0)] + jnp.where(
         labels == 0, separation, 0
     )
     return jnp.where(labels == IGNORED, 0, weights)
+
+
+def reach(sigma: float) -> int:
+    """Pixels; how far a cell has any part in the weights."""
+    return math.ceil(4 * sigma)
 
 
 def two_nearest_cells(instances: jax.Array, *, reach: int) -> tuple[jax.Array, jax.Array]:
@@ -68,34 +77,42 @@ def two_nearest_cells(instances: jax.Array, *, reach: int) -> tuple[jax.Array, j
     `reach`, not on the number of cells.
 
     Args:
-      instances: int32 [H, W], the cell each pixel belongs to, 0 = none.
+      instances: int32 [H + 2 reach, W + 2 reach], the cell each pixel belongs to, 0 = none, with
+        the pixels around.
       reach: pixels; how far to look along either axis.
 
     Returns:
       Two float32 [H, W], in pixels between pixel centres, inf where there is no such cell in reach.
     """
-    height, width = instances.shape
-    nothing = jnp.zeros_like(instances)
-    far = jnp.full(instances.shape, jnp.inf, jnp.float32)
+    height, width = (side - 2 * reach for side in instances.shape)
 
-    # The nearest offsets come first, so that few comparisons change anything.
-    offsets = sorted(range(-reach, reach + 1), key=abs)
+    def at(array, offset, axis):
+        size = (height, width)[axis]
+        return jax.lax.dynamic_slice_in_dim(array, reach + offset, size, axis)
 
-    row = jnp.pad(instances, ((0, 0), (reach, reach)))
-    nearest = (nothing, far, nothing, far)
-    for offset in offsets:
-        cell = row[:, reach + offset : reach + offset + width]
-        nearest = _closer(nearest, cell, jnp.where(cell > 0, jnp.float32(offset**2), jnp.inf))
+    # The nearest ones come first. Unrolled a little, which saves writing and reading what is kept.
+    def nearest_of(closer, shape):
+        nothing = jnp.zeros(shape, instances.dtype), jnp.full(shape, jnp.inf, jnp.float32)
+        return jax.lax.fori_loop(0, reach + 1, closer, nothing * 2, unroll=3)
 
-    pad = ((reach, reach), (0, 0))
-    cells = [jnp.pad(nearest[i], pad) for i in (0, 2)]
-    squares = [jnp.pad(nearest[i], pad, constant_values=jnp.inf) for i in (1, 3)]
-    nearest = (nothing, far, nothing, far)
-    for offset in offsets:
-        rows = slice(reach + offset, reach + offset + height)
-        for cell, square in zip(cells, squares, strict=True):
-            nearest = _closer(nearest, cell[rows], square[rows] + jnp.float32(offset**2))
-    return jnp.sqrt(nearest[1]), jnp.sqrt(nearest[3])
+    def along_row(distance, nearest):
+        for offset in (-distance, distance):
+            cell = at(instances, offset, axis=1)
+            square = jnp.where(cell > 0, jnp.float32(distance**2), jnp.inf)
+            nearest = _closer(nearest, cell, square)
+        return nearest
+
+    in_row = nearest_of(along_row, (height + 2 * reach, width))
+
+    def along_column(distance, nearest):
+        for offset in (-distance, distance):
+            for cell, square in (in_row[:2], in_row[2:]):
+                further = at(square, offset, axis=0) + jnp.float32(distance**2)
+                nearest = _closer(nearest, at(cell, offset, axis=0), further)
+        return nearest
+
+    _, square1, _, square2 = nearest_of(along_column, (height, width))
+    return jnp.sqrt(square1), jnp.sqrt(square2)
 
 
 def _closer(nearest, cell, square):

@@ -13,9 +13,9 @@ from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example, separated
 from unet_jax.fit import fit
 from unet_jax.guard import collapse, record_failure
-from unet_jax.network import UNet
+from unet_jax.network import UNet, context
 from unet_jax.run_log import read_log
-from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
 from unet_jax.weight_map import class_weights
 
 
@@ -29,6 +29,8 @@ def failing_config(tiny_config):
 def test_the_step_that_failed_is_named_recorded_and_replayed(failing_config, tmp_path):
     config, workdir = failing_config, tmp_path / "run"
     config.train.validate_every = 12
+    # So little that it takes but a part of each image.
+    config.train.tile_side, config.augmentation.elastic_pixels = 24, 0.5
     with pytest.raises(RunFailed, match=r"Step \d+: the loss is .* the steps are too large") as end:
         fit(config, workdir)
     record = json.loads((workdir / "failure.json").read_text())
@@ -41,6 +43,11 @@ def test_the_step_that_failed_is_named_recorded_and_replayed(failing_config, tmp
     examples = [separated(e) for e in read_splits(config.data, 2)["train"]]
     weights = class_weights([e.labels for e in examples], 2)
     dataset = training_arrays(examples, weight_maps(examples, weights, **config.weight_map))
+    tiles = dict(
+        tile_side=config.train.tile_side,
+        context=context(config.model.depth),
+        augmentation=config.augmentation.to_dict(),
+    )
     network = UNet(**config.model)
     optimiser, _ = create_optimiser(steps=config.train.steps, **config.optimiser)
     initial_key, training_key = jax.random.split(jax.random.key(record["seed"]))
@@ -54,12 +61,14 @@ def test_the_step_that_failed_is_named_recorded_and_replayed(failing_config, tmp
     for before in range(1, step):
         indices = batch_indices(before - 1, len(examples), 1, record["seed"])
         key = jax.random.fold_in(training_key, before)
-        state, metrics = train_step(state, take(dataset, indices), key)
+        batch = take(dataset, indices, tile_keys(key, 1), **tiles)
+        state, metrics = train_step(state, batch, key)
         assert np.isfinite(metrics["loss"])
     names = [e.name for e in examples]
     indices = np.array([names.index(name) for name in record["examples"]])
     key = jax.random.wrap_key_data(np.array(record["key"], np.uint32))
-    _, metrics = train_step(state, take(dataset, indices), key)
+    batch = take(dataset, indices, tile_keys(key, 1), **tiles)
+    _, metrics = train_step(state, batch, key)
     assert {name: str(float(metrics[name])) for name in ("loss", "gradient_norm")} == {
         name: record[name] for name in ("loss", "gradient_norm")
     }
