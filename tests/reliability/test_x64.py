@@ -7,13 +7,13 @@ import pytest
 from tests.reliability.conftest import ROOT
 from tests.test_checkpoint import FIELDS, a_description, a_state, same_bits
 from unet_jax import checkpoint, load, predict_tiled
-from unet_jax.data.arrays import training_arrays, weight_maps
+from unet_jax.data.arrays import take, training_arrays, weight_maps
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.example import Example
 from unet_jax.fit import fit
-from unet_jax.network import UNet
+from unet_jax.network import UNet, context
 from unet_jax.overlap_tile import AVERAGING
-from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
 
 GOLDEN = ROOT / "tests" / "reliability" / "golden" / "0.1.0"
 
@@ -63,9 +63,18 @@ def test_training_is_the_same(x64):
         state = create_train_state(jax.random.key(1), network, optimiser, 1)
         train_step = make_train_step(network, optimiser, tile_side=44, augmentation=augmentation)
         weights = weight_maps([example], np.ones(2, np.float32), w0=10.0, sigma=5.0)
-        batch, metrics = training_arrays([example], weights), []
+        dataset, metrics = training_arrays([example], weights), []
         for step in range(4):
-            state, values = train_step(state, batch, jax.random.fold_in(jax.random.key(2), step))
+            key = jax.random.fold_in(jax.random.key(2), step)
+            batch = take(
+                dataset,
+                np.array([0]),
+                tile_keys(key, 1),
+                tile_side=44,
+                context=context(network.depth),
+                augmentation=augmentation,
+            )
+            state, values = train_step(state, batch, key)
             metrics.append(values | {"learning_rate": jax.jit(learning_rate)(step)})
         return state, metrics, batch
 
