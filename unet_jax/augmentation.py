@@ -27,8 +27,9 @@ def augment(
 ) -> dict[str, jax.Array]:
     """One augmented training tile out of one image.
 
-    A large image need not be there as a whole: its tile is the same, bit for bit, from any part
-    that holds what the tile reaches, mirrored at the image's border only; see `part_corner`.
+    Large tiles see much of an image (Sect. 3.1), but a large image need not be there as a whole:
+    from the part that a tile reaches, see `part_corner`, it is the same bit for bit, mirrored at
+    the image's border only.
 
     Args:
       key: random key.
@@ -64,7 +65,7 @@ def augment(
         mirror_probability=mirror_probability,
     )
     if "corner" in example:
-        coordinates -= example["corner"][:, None, None]  # exact: as if it were the whole image
+        coordinates -= example["corner"][:, None, None]  # exact in float32: whole pixels
     output = coordinates[:, context : tile_side - context, context : tile_side - context]
     linear = jax.vmap(lambda channel: sample(channel, coordinates, order=1), -1, -1)
     return {
@@ -167,7 +168,7 @@ def part_corner(
     """
     shift_key = jax.random.split(jax.random.split(key)[0], 4)[2]  # as `augment` derives it
     centre = _origin(shift_key, size, places, tile_side, context, shift) + (tile_side - 1) / 2
-    # What lies beyond the border is nearer once it is mirrored.
+    # Mirrored pixels are no further from the mirrored centre than they were from the centre.
     centre = jnp.floor(mirrored(centre, size)).astype(jnp.int32)
     part = jnp.array(part)
     return jnp.clip(centre - part // 2, 0, jnp.maximum(size - part, 0))

@@ -202,14 +202,14 @@ def fit(
             if len(finite) < len(rows):
                 failed = rows[len(finite)]
                 indices, key = batch_of(failed["step"])
-                given = {
+                batch = {
                     "seed": settings.seed,
                     "examples": [names[i] for i in indices],
                     "key": jax.random.key_data(key).tolist(),
                 }
                 saver.wait()
                 last_saved = max(checkpoint.saved_steps(workdir), default=None)
-                raise record_failure(workdir, failed, log.rows, last_saved, given)
+                raise record_failure(workdir, failed, log.rows, last_saved, batch)
             progress.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
             progress.update(step - progress.n)
             if step == start + 1:
