@@ -170,6 +170,7 @@ def _context(result, pictures) -> dict[str, Any]:
     return {
         "result": result,
         "shown": scores,
+        "values": {name: _value(scores, name) for name in _METRICS},
         "threshold": threshold,
         "left_out": "" if sparse else left_out_words(images),
         "config": config,

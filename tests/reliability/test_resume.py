@@ -18,7 +18,8 @@ from unet_jax import checkpoint, load, predict_tiled
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.fit import cross_validate, fit
 from unet_jax.network import UNet
-from unet_jax.training import create_optimiser, create_train_state
+from unet_jax.run_log import RunLog
+from unet_jax.training import create_optimiser, create_train_state, make_train_step
 
 
 def snapshot(folder):
@@ -181,13 +182,13 @@ def test_a_damaged_best_step_is_told_before_training(tiny_config, workdir):
 
 def test_the_step_is_compiled_once_in_a_run_that_goes_on(tiny_config, workdir, monkeypatch):
     made = []
-    original = fit.__globals__["make_train_step"]
+    original = make_train_step
 
     def noting(*args, **settings):
         made.append(original(*args, **settings))
         return made[0]
 
-    monkeypatch.setitem(fit.__globals__, "make_train_step", noting)
+    monkeypatch.setattr("unet_jax.fit.make_train_step", noting)
     tiny_config.train.steps = 12
     assert fit(tiny_config, workdir) == 0
     assert made[0]._cache_size() == 1
@@ -299,14 +300,14 @@ def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):
         times[-description["step"]] = time.perf_counter()
 
     monkeypatch.setattr(checkpoint, "save", slow_save)
-    write = fit.__globals__["RunLog"].write
+    write = RunLog.write
 
     def noting_write(log, new_rows):
         for row in new_rows:
             times[f"logged {row['step']}"] = time.perf_counter()
         write(log, new_rows)
 
-    monkeypatch.setattr(fit.__globals__["RunLog"], "write", noting_write)
+    monkeypatch.setattr(RunLog, "write", noting_write)
     assert fit(tiny_config, tmp_path / "run") == 0
     assert times["logged 8"] < times[-4], "step 8 was done before step 4 was saved"
     assert checkpoint.saved_steps(tmp_path / "run")[-1] == 12
