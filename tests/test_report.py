@@ -99,6 +99,7 @@ def em_result(names):
         },
         "annotated": 1.0,
         "sparse": False,
+        "duplicates": [],
         "images": images,
         "folds": None,
         "baselines": {
