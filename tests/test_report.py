@@ -99,6 +99,7 @@ def em_result(names):
         },
         "annotated": 1.0,
         "sparse": False,
+        "duplicates": [],
         "without_cells": 0,
         "with_one_cell": 0,
         "images": images,

@@ -304,6 +304,7 @@ def _check_run(description: dict[str, Any]) -> None:
         ("splits", set(splits) == {"train", "validation", "test"}),
         ("splits", all(type(split) is list for split in splits.values())),
         ("data", type(description.get("data", {})) is dict),
+        ("images", type(description.get("images", {})) is dict),
         ("started_from", source is None or {k: type(v) for k, v in source.items()} == _SOURCE),
         ("versions", type(description["versions"]["unet-jax"]) is str),
     ):

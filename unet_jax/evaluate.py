@@ -22,6 +22,7 @@ from unet_jax.example import (
     IGNORED,
     Example,
     annotated_share,
+    image_sha256,
     is_sparse,
     scaled_size,
     separated,
@@ -130,6 +131,13 @@ def evaluate(
     if out is None and (workdir / folder).is_symlink():
         raise InputError(f"{workdir / folder}: is a link, expected a folder; or give --out.")
     out = writable_folder(out or workdir / folder, (_REPORT, _RESULT, _PICTURE), overwrite)
+    duplicates = [pair for model, part in parts for pair in _duplicates(model, part, split)]
+    for pair in duplicates:
+        logger.warning(
+            "%s is the same picture as %s (%s), which the network was trained or validated on: "
+            "its score is too good.",
+            *pair,
+        )
 
     outlined = [separated(example) for example in examples]
     names = members[0].description["class_names"]
@@ -163,6 +171,7 @@ def evaluate(
         "scores": scores,
         "annotated": annotated_share([example.labels for example in examples]),
         "sparse": is_sparse(examples),
+        "duplicates": duplicates,
         "without_cells": sum(image.cells == 0 for image in counts),
         "with_one_cell": sum(image.cells == 1 for image in counts),
         "images": _image_scores(examples, probabilities, cells, counts, em, names),
@@ -276,6 +285,28 @@ def _of_run(model: Model, split: str) -> list[Example]:
         if name in digests and sha256(present[name]) != digests[name]:
             logger.warning("%s: its pixels are not those of the training run's data.", name)
     return [present[name] for name in names]
+
+
+def _duplicates(model: Model, examples: list[Example], split: str) -> list[tuple[str, str, str]]:
+    """Pictures that the network was trained or validated on: their names here and there, the split.
+
+    An older run has no digests of images: a picture is known there with the same mask only.
+    """
+    description = model.description
+    if "images" in description:
+        digests, here = description["images"], [image_sha256(e.image) for e in examples]
+    else:
+        digests, here = description.get("data", {}), [sha256(e) for e in examples]
+    known = {
+        str(digests.get(str(name))): (name, part)
+        for part in (("train",) if split == "validation" else ("train", "validation"))
+        for name in description["splits"][part]
+    }
+    return [
+        (e.name, *known[digest])
+        for e, digest in zip(examples, here, strict=True)
+        if digest in known
+    ]
 
 
 def _digest_of_all(digests: dict[str, str]) -> str | None:

@@ -38,6 +38,13 @@ def sha256(example: Example) -> str:
     return digest.hexdigest()
 
 
+def image_sha256(image: np.ndarray) -> str:
+    """The digest of an image's pixels, with its shape and dtype: known again by nothing else."""
+    digest = hashlib.sha256(f"{image.shape} {image.dtype.str}".encode())
+    digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()
+
+
 def annotated_share(labels: list[np.ndarray]) -> float:
     """The share of pixels that count, of int arrays [H, W] of classes or `IGNORED`."""
     counted = sum(int(np.count_nonzero(a != IGNORED)) for a in labels)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import logging
 import shlex
 import sys
 import time
@@ -18,10 +19,11 @@ from tqdm import tqdm
 from unet_jax import checkpoint
 from unet_jax.configuration import check_config, with_added_keys
 from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
+from unet_jax.data.findings import doubts, duplicates
 from unet_jax.data.splits import read_run
 from unet_jax.environment import is_out_of_memory, versions
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import Example, is_sparse, sha256
+from unet_jax.example import Example, image_sha256, is_sparse, sha256
 from unet_jax.figures import save_examples, save_training_curves
 from unet_jax.fine_tuning import first_state
 from unet_jax.guard import TOO_LARGE_STEPS, collapse, is_finite, record_failure
@@ -37,6 +39,8 @@ from unet_jax.scores import class_scores, em_errors
 from unet_jax.stop_request import StopRequest
 from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
 from unet_jax.weight_map import class_weights
+
+logger = logging.getLogger("unet_jax")
 
 # Metrics are fetched this many steps at a time.
 _FETCH_EVERY = 10
@@ -103,8 +107,13 @@ def fit(
     network = UNet(**config.model)
     stored, splits = read_run(config.data, network.classes, fold=fold, folds=folds)
     channels, scale = _channels(splits), config.data.get("scale", 1.0)
-    digests = {e.name: sha256(e) for examples in stored.values() for e in examples}
-    del stored
+    if not checkpoint.saved_steps(workdir):  # a run that goes on has told it
+        for doubt in duplicates(stored) if fold else doubts(stored, config):
+            logger.warning("Warning: %s", doubt)
+    present = [e for examples in stored.values() for e in examples]
+    digests = {e.name: sha256(e) for e in present}
+    image_digests = {e.name: image_sha256(e.image) for e in present}
+    del stored, present
     class_weight = class_weights([e.labels for e in splits["train"]], network.classes)
     optimiser, learning_rate = create_optimiser(steps=settings.steps, **config.optimiser)
     initial_key, training_key = jax.random.split(jax.random.key(settings.seed))
@@ -127,6 +136,7 @@ def fit(
         "class_weights": class_weight.tolist(),
         "splits": {split: [e.name for e in examples] for split, examples in splits.items()},
         "data": digests,
+        "images": image_digests,
         "started_from": started_from,
         "fold": fold,
         "folds": folds,

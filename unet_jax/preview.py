@@ -65,10 +65,10 @@ def preview(config: ConfigDict, workdir: Path) -> int:
         split: [finding(e, config.model.classes) for e in examples]
         for split, examples in stored.items()
     }
-    found = doubts(findings["train"], stored["train"], config)
+    found = doubts(stored, config, findings["train"])
     text = "\n\n".join(
         [
-            table(findings, config.class_names),
+            table(findings, stored, config.class_names),
             textwrap.fill(_view(config), 100),
             *(textwrap.fill(f"Warning: {w}", 100) for w in found),
         ]
