@@ -191,7 +191,7 @@ def test_folders_that_cannot_be_used(folders, tmp_path):
     images, labels = folders
     assert f"{images}: holds no image" in refusal(folders)
     (images / "a.jpg").write_bytes(b"")
-    assert f"{images}: holds no image but a.jpg, expected .tif" in refusal(folders)
+    assert f"{images}: holds a.jpg, no image, expected .tif" in refusal(folders)
     (images / "a.jpg").unlink()
     assert f"{tmp_path / 'none'}: is not a folder" in refusal((tmp_path / "none", labels))
     text = refusal(folders, mask_rule="Binary")
@@ -269,7 +269,7 @@ def test_masks_are_found_by_the_ending_of_their_names(folders, image, mask, toge
     write(labels / mask, MASK)
     assert_example(*read((images, labels)), Path(image).stem, IMAGE, MASK, INSTANCES)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{labels}: 1 mask(s) are found by the ending of a name, such as {mask} of {image}"
+        f"{labels}: 1 mask(s) are paired without the ending of a name, such as {mask} with {image}"
     ]
 
 
@@ -341,7 +341,7 @@ def test_mask_of_another_shape_or_page_count_is_refused(folders, mask):
         (
             (0, -2),
             {"mask_rule": "instances"},
-            "values -2, 0 do not fit mask_rule 'instances' with 2 classes; all masks fit no rule",
+            "values -2, 0 do not fit mask_rule 'instances' with 2 classes; no rule fits all masks",
         ),
     ],
 )

@@ -66,7 +66,7 @@ MARK = "masks: 255 is read as a cell; where it means not annotated, ignore_value
 CELLS = "c.tif; all masks fit 'instances'"
 MINUS_ONE = "what -1 means: 'background' (0 is then the first cell, or class 1) or 'ignored'"
 MINUS_ONE_TOO = "what -1 means: 'ignored' or 'background' (0 is then the first cell, or class 1)"
-NO_RULE = ": like grey values, most of them lie in pieces; all masks fit no rule"
+NO_RULE = ": like grey values, most of them lie in pieces; no rule fits all masks"
 
 # Each with the end of what is said if it is read as binary, as classes (two) and as instances.
 KINDS = {

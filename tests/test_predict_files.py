@@ -287,11 +287,11 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
         ("*.tiff", "{}: nothing there has this name, {parent} holds a.tif, b.tif, c.tif, ...;"),
         ("no/where/*.tif", "{}: nothing there has this name, {images} holds a.tif, b.tif, c.tif,"),
         ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png"),
-        ("*.jpg", "{}: no TIFF or PNG there but x.jpg, expected .tif, .tiff, .png; in Fiji: File"),
-        ("others", "{}: no TIFF or PNG there but 1.czi, 2.czi, 3.JPG, ..., expected .tif"),
+        ("*.jpg", "{}: holds x.jpg, no TIFF or PNG, expected .tif, .tiff, .png; in Fiji: File"),
+        ("others", "{}: holds 1.czi, 2.czi, 3.JPG, ..., no TIFF or PNG, expected .tif"),
         (
             "pl*",
-            "{}: only folders there, plate [1]; for the images in them give --images={quoted}/*",
+            "{}: no image there itself, but in its folder(s) plate [1]; for those give --images=",
         ),
         ("empty", "{}: is an empty folder, expected .tif, .tiff, .png"),
         ("empty/*.tif", "{}: nothing there has this name, {parent} holds nothing; expected"),
@@ -300,7 +300,8 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
 def test_images_that_are_not_there_or_none(predict, images, tmp_path, pattern, line):
     for folder in ("empty", "others", "plate [1]"):
         (images / folder).mkdir()
-    for name in ("x.jpg", *(f"others/{name}" for name in ("1.czi", "2.czi", "3.JPG", "4.bmp"))):
+    inside = "others/1.czi", "others/2.czi", "others/3.JPG", "others/4.bmp", "plate [1]/p.tif"
+    for name in ("x.jpg", *inside):
         (images / name).touch()
     with pytest.raises(InputError) as end:
         predict(images / pattern)

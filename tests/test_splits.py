@@ -56,7 +56,7 @@ def test_other_splits_without_a_cell_are_noticed(run_of, caplog):
     stored, seen = run_of("folder", [0, 1], [0, 0], [0, IGNORED])
     assert [len(part) for part in stored.values()] == [len(part) for part in seen.values()]
     assert [record.getMessage() for record in caplog.records] == [
-        f"No image of the {split} split holds a cell, so its scores say nothing of cells"
+        f"No image of the {split} split holds a cell, so its scores say nothing of cells."
         for split in ("validation", "test")
     ]
     caplog.clear()

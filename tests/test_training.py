@@ -243,6 +243,8 @@ def test_a_tile_of_a_part_is_that_of_the_whole_image(monkeypatch, elastic_pixels
     expected = jax.jit(
         jax.vmap(lambda key, n: cut(key, {name: jnp.asarray(a)[n] for name, a in whole.items()}))
     )(keys, indices)
+    # Older versions of JAX round the last digit of grey values otherwise.
+    np.testing.assert_allclose(tiles.pop("image"), expected.pop("image"), rtol=0, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, tiles, expected)
 
 

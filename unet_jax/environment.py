@@ -21,6 +21,12 @@ def device_memory_bytes() -> int:
     return statistics.get("bytes_limit") or host_memory_bytes()
 
 
+def cpu_cores() -> int:
+    """As many as this process may use."""
+    # It may be confined to some of them; macOS and Windows do not tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
     """Whether the device had not enough memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
@@ -30,12 +36,10 @@ def versions() -> dict[str, str]:
     """What a result depends on: the packages' versions, this code's commit, and the device."""
     packages = ("unet-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "numba")
     device = jax.devices()[0]
-    # A process may be confined to some of the cores; macOS and Windows do not tell.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {package: version(package) for package in packages} | {
         "python": python_version(),
         "commit": _commit(),
-        "device": f"{device.device_kind}, {cores} CPU cores",
+        "device": f"{device.device_kind}, {cpu_cores()} CPU cores",
     }
 
 

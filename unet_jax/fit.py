@@ -107,7 +107,7 @@ def fit(
     network = UNet(**config.model)
     stored, splits = read_run(config.data, network.classes, fold=fold, folds=folds)
     channels, scale = _channels(splits), config.data.get("scale", 1.0)
-    if not checkpoint.saved_steps(workdir):  # a run that goes on has told it
+    if allow_change or not checkpoint.saved_steps(workdir):  # else it has been told
         for doubt in duplicates(stored) if fold else doubts(stored, config):
             logger.warning("Warning: %s", doubt)
     present = [e for examples in stored.values() for e in examples]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from filelock import FileLock, Timeout
 
 from unet_jax.errors import InputError
 
-# Of the folders that this process writes to.
-_locks: dict[Path, FileLock] = {}
+# Of the folders that this process writes to, by the thread that does.
+_locks: dict[tuple[int, Path], FileLock] = {}
 
 
 @contextlib.contextmanager
@@ -57,15 +58,16 @@ def lock(folder: Path) -> None:
     Raises:
       InputError: another process writes to it.
     """
-    if folder.resolve() not in _locks:
+    key = threading.get_ident(), folder.resolve()
+    if key not in _locks:
         lock = FileLock(folder / ".lock", fallback_to_soft=False, thread_local=False)
         try:
             lock.acquire(timeout=0)
-        except Timeout:
+            _locks[key] = lock
+        except (Timeout, PermissionError):  # another user's lock cannot even be opened
             raise InputError(f"{folder}: another run is writing to it.") from None
         except OSError:
             pass  # some network file systems have no locks
-        _locks[folder.resolve()] = lock
     for leftover in folder.glob(".unfinished-*"):
         leftover.unlink()
 
@@ -77,8 +79,10 @@ def unlocking() -> Iterator[None]:
     try:
         yield
     finally:
-        for folder in _locks.keys() - before:
-            lock = _locks.pop(folder)
+        for key in _locks.keys() - before:
+            if key[0] != threading.get_ident():
+                continue
+            lock = _locks.pop(key)
             # Windows removes no file that is open, but does so in `release`.
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink()

@@ -140,10 +140,15 @@ def _find_files(images: str, output: Path) -> list[Path]:
     elif path.is_dir():
         found = [file for file in path.iterdir() if not file.name.startswith(".")]
     else:
+        found = []
         # What exists is no pattern: the name of a folder may hold brackets.
         folder = next((f for f in path.parents if f.is_dir()), path.parent)
         pattern = str(path.relative_to(folder))
-        found = [folder / name for name in glob.iglob(pattern, root_dir=folder, recursive=True)]
+        # Nor is a bracket, where the pattern finds nothing with it as one.
+        for tried in (pattern, pattern.replace("[", "[[]")):
+            found = found or [
+                folder / name for name in glob.iglob(tried, root_dir=folder, recursive=True)
+            ]
         if not found:
             there = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
             raise InputError(
@@ -159,15 +164,16 @@ def _find_files(images: str, output: Path) -> list[Path]:
         remedy = "in Fiji: File > Save As > Tiff"
         if path in found:
             raise InputError(f"{images}: is no TIFF or PNG by its name, {expected}; {remedy}")
-        if others:
-            raise InputError(
-                f"{images}: no TIFF or PNG there but {_first(others)}, {expected}; {remedy}"
-            )
-        if folders:
+        filled = [f for f in folders if any(g.suffix.lower() in SUFFIXES for g in f.iterdir())]
+        if filled:
             inner = shlex.quote(f"{images}/*/*" if path.is_dir() else f"{images}/*")
             raise InputError(
-                f"{images}: only folders there, {_first(folders)}; for the images in them give"
-                f" --images={inner}"
+                f"{images}: no image there itself, but in its folder(s) {_first(filled)}; for those"
+                f" give --images={inner}"
+            )
+        if others or folders:
+            raise InputError(
+                f"{images}: holds {_first(others or folders)}, no TIFF or PNG, {expected}; {remedy}"
             )
         raise InputError(f"{images}: is an empty folder, {expected}")
     if others:

@@ -365,7 +365,7 @@ def with_values(*values, dtype=np.uint8):
         ("binary", CELLS.astype(np.uint16), "mask values 0, 1, 2 do not fit", "with 3 classes"),
         ("classes", with_values(0, 1, 2), "0, 1, 2 do not fit mask_rule 'classes'", "2 classes"),
         ("classes", with_values(0, 255), "0, 255 do not fit", "'classes' with ignore_value 255"),
-        ("instances", with_values(0, -3, dtype=np.int16), "mask values -3, 0", "fit no rule"),
+        ("instances", with_values(0, -3, dtype=np.int16), "mask values -3, 0", "no rule fits"),
         ("binary", with_values(0, 0.5, dtype=np.float32), "from 0 to 0.5", "expected whole"),
     ],
 )

@@ -334,7 +334,7 @@ def _find_pairs(
     if found:
         stem, mask = next(iter(found.items()))
         logger.warning(
-            "%s: %d mask(s) are found by the ending of a name, such as %s of %s",
+            "%s: %d mask(s) are paired without the ending of a name, such as %s with %s",
             *(labels, len(found), mask.name, image_files[stem].name),
         )
 
@@ -388,20 +388,20 @@ def _find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path
                     raise InputError(f"{path}: {other} has the same name, expected one")
             files[path.stem] = path
         others = sorted(path.name for path in present if not _is_image(path) and path.is_file())
-        folders = sorted(path.name for path in present if any(map(_is_image, path.glob("*"))))
         if files and others:
             logger.warning(
                 "%s: %d file(s) are left out, as only %s are read: %s",
                 *(folder, len(others), ", ".join(SUFFIXES), listed(others, 3)),
             )
-        if not files and folders:
-            raise InputError(
-                f"{folder}: holds no image itself, but its folder(s) {listed(folders, 3)} do;"
-                " expected such a folder"
-            )
         if not files:
-            found = f" but {listed(others, 3)}" if others else ""
-            raise InputError(f"{folder}: holds no image{found}, expected {', '.join(SUFFIXES)}")
+            folders = [path.name for path in present if any(map(_is_image, path.glob("*")))]
+            if folders:
+                raise InputError(
+                    f"{folder}: holds no image itself, but its folder(s)"
+                    f" {listed(sorted(folders), 3)} do; expected such a folder"
+                )
+            found = f"holds {listed(others, 3)}, no image" if others else "holds no image"
+            raise InputError(f"{folder}: {found}, expected {', '.join(SUFFIXES)}")
     return files
 
 

@@ -318,7 +318,11 @@ def _decode_tiff(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, b
         has_alpha = channels == samples and first.extrasamples[-1:] in _ALPHA
         if channels % samples:
             _notice(path.parent, f"the {samples} channels stored are slices, read as pages")
-        elif channels - has_alpha > 3 or (samples > 1 and first.planarconfig == 2):
+        elif channels - has_alpha > 3 or (
+            samples > 1
+            and not has_alpha
+            and (first.planarconfig == 2 or first.photometric != tifffile.PHOTOMETRIC.RGB)
+        ):
             _notice(
                 path.parent,
                 f"pixels have {channels - has_alpha} channels; if these are slices, {_AS_PAGES}",
@@ -441,6 +445,8 @@ def _shows_the_same(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
         sums = np.add.reduceat(shrunk, edges, axis, dtype=np.float64)
         widths = np.diff(edges, append=large.shape[axis])
         shrunk = sums / (widths[:, None] if axis == 0 else widths)
+    if not (np.ptp(shrunk) or np.ptp(small)):  # of a mask without a cell
+        return bool(shrunk.flat[0] == small.flat[0])
     return np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > _MIN_CORRELATION
 
 

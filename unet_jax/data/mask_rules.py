@@ -17,6 +17,7 @@ _FEW = 20  # classes that masks may be thought to have
 _MARKS = (255, 65535)  # what programs write where nothing is annotated
 # Pieces are looked for in the middle of some pages only: that takes less than a second.
 _PAGES, _SIDE = 20, 1000
+_SPECK = 5  # pixels; fewer are connected by chance
 
 
 def check_masks(
@@ -62,7 +63,7 @@ def check_masks(
 
     fits = _fits(mask_rule, values, classes, background)
     top, is_few = max(values), len(values) > 1 and max(values) < _FEW
-    from_one = background == 0 and min(values) == 1 and is_few
+    from_one = background == 0 and min(values) == 1 and is_few and ignore_value == -1
     if fits and mask_rule == "binary":
         if values - {background, background + 1}:
             logger.warning(
@@ -90,7 +91,13 @@ def check_masks(
             f"{misfit}; config.data.minus_one says what -1 means:"
             f" {' or '.join(ways[:: -1 if 0 in values else 1])}"
         )
-    soft = [stem for stem in masks if _has_soft_edges(masks[stem], counts[stem])]
+    no_cells = [*ignored, background]
+    soft = [
+        stem
+        for stem in masks
+        if _has_soft_edges(masks[stem], counts[stem])
+        and not _are_connected([masks[stem]], no_cells)
+    ]
     if soft:
         low, *between, high = sorted(counts[soft[0]])
         others = [files[stem].name for stem in soft[1:]]
@@ -99,8 +106,16 @@ def check_masks(
             f"{files[soft[0]]}: between {low} and {high} lie {len(between)} values{also}, as after"
             " smoothing, resizing or saving as JPEG; threshold the masks, and read them as 'binary'"
         )
-    connected = _are_connected(masks.values(), [*ignored, background])
-    if from_one and (top == 2 or not connected):
+    alone = [numbers.keys() - {background} for numbers in counts.values()]
+    each_one = all(len(numbers) <= 1 for numbers in alone)
+    if not fits and each_one and len(set().union(*alone)) > 1:
+        raise InputError(
+            f"{misfit}: each mask holds one number beside {background}, but not the same as others;"
+            " write the same in all, and read them as 'binary'"
+        )
+    connected = _are_connected(masks.values(), no_cells)
+    as_classes = mask_rule == "classes" and top == classes
+    if from_one and (top == 2 or as_classes or not connected):
         number = f" and {top} classes" if top != classes else ""
         raise InputError(
             f"{misfit}: no mask holds 0, the background; all masks fit 'classes' with ignore_value"
@@ -108,20 +123,26 @@ def check_masks(
         )
     if not fits:
         remedies = _remedies(values, mask_rule, classes, background, ignore_value, connected)
-        grey = ": like grey values, most of them lie in pieces" * (
-            not (remedies or connected or min(values) < 0)
+        if remedies:
+            raise InputError(f"{misfit}; all masks fit {', or '.join(remedies)}")
+        if connected or min(values) < 0:
+            raise InputError(f"{misfit}; no rule fits all masks")
+        if len(values) < _FEW:
+            raise InputError(
+                f"{misfit}; no rule fits all masks; if they are classes, number them from 0 to"
+                f" {len(values) - 1}"
+            )
+        raise InputError(
+            f"{misfit}: like grey values, most of them lie in pieces; no rule fits all masks"
         )
-        raise InputError(f"{misfit}{grey}; all masks fit {', or '.join(remedies) or 'no rule'}")
 
-    if _is_mark(top, values):
+    if not connected and each_one:
+        logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
+    elif _is_mark(top, values):
         logger.warning(
             "%s: %d is read as a cell; where it means not annotated, ignore_value is %d",
             *(folder, top, top),
         )
-    elif not connected and all(
-        len(numbers.keys() - {background}) <= 1 for numbers in counts.values()
-    ):
-        logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
     elif not connected:
         logger.warning(
             "%s: most numbers lie in several pieces, and each is read as one cell%s",
@@ -216,6 +237,8 @@ def _has_soft_edges(mask: np.ndarray, counts: Mapping[int, int]) -> bool:
 def _are_connected(masks: Iterable[np.ndarray], others: list[int]) -> bool:
     """Whether most numbers on a page are one piece each, but for a tenth of its pixels.
 
+    Numbers of a few pixels do not count.
+
     Args:
       masks: int32 [pages, H, W] each.
       others: numbers of the background and of what does not count.
@@ -236,6 +259,7 @@ def _are_connected(masks: Iterable[np.ndarray], others: list[int]) -> bool:
         numbers, number = np.unique(page[is_cell][first], return_inverse=True)
         largest = np.zeros(len(numbers), int)
         np.maximum.at(largest, number, pixels)
-        shares.append(largest / np.bincount(number, pixels, len(numbers)))
+        total = np.bincount(number, pixels, len(numbers))
+        shares.append((largest / total)[total >= _SPECK])
     shares = np.concatenate(shares)
     return not len(shares) or bool((shares >= 0.9).mean() > 0.5)

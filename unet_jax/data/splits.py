@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ def read_run(
         "folder": "annotate more images, or try another config.data.split_seed",
         "cell_tracking": "give another config.data.train_sequence",
     }.get(data["source"], "give other ranges as config.data.train and config.data.validation")
+    if folds > 1:
+        remedy = "annotate more images, or give another number of --folds"
     classes_in = {
         split: {
             label
@@ -69,15 +72,22 @@ def read_run(
     for split in ("validation", "test"):
         if not any(label > 0 for label in classes_in[split]):
             logger.warning(
-                "No image of the %s split holds a cell, so its scores say nothing of cells", split
+                "No image of the %s split holds a cell, so its scores say nothing of cells.", split
             )
-    # The others teach nothing.
-    stored["train"] = [e for e in stored["train"] if (e.labels != IGNORED).any()]
     scale = data.get("scale", 1.0)
     seen = {
         split: [separated(rescaled(e, scale)) for e in examples]
         for split, examples in stored.items()
     }
+    # The others teach nothing; a thin stroke may be lost at a small scale.
+    teaches = [(e.labels != IGNORED).any() for e in seen["train"]]
+    for examples in (stored, seen):
+        examples["train"] = list(compress(examples["train"], teaches))
+    if not seen["train"]:
+        raise InputError(
+            f"At config.data.scale {scale} no annotated pixel of the train split is left, expected"
+            " a larger scale."
+        )
     return stored, seen
 
 

@@ -1,6 +1,5 @@
 """What the metrics of the challenge share: their thresholds, their arguments, their result."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, repeat
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unet_jax.environment import cpu_cores
 from unet_jax.example import IGNORED
 
 #: The challenge adds 0.1 ten times, so these doubles are not the literals: the last is below 1.
@@ -85,7 +85,7 @@ def of_slices(
         proposal = probability.astype(np.float32).astype(np.float64)
         return function(label > 0, np.where(label == IGNORED, 0, proposal))
 
-    with ThreadPoolExecutor(_cores()) as threads:
+    with ThreadPoolExecutor(cpu_cores()) as threads:
         return list(threads.map(of_slice, labels, probabilities))
 
 
@@ -94,6 +94,9 @@ def _check(labels, probabilities):
         raise ValueError(
             f"Found {len(labels)} slices of labels and {len(probabilities)} of probabilities."
         )
+    for s, label in enumerate(labels):
+        if label.dtype.kind not in "bui":
+            raise ValueError(f"Labels must be bool or integer, slice {s} is {label.dtype}.")
     cell = next((label[label > 0][0] for label in labels if np.any(label > 0)), 1)
     for s, (label, probability) in enumerate(zip(labels, probabilities, strict=True)):
         if label.ndim != 2 or label.size == 0:
@@ -103,8 +106,6 @@ def _check(labels, probabilities):
                 f"Labels of shape {label.shape} and probabilities of shape {probability.shape} "
                 f"differ in slice {s}."
             )
-        if label.dtype.kind not in "bui":
-            raise ValueError(f"Labels must be bool or integer, slice {s} is {label.dtype}.")
         wrong = np.argwhere((label != 0) & (label != cell) & (label != IGNORED))
         if wrong.size:
             y, x = wrong[0]
@@ -122,8 +123,3 @@ def _check(labels, probabilities):
             )
     if all(np.all(label == IGNORED) for label in labels):
         raise ValueError(f"All labels are {IGNORED} (ignored), expected pixels that count.")
-
-
-def _cores() -> int:
-    # A process may be confined to some of the cores; macOS and Windows do not tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
