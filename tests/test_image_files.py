@@ -462,6 +462,13 @@ def test_pyramids_and_thumbnails_are_skipped(path, caplog, copies, metadata, met
     assert notices(caplog, path.parent) == SKIPPED
 
 
+def test_thumbnail_of_a_mask_without_a_cell_is_skipped(path, caplog):
+    blank = np.zeros((40, 60), np.uint8)
+    pages_one_by_one(path, (blank, {}), (blank[::2, ::2], {}))
+    np.testing.assert_array_equal(read_image(path), blank[None, ..., None], strict=True)
+    assert notices(caplog, path.parent) == SKIPPED
+
+
 def test_thumbnails_before_and_between_pages_are_skipped(path, caplog):
     thumbnail = {"subfiletype": 1}
     pages = [(page, {}) for page in LARGE]
@@ -543,6 +550,12 @@ IF_SLICES = (
             np.moveaxis(STACK, 0, -1),
             {"photometric": "minisblack", "planarconfig": "contig"},
             (1, 20, 30, 5),
+            "channels",
+        ),
+        (
+            np.moveaxis(STACK[:3], 0, -1),
+            {"photometric": "minisblack", "planarconfig": "contig"},
+            (1, 20, 30, 3),
             "channels",
         ),
         (STACK[:4], {"imagej": True, "metadata": {"axes": "CYX"}}, (1, 20, 30, 4), "channels"),

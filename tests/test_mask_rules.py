@@ -53,6 +53,13 @@ def tissue(cells):
     return cells[tuple(nearest)]
 
 
+def fan(_):
+    """A large cell with the highest number, and twelve narrow ones around it."""
+    y, x = np.mgrid[:24, :24] - 12.0
+    distance, turn = np.hypot(y, x), np.arctan2(y, x) % (2 * np.pi)
+    return np.where(distance < 6, 13, np.where(distance < 8, 1 + turn // (np.pi / 6), 0))
+
+
 FROM_1 = "no mask holds 0, the background; all masks fit 'classes' with ignore_value 0"
 THRESHOLD = (
     "values (also in b.tif, c.tif), as after smoothing, resizing or saving as JPEG; threshold the"
@@ -148,6 +155,21 @@ KINDS = {
         lambda cells: np.random.default_rng(0).integers(0, 256, cells.shape),
         *(NO_RULE, NO_RULE, PIECES),
     ),
+    "narrow cells around a large one": (
+        fan,
+        *(2 * [f"{CELLS}, or 'classes' with 14 classes"]),
+        "",
+    ),
+    "smooth specks": (
+        lambda cells: np.rint(ndimage.gaussian_filter(255.0 * (cells == 1), 1)),
+        *(3 * ["threshold the masks, and read them as 'binary'"]),
+    ),
+    "0, 128 and 255": (
+        lambda cells: np.array([0, 128, 255])[nuclei(cells)],
+        "c.tif; all masks fit 'binary' with ignore_value 255",
+        "no rule fits all masks; if they are classes, number them from 0 to 2",
+        PIECES,
+    ),
     "nothing": (lambda cells: 0 * cells, "", "", ""),
 }
 
@@ -174,6 +196,28 @@ def test_what_is_said_of_each_kind_of_mask(kind, rule, caplog):
     text = said(caplog, masks, mask_rule=rule)
     end = expected[MASK_RULES.index(rule)]
     assert text.endswith(end) and bool(text) == bool(end), text
+
+
+@pytest.mark.parametrize("rule", ["binary", "classes"])
+@pytest.mark.parametrize("numbers", [(1, 255, 255), (1, 2, 3)])
+def test_masks_that_name_one_thing_by_several_numbers(caplog, numbers, rule):
+    """Reading one of them as ignored would throw all cells of some masks away."""
+    masks = {s: n * (made_up_cells(n) > 0) for s, n in zip("abc", numbers, strict=True)}
+    assert said(caplog, masks, mask_rule=rule).endswith(
+        ": each mask holds one number beside 0, but not the same as others; write the same in all,"
+        " and read them as 'binary'"
+    )
+
+
+def test_classes_from_1_may_lie_in_whole_regions(caplog):
+    masks = {"a": 1 + np.indices((64, 64))[0] // 16}
+    assert said(caplog, masks, mask_rule="classes", classes=4).endswith(f": {FROM_1}")
+    assert said(caplog, masks, mask_rule="instances") == ""
+
+
+def test_cells_without_background_are_read_beside_ignored_pixels(caplog):
+    masks = {"a": np.where(made_up_cells(0) > 0, 1 + (np.arange(64) > 32), 255)}
+    assert said(caplog, masks, mask_rule="instances", ignore_value=255).startswith(PIECES)
 
 
 def test_one_smooth_mask_among_good_ones_is_named(caplog):

@@ -293,15 +293,19 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
             "pl*",
             "{}: no image there itself, but in its folder(s) plate [1]; for those give --images=",
         ),
+        (
+            "mixed",
+            "{}: no image there itself, but in its folder(s) plate; for those give --images=",
+        ),
         ("empty", "{}: is an empty folder, expected .tif, .tiff, .png"),
         ("empty/*.tif", "{}: nothing there has this name, {parent} holds nothing; expected"),
     ],
 )
 def test_images_that_are_not_there_or_none(predict, images, tmp_path, pattern, line):
-    for folder in ("empty", "others", "plate [1]"):
-        (images / folder).mkdir()
+    for folder in ("empty", "others", "plate [1]", "mixed/plate"):
+        (images / folder).mkdir(parents=True)
     inside = "others/1.czi", "others/2.czi", "others/3.JPG", "others/4.bmp", "plate [1]/p.tif"
-    for name in ("x.jpg", *inside):
+    for name in ("x.jpg", *inside, "mixed/Thumbs.db", "mixed/plate/p.tif"):
         (images / name).touch()
     with pytest.raises(InputError) as end:
         predict(images / pattern)
@@ -309,7 +313,8 @@ def test_images_that_are_not_there_or_none(predict, images, tmp_path, pattern, l
     parent = (images / pattern).parent
     if found.endswith("*'"):  # a command that a shell takes
         (command,) = shlex.split(found.split(" give ")[1])
-        assert command == f"--images={images / pattern}/*"
+        inner = "*/*" if (images / pattern).is_dir() else "*"
+        assert command == f"--images={images / pattern}/{inner}"
     else:
         assert found.startswith(line.format(images / pattern, parent=parent, images=images))
     assert not (tmp_path / "out").exists()

@@ -174,6 +174,30 @@ def test_a_folder_is_locked_until_its_process_ends_or_is_killed(hold, tmp_path):
     assert hold(tmp_path)[1] == "locked\n"
 
 
+def test_a_folder_is_locked_for_other_threads_too(tmp_path):
+    def run():
+        with unlocking():
+            with pytest.raises(InputError, match="another run is writing to it"):
+                lock(tmp_path)
+
+    with unlocking():
+        lock(tmp_path)
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        assert (tmp_path / ".lock").exists()  # the other thread has not ended it
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_another_user_is_respected(tmp_path, monkeypatch):
+    def acquire(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("unet_jax.output_files.FileLock.acquire", acquire)
+    with unlocking(), pytest.raises(InputError, match="another run is writing to it"):
+        lock(tmp_path)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has locks on all its file systems")
 @pytest.mark.parametrize("number", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
 def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch, number):
