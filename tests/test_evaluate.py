@@ -288,6 +288,43 @@ def test_the_test_split_is_the_one_of_the_run(tiny_config, own_data, tmp_path):
         evaluate(workdir, **DEFAULTS)
 
 
+def test_pictures_that_the_network_has_seen_are_named(workdir, tiny_config, tmp_path, caplog):
+    """In the split left out, where masks may differ, and among other images."""
+    splits = read_splits(tiny_config.data, 2)
+    images, labels = tmp_path / "images", tmp_path / "masks"
+    for folder in (images, labels):
+        folder.mkdir()
+    for name, example in zip(("new", "old"), (splits["test"][0], splits["train"][1]), strict=True):
+        tifffile.imwrite(images / f"{name}.tif", example.image)
+        tifffile.imwrite(labels / f"{name}.tif", (np.roll(example.labels, 1) > 0).astype(np.uint8))
+    assert evaluate(workdir, **DEFAULTS) == 0
+    assert report(workdir / "evaluation")["duplicates"] == []
+    assert "same picture" not in caplog.text
+
+    line = (
+        "old is the same picture as picture 1 (train), which the network was trained or validated "
+        "on: its score is too good."
+    )
+    assert evaluate(workdir, **DEFAULTS | dict(images=images, labels=labels)) == 0
+    assert report(workdir / "evaluation_images")["duplicates"] == [["old", "picture 1", "train"]]
+    assert line in caplog.messages
+    assert "old is the same picture as picture 1 (train)" in (
+        workdir / "evaluation_images" / "report.html"
+    ).read_text("utf-8")
+
+    # A run of before: it knows a picture by its mask, too.
+    (model,) = evaluate_module.checkpoint.load_members(workdir)
+    del model.description["images"]
+    again = splits["train"][1]._replace(name="again")
+    other = again._replace(name="other", labels=np.roll(again.labels, 1))
+    for split in ("held_out", "validation"):
+        found = evaluate_module._duplicates(model, [again, other, splits["validation"][0]], split)
+        expected = [("again", "picture 1", "train")]
+        if split == "held_out":
+            expected.append(("picture 3", "picture 3", "validation"))
+        assert found == expected
+
+
 def use_folder(config, images, labels, *, mask_rule, ignore_value):
     with config.unlocked():
         config.data = dict(

@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from unet_jax.checkpoint import saved_steps
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
 from unet_jax.figures import IGNORED_COLOUR, TRUTH_COLOUR, class_colours
-from unet_jax.fit import fit
+from unet_jax.fit import cross_validate, fit
 from unet_jax.preview import preview
 
 
@@ -131,12 +132,13 @@ def test_two_channels_one_scale_and_a_single_training_image(tmp_path):
     assert pixels(tmp_path / "run" / "preview.png").shape[1] > 2000
 
 
-def test_warnings_are_in_the_picture_and_in_the_text(tmp_path, capsys):
-    def inverted(cells):
-        mask = np.full(cells.shape, 255, np.uint8)
-        mask[3:9, 5:12] = mask[15:22, 20:27] = mask[25:32, 5:12] = 0
-        return mask
+def inverted(cells):
+    mask = np.full(cells.shape, 255, np.uint8)
+    mask[3:9, 5:12] = mask[15:22, 20:27] = mask[25:32, 5:12] = 0
+    return mask
 
+
+def test_warnings_are_in_the_picture_and_in_the_text(tmp_path, capsys):
     config = folder_config(tmp_path, mask=inverted)
     config.data.mask_rule = "binary"
     assert preview(config, tmp_path / "run") == 0
@@ -144,6 +146,32 @@ def test_warnings_are_in_the_picture_and_in_the_text(tmp_path, capsys):
     assert "Warning: " in text and "wrong way round" in text
     assert text in capsys.readouterr().out
     assert contains(pixels(tmp_path / "run" / "preview.png"), (0xB0, 0, 0)) > 100
+
+
+def test_training_tells_once_what_the_preview_doubts(tmp_path, caplog, capsys):
+    config = folder_config(tmp_path, mask=inverted)
+    picture = tmp_path / "images" / "again.tif"
+    tifffile.imwrite(picture, tifffile.imread(tmp_path / "images" / "0.tif"))
+    tifffile.imwrite(tmp_path / "masks" / "again.tif", np.eye(40, 48, dtype=np.uint8) * 255)
+    config.data.mask_rule = "binary"
+    config.train.steps = config.train.validate_every = 2
+    config.optimiser.warmup_steps = 0
+    assert preview(config, tmp_path / "run") == 0
+    told = [" ".join(line.split()) for line in capsys.readouterr().out.split("\n\n")]
+    told = [line for line in told if line.startswith("Warning")]
+    assert "wrong way round" in told[0] and "is the same picture as" in told[-1]
+
+    def warnings(train, **settings):
+        caplog.clear()
+        assert train(config, tmp_path / "run", **settings) == 0
+        return [message for message in caplog.messages if message.startswith("Warning")]
+
+    assert warnings(fit) == told
+    config.train.steps = 3
+    assert warnings(fit) == []  # the run goes on
+    shutil.rmtree(tmp_path / "run")
+    of_folds = warnings(cross_validate, folds=2)
+    assert sum("wrong way round" in line for line in of_folds) == 1
 
 
 def test_bad_data_is_refused_as_in_training(tiny_config, tmp_path, caplog):
