@@ -180,7 +180,7 @@ def test_cells_larger_than_what_the_network_sees():
 
 def test_few_images():
     few = examples(2, shape=(50, 60))
-    assert one(few).startswith("There are only 2 training images, with the pixels of 15.0 tiles")
+    assert one(few).startswith("Only 2 training image(s), with the pixels of 15.0 tiles")
     assert doubts_about(examples(2)) == []
 
 
@@ -366,7 +366,7 @@ SPOILT = (moved, inverted, permuted)
 
 def faults(given, made=None):
     """Without what is said of few images and large cells."""
-    hints = "There are only", "A cell of median size"
+    hints = "Only", "A cell of median size"
     return [d for d in doubts_about(given, made or folder.get_config()) if not d.startswith(hints)]
 
 
@@ -403,3 +403,11 @@ def test_masks_of_real_data(real_data):
     for right, made in real_sets(real_data):
         assert faults(right, made) == []
         assert all(faults(spoil(right), made) for spoil in SPOILT), right[0].name
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e29])
+def test_the_scale_of_grey_values_does_not_matter(scale):
+    right = phase_contrast(0, side=160)
+    right = [e._replace(image=np.float64(scale) * e.image) for e in right]
+    assert faults(right) == []
+    assert faults(moved(right))

@@ -184,7 +184,7 @@ def doubts(
     side = config.train.tile_side - 2 * reach
     if len(train) < 5 and pixels.sum() * scale**2 < 20 * side**2:
         found.append(
-            f"There are only {len(train)} training images, with the pixels of "
+            f"Only {len(train)} training image(s), with the pixels of "
             f"{pixels.sum() * scale**2 / side**2:.1f} tiles: little to learn from."
         )
     return found + duplicates(stored)
@@ -378,7 +378,7 @@ def _tells(labels):
     """Whether a mask can be compared with its image: strokes lie where one likes."""
     counted = labels[labels != IGNORED]
     return (
-        min(labels.shape) > 3 * _MOVED
+        min(labels.shape) >= 4 * _MOVED
         and annotated_share([labels]) >= SPARSE
         and counted.min() < counted.max()
     )
@@ -401,7 +401,9 @@ def _features(image):
     Brighter is as far as darker, for a cell under DIC has a bright side and a dark one. Ranks, of
     mean 0 and variance 1: no streak rules.
     """
-    grey = image.reshape(*image.shape[:2], -1).mean(-1, dtype=np.float32)
+    grey = image.reshape(*image.shape[:2], -1).mean(-1, dtype=np.float64)
+    # The square of 1e30 is no float32.
+    grey = (grey / max(np.abs(grey).max(), np.finfo(np.float64).tiny)).astype(np.float32)
     around = ndimage.uniform_filter(grey, len(grey) // 4)
     difference = np.abs(ndimage.gaussian_filter(grey, 1) - around)
     rough = ndimage.gaussian_filter(np.square(grey - ndimage.gaussian_filter(grey, 2)), 2)
