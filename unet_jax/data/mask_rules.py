@@ -108,7 +108,7 @@ def check_masks(
         )
     alone = [numbers.keys() - {background} for numbers in counts.values()]
     each_one = all(len(numbers) <= 1 for numbers in alone)
-    if not fits and each_one and len(set().union(*alone)) > 1:
+    if not fits and each_one and min(values) >= background and len(set().union(*alone)) > 1:
         raise InputError(
             f"{misfit}: each mask holds one number beside {background}, but not the same as others;"
             " write the same in all, and read them as 'binary'"
