@@ -288,7 +288,7 @@ def _duplicates(model: Model, examples: list[Example], split: str) -> list[tuple
         digests, here = description.get("data", {}), [sha256(e) for e in examples]
     known = {
         str(digests.get(str(name))): (name, part)
-        for part in (("train",) if split == "validation" else ("train", "validation"))
+        for part in (("train",) if split == "validation" else ("validation", "train"))
         for name in description["splits"][part]
     }
     return [
