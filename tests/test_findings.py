@@ -146,6 +146,7 @@ def test_grey_values_as_masks_and_masks_as_images():
     right = examples()
     noisy = [e._replace(instances=e.image.astype(np.int32), labels=e.labels * 0 + 1) for e in right]
     assert any("from pixel to pixel" in doubt for doubt in doubts_about(noisy))
+    assert not any("fit" in doubt for doubt in doubts_about(noisy))
     masks = [e._replace(image=(e.instances * 10).astype(np.uint8)) for e in right]
     assert one(masks).startswith("8 of 8 images") and "are they masks, or empty?" in one(masks)
     empty = [right[0]._replace(image=np.zeros((100, 120), np.uint16)), *right[1:]]
@@ -271,6 +272,8 @@ def test_pictures_in_two_splits_are_named():
     four = {"train": examples(4), "validation": examples(2), "test": examples(4)[2:]}
     (line,) = duplicates(four)
     assert line.count("is the same picture as") == 3 and ", and 1 more: " in line
+    (line,) = duplicates({"train": [first], "validation": [first], "test": [first]})
+    assert line.count("as disc 0 (train)") == 2
     wide = first._replace(image=first.image.astype(np.uint16))
     assert duplicates({"train": [first], "test": [wide]}) == []
     assert image_sha256(first.image) == image_sha256(first.image.copy(order="F"))

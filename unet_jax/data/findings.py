@@ -170,10 +170,10 @@ def doubts(
             "(mask_rule 'instances').",
             merged,
         )
-    found += _misfits(looked_at)
+        found += _misfits(looked_at)
     diameters = np.concatenate([f.diameters for f in findings])
     scale, reach = config.data.get("scale", 1.0), context(config.model.depth)
-    if len(diameters) and not (scattered or inverted or merged):
+    if len(diameters) and pixels[0] and not (scattered or inverted or merged):
         diameter = scale * np.median(diameters)
         if diameter > reach:
             found.append(
@@ -203,11 +203,11 @@ def duplicates(stored: dict[str, list[Example]]) -> list[str]:
             for e, digest in zip(examples, digests, strict=True)
             if digest in earlier
         ]
-        # Only now: twice in one split is no fault.
-        earlier |= {
+        # Only now: twice in one split is no fault. Training comes first, and is named first.
+        earlier = {
             digest: f"{e.name[:_NAME_SHOWN]} ({split})"
             for e, digest in zip(examples, digests, strict=True)
-        }
+        } | earlier
     if not repeated:
         return []
     more = f", and {len(repeated) - 3} more" if len(repeated) > 3 else ""
