@@ -147,10 +147,13 @@ def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
         return np.random.default_rng([7, epoch]).permutation(5)
 
     expected = np.concatenate([order(2)[2:], order(3), order(4)[:2]])
+    third = order(3).tolist()
     drawn, draw = [], np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or draw(seed))
     assert batch_indices(4, 5, 3, 7).tolist() == expected[:3].tolist()
     assert drawn == [[7, 2]]
+    assert [batch_indices(step, 5, 1, 7).item() for step in range(15, 20)] == third
+    assert drawn == [[7, 2], [7, 3]]
     assert batch_indices(1, 5, 10, 7).tolist() == [*order(2), *order(3)]
 
 

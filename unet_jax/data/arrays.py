@@ -1,6 +1,6 @@
 """Examples as the arrays that training takes, on the device if they fit."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import numpy as np
@@ -151,5 +151,11 @@ def batch_indices(step: int, examples: int, batch_size: int, seed: int) -> np.nd
     """
     first, end = step * batch_size, (step + 1) * batch_size
     epochs = range(first // examples, (end - 1) // examples + 1)
-    order = [np.random.default_rng([seed, epoch]).permutation(examples) for epoch in epochs]
+    order = [_order(examples, epoch, seed) for epoch in epochs]
     return np.concatenate(order)[first % examples :][:batch_size]
+
+
+@lru_cache(maxsize=2)
+def _order(examples, epoch, seed):
+    """Of the examples in an epoch: drawn once for all of its steps."""
+    return np.random.default_rng([seed, epoch]).permutation(examples)
