@@ -1,7 +1,7 @@
 """The errors that are for the user: a line for each problem, printed without a traceback."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class InputError(ValueError):
@@ -47,3 +47,8 @@ def one_line(error: object) -> str:
     """The text of an exception as one line of at most 300 printable characters."""
     text = " ".join(str(error).split())[:300] or type(error).__name__
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def listed(values: Sequence, count: int) -> str:
+    """The first values, separated by commas."""
+    return ", ".join(map(str, values[:count])) + (", ..." if len(values) > count else "")

@@ -19,11 +19,11 @@ import numpy as np
 from tqdm import tqdm
 
 from unet_jax import checkpoint
-from unet_jax.data.folder import SUFFIXES, file_stem
+from unet_jax.data.folder import SUFFIXES, file_stem, has_image_suffix
 from unet_jax.data.hyperstack import read_frame, reserve, result_file
 from unet_jax.data.image_files import read_image
 from unet_jax.environment import device_memory_bytes, host_memory_bytes
-from unet_jax.errors import InputError, RunFailed, one_line
+from unet_jax.errors import InputError, RunFailed, listed, one_line
 from unet_jax.figures import cell_colours, cell_picture, class_colours, grey_values, outlined
 from unet_jax.instances import InstanceSettings, find_cells, read_settings
 from unet_jax.model import Model
@@ -40,7 +40,6 @@ _RECORD = "predictions.jsonl"
 _CELL_BYTES, _SCALE_BYTES = 64, 32
 _ROWS = 256  # of a result that are looked at together
 _NAME_SHOWN = 30  # characters, in the progress bar
-_FILES_SHOWN = 3  # in a message
 _OVERLAY_SIDE = 2048  # pixels; larger images are shown smaller
 
 
@@ -158,13 +157,13 @@ def _find_files(images: str, output: Path) -> list[Path]:
     expected = f"expected {', '.join(SUFFIXES)}"
     files, folders, others = [], [], []
     for file in sorted(found, key=lambda file: (file.name, file)):
-        is_image = file.suffix.lower() in SUFFIXES and file.is_file()
+        is_image = has_image_suffix(file) and file.is_file()
         (folders if file.is_dir() else files if is_image else others).append(file)
     if not files:
         remedy = "in Fiji: File > Save As > Tiff"
         if path in found:
             raise InputError(f"{images}: is no TIFF or PNG by its name, {expected}; {remedy}")
-        filled = [f for f in folders if any(g.suffix.lower() in SUFFIXES for g in f.iterdir())]
+        filled = [f for f in folders if any(map(has_image_suffix, f.iterdir()))]
         if filled:
             inner = shlex.quote(f"{images}/*/*" if path.is_dir() else f"{images}/*")
             raise InputError(
@@ -196,8 +195,7 @@ def _find_files(images: str, output: Path) -> list[Path]:
 
 
 def _first(files: list[Path]) -> str:
-    names = [file.name for file in files[:_FILES_SHOWN]] + ["..."] * (len(files) > _FILES_SHOWN)
-    return ", ".join(names) or "nothing"
+    return listed([file.name for file in files], 3) or "nothing"
 
 
 def _name(file: Path) -> str:

@@ -17,8 +17,8 @@ from unet_jax.data.image_files import (
     read_image,
     read_mask,
 )
-from unet_jax.data.mask_rules import MASK_RULES, check_masks, ignored_numbers, listed
-from unet_jax.errors import InputError, Problems
+from unet_jax.data.mask_rules import MASK_RULES, check_masks, ignored_numbers
+from unet_jax.errors import InputError, Problems, listed
 from unet_jax.example import IGNORED, SPARSE, Example, annotated_share
 
 logger = logging.getLogger("unet_jax")
@@ -319,7 +319,7 @@ def _find_pairs(
     pairs: dict[str, Path] = {}
     alone = list(mask_files.values())
     for of_image, of_mask in (
-        (_stem, _stem),
+        (lambda path: path.stem, lambda path: path.stem),
         (file_stem, file_stem),
         (_without_image_ending, _without_both_endings),
     ):
@@ -380,21 +380,23 @@ def _find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path
             raise InputError(f"{folder}: is not a folder, expected one with {', '.join(SUFFIXES)}")
         present = [path for path in folder.iterdir() if not path.name.startswith(".")]
         for path in sorted(present, key=lambda path: (path.stem, path.suffix)):
-            if not _is_image(path):
+            if not has_image_suffix(path):
                 continue
             with problems.collected():
                 if path.stem in files:
                     other = files[path.stem].name
                     raise InputError(f"{path}: {other} has the same name, expected one")
             files[path.stem] = path
-        others = sorted(path.name for path in present if not _is_image(path) and path.is_file())
+        others = sorted(
+            path.name for path in present if not has_image_suffix(path) and path.is_file()
+        )
         if files and others:
             logger.warning(
                 "%s: %d file(s) are left out, as only %s are read: %s",
                 *(folder, len(others), ", ".join(SUFFIXES), listed(others, 3)),
             )
         if not files:
-            folders = [path.name for path in present if any(map(_is_image, path.glob("*")))]
+            folders = [path.name for path in present if any(map(has_image_suffix, path.glob("*")))]
             if folders:
                 raise InputError(
                     f"{folder}: holds no image itself, but its folder(s)"
@@ -415,14 +417,6 @@ def _part(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
         {stem: path for stem, path in files.items() if stem not in are_masks},
         {stem: path for stem, path in files.items() if stem in are_masks},
     )
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
-
-
-def _stem(path: Path) -> str:
-    return path.stem
 
 
 def _without_image_ending(path: Path) -> str:
@@ -498,6 +492,11 @@ def _whole_numbers(path: Path, mask: np.ndarray) -> np.ndarray:
 
 def _page_names(stem: str, pages: int) -> list[str]:
     return [stem] if pages == 1 else [f"{stem} page {page}" for page in range(pages)]
+
+
+def has_image_suffix(path: Path) -> bool:
+    """Whether a file is a TIFF or PNG by its name."""
+    return path.suffix.lower() in SUFFIXES
 
 
 def file_stem(path: Path) -> str:

@@ -2,13 +2,13 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, listed
 
 logger = logging.getLogger("unet_jax")
 
@@ -154,11 +154,6 @@ def check_masks(
 def ignored_numbers(ignore_value: int, minus_one: str) -> list[int]:
     """The mask values that do not count; an ``ignore_value`` of -1 is none."""
     return [-1] * (minus_one == "ignored") + [ignore_value] * (ignore_value != -1)
-
-
-def listed(values: Sequence, count: int) -> str:
-    """The first values, separated by commas."""
-    return ", ".join(map(str, values[:count])) + (", ..." if len(values) > count else "")
 
 
 def _fits(rule: str, values: Collection[int], classes: int, background: int) -> bool:
