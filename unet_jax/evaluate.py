@@ -399,8 +399,8 @@ def _print(result: dict[str, Any], report: Path) -> None:
         values = [scores[metric]["value"] if scores.get(metric) else None for metric in metrics]
         cells = [f"{'-':>10}" if value is None else f"{value:10.4g}" for value in values]
         print(f"{_ROWS.get(name, name):22}" + "".join(cells))
-    if not result["sparse"] and left_out_words(result["images"]):
-        print(left_out_words(result["images"]))
+    if not result["sparse"] and (left_out := left_out_words(result["images"])):
+        print(left_out)
     if result["folds"]:
         for metric, title in metrics.items():
             values = [fold[metric] for fold in result["folds"] if fold[metric] is not None]

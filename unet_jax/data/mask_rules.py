@@ -48,12 +48,7 @@ def check_masks(
       InputError: with what the masks may be instead, the most plausible first.
     """
     ignored = ignored_numbers(ignore_value, minus_one)
-    counts = {}
-    for stem, mask in masks.items():
-        numbers, count = np.unique(mask, return_counts=True)
-        counts[stem] = dict(zip(numbers.tolist(), count.tolist(), strict=True))
-        for number in ignored:
-            counts[stem].pop(number, None)
+    counts = {stem: _counted(mask, ignored) for stem, mask in masks.items()}
     values = set().union(*counts.values())
     background = 1 if ignore_value == 0 and mask_rule == "classes" else 0
     if minus_one == "background" and -1 in values:
@@ -78,13 +73,7 @@ def check_masks(
             )
         return background
 
-    # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
-    breaking = [s for s in masks if not _fits(mask_rule, set(counts[s]), classes, background)]
-    source, shown = (files[breaking[0]], counts[breaking[0]]) if breaking else (folder, values)
-    found = f"{source}: mask values {listed(sorted(shown), 10)}"
-    others = [files[stem].name for stem in breaking[1:]]
-    nor = f", nor do those of {listed(others, 3)}" if others else ""
-    misfit = f"{found} do not fit mask_rule {mask_rule!r} with {classes} classes{nor}"
+    misfit = _misfit(files, counts, folder, mask_rule, classes, background)
     if min(values) == -1 and background != -1:
         ways = ["'background' (0 is then the first cell, or class 1)", "'ignored'"]
         raise InputError(
@@ -92,20 +81,7 @@ def check_masks(
             f" {' or '.join(ways[:: -1 if 0 in values else 1])}"
         )
     no_cells = [*ignored, background]
-    soft = [
-        stem
-        for stem in masks
-        if _has_soft_edges(masks[stem], counts[stem])
-        and not _are_connected([masks[stem]], no_cells)
-    ]
-    if soft:
-        low, *between, high = sorted(counts[soft[0]])
-        others = [files[stem].name for stem in soft[1:]]
-        also = f" (also in {listed(others, 3)})" if others else ""
-        raise InputError(
-            f"{files[soft[0]]}: between {low} and {high} lie {len(between)} values{also}, as after"
-            " smoothing, resizing or saving as JPEG; threshold the masks, and read them as 'binary'"
-        )
+    _refuse_soft_edges(files, masks, counts, no_cells)
     alone = [numbers.keys() - {background} for numbers in counts.values()]
     each_one = all(len(numbers) <= 1 for numbers in alone)
     if not fits and each_one and min(values) >= background and len(set().union(*alone)) > 1:
@@ -156,6 +132,13 @@ def ignored_numbers(ignore_value: int, minus_one: str) -> list[int]:
     return [-1] * (minus_one == "ignored") + [ignore_value] * (ignore_value != -1)
 
 
+def _counted(mask: np.ndarray, ignored: list[int]) -> dict[int, int]:
+    """The number of pixels of each value that counts."""
+    numbers, count = np.unique(mask, return_counts=True)
+    pixels = dict(zip(numbers.tolist(), count.tolist(), strict=True))
+    return {number: n for number, n in pixels.items() if number not in ignored}
+
+
 def _fits(rule: str, values: Collection[int], classes: int, background: int) -> bool:
     """Whether the rule has a meaning for all of these numbers."""
     if min(values, default=background) < background:
@@ -165,6 +148,50 @@ def _fits(rule: str, values: Collection[int], classes: int, background: int) -> 
         "classes": max(values, default=background) - background < classes,
         "instances": True,
     }[rule]
+
+
+def _misfit(
+    files: Mapping[str, Path],
+    counts: Mapping[str, Mapping[int, int]],
+    folder: str | os.PathLike,
+    mask_rule: str,
+    classes: int,
+    background: int,
+) -> str:
+    """Which masks hold what, and that their rule has no meaning for it."""
+    # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
+    breaking = [s for s in counts if not _fits(mask_rule, counts[s], classes, background)]
+    source, shown = folder, set().union(*counts.values())
+    if breaking:
+        source, shown = files[breaking[0]], counts[breaking[0]]
+    others = [files[stem].name for stem in breaking[1:]]
+    nor = f", nor do those of {listed(others, 3)}" if others else ""
+    return (
+        f"{source}: mask values {listed(sorted(shown), 10)} do not fit mask_rule {mask_rule!r} with"
+        f" {classes} classes{nor}"
+    )
+
+
+def _refuse_soft_edges(
+    files: Mapping[str, Path],
+    masks: Mapping[str, np.ndarray],
+    counts: Mapping[str, Mapping[int, int]],
+    no_cells: list[int],
+) -> None:
+    soft = [
+        stem
+        for stem in masks
+        if _has_soft_edges(masks[stem], counts[stem])
+        and not _are_connected([masks[stem]], no_cells)
+    ]
+    if soft:
+        low, *between, high = sorted(counts[soft[0]])
+        others = [files[stem].name for stem in soft[1:]]
+        also = f" (also in {listed(others, 3)})" if others else ""
+        raise InputError(
+            f"{files[soft[0]]}: between {low} and {high} lie {len(between)} values{also}, as after"
+            " smoothing, resizing or saving as JPEG; threshold the masks, and read them as 'binary'"
+        )
 
 
 def _remedies(
