@@ -316,28 +316,7 @@ def _find_pairs(
     if not (image_files and mask_files):
         return image_files, mask_files
 
-    pairs: dict[str, Path] = {}
-    alone = list(mask_files.values())
-    for of_image, of_mask in (
-        (lambda path: path.stem, lambda path: path.stem),
-        (file_stem, file_stem),
-        (_without_image_ending, _without_both_endings),
-    ):
-        named = {of_mask(path): path for path in alone}
-        found = {
-            stem: named.pop(of_image(path))
-            for stem, path in image_files.items()
-            if stem not in pairs and of_image(path) in named
-        }
-        pairs |= found
-        alone = [path for path in alone if path not in found.values()]
-    if found:
-        stem, mask = next(iter(found.items()))
-        logger.warning(
-            "%s: %d mask(s) are paired without the ending of a name, such as %s with %s",
-            *(labels, len(found), mask.name, image_files[stem].name),
-        )
-
+    pairs, alone = _pair(image_files, mask_files, labels)
     masked = {_without_image_ending(image_files[stem]): stem for stem in pairs}
     for path in alone:
         stem = masked.get(_without_both_endings(path))
@@ -367,6 +346,35 @@ def _find_pairs(
     return image_files, {s: pairs[s] for s in image_files if s in pairs} | {
         path.stem: path for path in alone
     }
+
+
+def _pair(
+    image_files: dict[str, Path], mask_files: dict[str, Path], labels: str | os.PathLike
+) -> tuple[dict[str, Path], list[Path]]:
+    """The masks by the stem of their image, exact names first, and those that have none."""
+    pairs: dict[str, Path] = {}
+    alone = list(mask_files.values())
+    for of_image, of_mask in (
+        (lambda path: path.stem, lambda path: path.stem),
+        (file_stem, file_stem),
+        (_without_image_ending, _without_both_endings),
+    ):
+        named = {of_mask(path): path for path in alone}
+        found = {
+            stem: named.pop(of_image(path))
+            for stem, path in image_files.items()
+            if stem not in pairs and of_image(path) in named
+        }
+        pairs |= found
+        paired = set(found.values())
+        alone = [path for path in alone if path not in paired]
+    if found:
+        stem, mask = next(iter(found.items()))
+        logger.warning(
+            "%s: %d mask(s) are paired without the ending of a name, such as %s with %s",
+            *(labels, len(found), mask.name, image_files[stem].name),
+        )
+    return pairs, alone
 
 
 def _find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]:
