@@ -37,7 +37,7 @@ def run(main: Callable[[], int]) -> None:
             for name in flags.FLAGS:
                 # A --config that could not be loaded raises when it is first looked into.
                 getattr(flags.FLAGS[name].value, "items", None)
-        except (flags.Error, OSError) as error:
+        except flags.Error as error:
             raise InputError(one_line(error)) from error
         # Everything that a --config can raise: it is a Python file.
         except Exception as error:
