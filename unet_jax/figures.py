@@ -232,20 +232,24 @@ def cell_colours(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns:
       Two uint8 [largest number + 1, 3], by the numbers of the cells.
     """
-    numbers = int(found.max()) + 1
-    true_colours = np.zeros((true.max() + 1, 3), np.uint8)
-    found_colours = np.tile(_rgb(UNMATCHED_COLOUR), (numbers, 1))
-    ids, sizes = np.unique(true[true > 0], return_counts=True)
-    true_colours[ids] = _palette(len(ids))
-    both = (true > 0) & (found > 0)
-    pairs, overlaps = np.unique(true[both] * np.int64(numbers) + found[both], return_counts=True)
-    cells, matches = np.divmod(pairs, numbers)
-    covered = 2 * overlaps > sizes[np.searchsorted(ids, cells)]
-    cells, matches = cells[covered], matches[covered]
-    found_colours[matches] = true_colours[cells]
-    matches, times = np.unique(matches, return_counts=True)
-    found_colours[matches[times > 1]] = _rgb(SEVERAL_COLOUR)
+    from unet_jax.metrics.seg import matches  # Numba, slow to load, comes with the metrics
+
+    true_colours = colours_by_number(true)
+    found_colours = np.tile(_rgb(UNMATCHED_COLOUR), (found.max() + 1, 1))
+    ids, numbers, _ = matches(true, found)
+    ids, numbers = ids[numbers > 0], numbers[numbers > 0]
+    found_colours[numbers] = true_colours[ids]
+    numbers, times = np.unique(numbers, return_counts=True)
+    found_colours[numbers[times > 1]] = _rgb(SEVERAL_COLOUR)
     return true_colours, found_colours
+
+
+def colours_by_number(cells: np.ndarray) -> np.ndarray:
+    """uint8 [largest number + 1, 3]: a colour for each cell of int [H, W], 0 black."""
+    colours = np.zeros((cells.max() + 1, 3), np.uint8)
+    numbers = np.unique(cells[cells > 0])
+    colours[numbers] = _palette(len(numbers))
+    return colours
 
 
 def numbered_picture(instances: np.ndarray) -> np.ndarray:

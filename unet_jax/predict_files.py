@@ -24,7 +24,7 @@ from unet_jax.data.hyperstack import read_frame, reserve, result_file
 from unet_jax.data.image_files import read_image
 from unet_jax.environment import device_memory_bytes, host_memory_bytes
 from unet_jax.errors import InputError, RunFailed, listed, one_line
-from unet_jax.figures import cell_colours, cell_picture, class_colours, grey_values, outlined
+from unet_jax.figures import cell_picture, class_colours, colours_by_number, grey_values, outlined
 from unet_jax.instances import InstanceSettings, find_cells, read_settings
 from unet_jax.model import Model
 from unet_jax.output_files import complete, lock, probe, unlocking
@@ -407,7 +407,7 @@ def _overlay(image, probability, cells, colours) -> np.ndarray:
     grey = grey_values(image[::every, ::every])
     if cells is not None:
         cells = cells[::every, ::every]
-        return cell_picture(grey, cells, cell_colours(cells, cells)[0])
+        return cell_picture(grey, cells, colours_by_number(cells))
     classes = probability[::every, ::every].argmax(-1)
     if len(colours) == 2:
         return outlined(grey, classes > 0)

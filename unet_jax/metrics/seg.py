@@ -43,7 +43,7 @@ def seg(
     for index, (true, found) in enumerate(zip(reference, result, strict=True)):
         true, found = np.asarray(true), np.asarray(found)
         _check(index, true, found)
-        per_object += _overlaps(true.ravel(), found.ravel())
+        per_object += matches(true, found)[2].tolist()
     if not per_object:
         raise ValueError(f"No reference object in any of the {len(reference)} frames.")
     return SegScore(float(np.mean(per_object)), tuple(per_object))
@@ -70,8 +70,17 @@ def _check(index, true, found):
         )
 
 
-def _overlaps(true, found):
-    """Of each reference object of a frame, as a list."""
+def matches(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The result object that covers more than half of each reference object of a frame.
+
+    Args:
+      true: integer ids, 0 = no object.
+      found: the same of the result, of the same shape.
+
+    Returns:
+      [N] each: the ids of the reference objects, ascending; the id of the object that matches, 0 if
+      there is none; their intersection over union, float64, 0 if there is none.
+    """
     # Most pixels may be of no object: they would only be sorted.
     objects = (true > 0) | (found > 0)
     true, found = true[objects], found[objects]
@@ -83,6 +92,7 @@ def _overlaps(true, found):
 
     match = (found_ids[found] > 0) & (2 * shared > true_sizes[true])
     true, found, shared = true[match], found[match], shared[match]
-    overlaps = np.zeros(len(ids))
+    matched, overlaps = np.zeros(len(ids), found_ids.dtype), np.zeros(len(ids))
+    matched[true] = found_ids[found]
     overlaps[true] = shared / (true_sizes[true] + found_sizes[found] - shared)
-    return overlaps[ids > 0].tolist()
+    return ids[ids > 0], matched[ids > 0], overlaps[ids > 0]
