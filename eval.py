@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from unet_jax import command_line
-from unet_jax.evaluate import SPLITS, evaluate, tune_instances
+from unet_jax.evaluation.evaluate import SPLITS, evaluate, tune_instances
 from unet_jax.overlap_tile import AVERAGING
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -81,4 +81,4 @@ def _evaluate():
 
 
 if __name__ == "__main__":
-    command_line.run(_evaluate)
+    command_line.run(lambda: command_line.Outcome("", status=_evaluate()))

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from unet_jax import command_line
-from unet_jax.export import export
+from unet_jax.export.export import export
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a training run.")
 _STEP = flags.DEFINE_string("step", "best", "best (by validation), latest, or a step's number.")
@@ -49,4 +49,4 @@ def _export():
 
 
 if __name__ == "__main__":
-    command_line.run(_export)
+    command_line.run(lambda: command_line.Outcome("", status=_export()))

@@ -19,7 +19,7 @@ from absl import flags
 
 from unet_jax import command_line
 from unet_jax.overlap_tile import AVERAGING
-from unet_jax.predict_files import KINDS, predict_files
+from unet_jax.prediction.predict_files import KINDS, predict_files
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "The --workdir of a training run, such as runs/mine."
@@ -61,4 +61,4 @@ def _predict():
 
 
 if __name__ == "__main__":
-    command_line.run(_predict)
+    command_line.run(lambda: command_line.Outcome("", status=_predict()))

@@ -21,8 +21,8 @@ from ml_collections import config_flags
 
 from unet_jax import command_line
 from unet_jax.errors import InputError
-from unet_jax.fit import cross_validate, fit
-from unet_jax.preview import preview
+from unet_jax.run.fit import cross_validate, fit
+from unet_jax.run.preview import preview
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, a Python file such as configs/folder.py."
@@ -58,4 +58,4 @@ def _train():
 
 
 if __name__ == "__main__":
-    command_line.run(_train)
+    command_line.run(lambda: command_line.Outcome("", status=_train()))

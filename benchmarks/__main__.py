@@ -10,7 +10,7 @@ import json
 from importlib.metadata import distributions
 from pathlib import Path
 
-from unet_jax.environment import versions
+from unet_jax.provenance import versions
 
 NAMES = (
     "layers",

@@ -14,7 +14,8 @@ from benchmarks.side_by_side import alternate, rounded, summary
 from configs import em
 from unet_jax import checkpoint
 from unet_jax.network import UNet
-from unet_jax.training import create_optimiser, create_train_state
+from unet_jax.optimiser import create_optimiser
+from unet_jax.train_step import create_train_state
 
 
 def rows(quick):

@@ -12,9 +12,9 @@ from benchmarks.side_by_side import rounded
 from configs import demo, em_small
 from unet_jax import load, predict_tiled
 from unet_jax.data.splits import read_splits
-from unet_jax.fit import fit
-from unet_jax.run_log import read_log
-from unet_jax.scores import em_counts, em_scores
+from unet_jax.metrics.scores import em_counts, em_scores
+from unet_jax.run.fit import fit
+from unet_jax.run.log import read_log
 
 _TILE_SIDE = 316
 _STEPS = 1000

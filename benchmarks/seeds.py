@@ -13,9 +13,9 @@ from ml_collections import config_flags
 from unet_jax import load, predict_tiled
 from unet_jax.data.arrays import weight_maps
 from unet_jax.data.splits import read_splits
-from unet_jax.environment import versions
-from unet_jax.fit import fit
-from unet_jax.run_log import read_log
+from unet_jax.provenance import versions
+from unet_jax.run.fit import fit
+from unet_jax.run.log import read_log
 from unet_jax.weight_map import class_weights
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/em_small.py")

@@ -21,11 +21,12 @@ from configs import em, em_small
 from unet_jax import predict_tiled
 from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.splits import read_splits
+from unet_jax.metrics.scores import em_errors
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import PERCENTILES, grey_value_statistics, normalise
-from unet_jax.scores import em_errors
-from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
+from unet_jax.optimiser import create_optimiser
+from unet_jax.train_step import create_train_state, make_train_step, tile_keys
 from unet_jax.weight_map import class_weights
 
 _TARGETS = (0.08, 0.06, 0.05)

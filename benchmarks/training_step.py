@@ -1,6 +1,6 @@
 """One training step, 572x572 pixels, beside PyTorch.
 
-Ours is `unet_jax.training.make_train_step`; "no augmentation" is the same step with all strengths
+Ours is `unet_jax.train_step.make_train_step`; "no augmentation" is the same step with all strengths
 at 0. PyTorch's steps have none and take the same tile each time. `flops_percent` is of the device's
 measured matrix product, `gigabytes` what one step takes besides its arguments.
 """
@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.side_by_side import alternate, matrix_product_peak, rounded, summary
 from configs import em
 from unet_jax.network import UNet, context
-from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.optimiser import create_optimiser
+from unet_jax.train_step import create_train_state, make_train_step
 
 _CPU_CASES = [(16, 1), (32, 1), (64, 1)]
 _GPU_CASES = [(64, 1), (64, 8)]

@@ -5,7 +5,8 @@ import pytest
 from unet_jax import checkpoint, load
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
-from unet_jax.training import create_optimiser, create_train_state
+from unet_jax.optimiser import create_optimiser
+from unet_jax.train_step import create_train_state
 
 FIELDS = dict(width=2, depth=2, classes=2, dropout_rate=0.5, dtype="float32")
 

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import tifffile
 
-from unet_jax import evaluate as evaluate_module
 from unet_jax import load, predict_tiled
 from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
-from unet_jax.evaluate import evaluate, tune_instances
-from unet_jax.fit import cross_validate, fit
+from unet_jax.evaluation import evaluate as evaluate_module
+from unet_jax.evaluation.evaluate import evaluate, tune_instances
+from unet_jax.evaluation.instance_tuning import tune
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import pixel_error
-from unet_jax.scores import em_counts, em_scores, em_values, seg_score
-from unet_jax.tuning import tune
+from unet_jax.metrics.scores import em_counts, em_scores, em_values, seg_score
+from unet_jax.run.fit import cross_validate, fit
 
 DEFAULTS = dict(
     step="best",

@@ -2,16 +2,8 @@ import numpy as np
 
 from unet_jax.data.folder import connected_cells
 from unet_jax.data.synthetic_em import synthetic_em
-from unet_jax.example import (
-    IGNORED,
-    Example,
-    annotated_share,
-    is_sparse,
-    rescaled,
-    resized,
-    scaled_size,
-    separated,
-)
+from unet_jax.example import IGNORED, Example, annotated_share, is_sparse, rescaled, separated
+from unet_jax.resizing import resized, scaled_size
 
 
 def example(instances, labels=None, image=None):

@@ -15,14 +15,14 @@ from tests.test_command_line import call
 from tests.test_onnx_graph import picture, random_model
 from unet_jax import load, predict_tiled
 from unet_jax.errors import InputError
-from unet_jax.export import export
-from unet_jax.fit import fit
+from unet_jax.export.export import export
+from unet_jax.run.fit import fit
 
 spec = pytest.importorskip("bioimageio.spec", reason="bioimageio.spec is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from unet_jax.bioimage_package import bioimage_package  # noqa: E402
-from unet_jax.onnx_graph import onnx_graph  # noqa: E402
+from unet_jax.export.bioimage_package import bioimage_package  # noqa: E402
+from unet_jax.export.onnx_graph import onnx_graph  # noqa: E402
 
 # bioimageio.spec leaves its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

@@ -13,11 +13,12 @@ from tests.test_fit import interrupt_at, latest_state, log_without_time
 from tests.test_training import SCHEDULE, STILL, a_batch
 from unet_jax import checkpoint, load
 from unet_jax.errors import InputError
-from unet_jax.evaluate import evaluate
-from unet_jax.fine_tuning import first_state
-from unet_jax.fit import fit
+from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.network import UNet, contracting_path
-from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.optimiser import create_optimiser
+from unet_jax.run.fit import fit
+from unet_jax.run.start_from import first_state
+from unet_jax.train_step import create_train_state, make_train_step
 
 NETWORK = UNet(**FIELDS)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from unet_jax import checkpoint, load, predict_tiled
-from unet_jax import fit as fit_module
 from unet_jax.data import splits as data_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED
-from unet_jax.fit import fit
-from unet_jax.run_log import RunLog, read_log
+from unet_jax.run import fit as fit_module
+from unet_jax.run.fit import fit
+from unet_jax.run.log import RunLog, read_log
 
 
 def log_without_time(workdir):

@@ -6,9 +6,9 @@ import pytest
 import skimage.io
 import tifffile
 
-from unet_jax.data import hyperstack
-from unet_jax.data.hyperstack import Frame, read_frame, reserve, result_file
-from unet_jax.data.image_files import read_image
+from unet_jax.files import hyperstack
+from unet_jax.files.hyperstack import Frame, read_frame, reserve, result_file
+from unet_jax.files.images import read_image
 
 PIXELS = np.arange(3 * 2 * 8 * 9, dtype=np.uint16).reshape(3, 2, 8, 9)
 

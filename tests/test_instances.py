@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from unet_jax.evaluation.instance_tuning import tune
 from unet_jax.example import Example
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import seg
-from unet_jax.tuning import tune
 
 NOTHING_ELSE = InstanceSettings(
     threshold=0.5, largest_hole=0, neck=0.0, smallest_cell=0, border=0.0

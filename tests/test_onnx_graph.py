@@ -12,7 +12,7 @@ from unet_jax.overlap_tile import predict_tiled
 pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from unet_jax.onnx_graph import halo, onnx_graph, size_step  # noqa: E402
+from unet_jax.export.onnx_graph import halo, onnx_graph, size_step  # noqa: E402
 
 
 def random_model(width=2, depth=5, channels=1, classes=2, members=1, dtype="float32"):

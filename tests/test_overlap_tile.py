@@ -7,7 +7,6 @@ import pytest
 from scipy import ndimage
 
 from unet_jax import checkpoint, overlap_tile
-from unet_jax.example import resized
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, init_params
 from unet_jax.normalisation import PERCENTILES, grey_value_statistics, normalise
@@ -18,6 +17,7 @@ from unet_jax.overlap_tile import (
     tile_probabilities,
     tile_step,
 )
+from unet_jax.resizing import resized
 
 
 def he_model(depth=5, channels=1, classes=2, width=4, scale=1.0, seed=0):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from unet_jax.data.hyperstack import Frame, read_frame
-from unet_jax.data.image_files import read_image, read_mask
 from unet_jax.errors import InputError
+from unet_jax.files.hyperstack import Frame, read_frame
+from unet_jax.files.images import read_image, read_mask
 
 ME, SIBLING = "urn:uuid:me", "urn:uuid:sibling"
 ORDER_UNKNOWN = "the OME metadata do not say which channel, slice and time the pages"

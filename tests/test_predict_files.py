@@ -12,12 +12,12 @@ import tifffile
 
 from tests.test_checkpoint import a_description, a_state
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
-from unet_jax import predict_files as module
-from unet_jax.data import hyperstack
 from unet_jax.data.folder import read_folder
-from unet_jax.data.image_files import read_image
 from unet_jax.errors import RunFailed
-from unet_jax.predict_files import KINDS, predict_files
+from unet_jax.files import hyperstack
+from unet_jax.files.images import read_image
+from unet_jax.prediction import predict_files as module
+from unet_jax.prediction.predict_files import KINDS, predict_files
 
 DEFAULTS = dict(kinds=[*KINDS], step="best", averaging="none", overwrite=False)
 RESULTS = [*(f"{kind}.tif" for kind in KINDS if kind != "overlay"), "overlay.png"]

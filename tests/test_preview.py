@@ -11,14 +11,14 @@ from configs import folder
 from tests.reliability.conftest import TINY
 from tests.reliability.test_bad_inputs import call
 from tests.test_figures import contains, pixels
-from unet_jax import preview as preview_module
-from unet_jax import training
+from unet_jax import train_step as training
 from unet_jax.checkpoint import saved_steps
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
 from unet_jax.figures import IGNORED_COLOUR, TRUTH_COLOUR, class_colours
-from unet_jax.fit import cross_validate, fit
-from unet_jax.preview import preview
+from unet_jax.run import preview as preview_module
+from unet_jax.run.fit import cross_validate, fit
+from unet_jax.run.preview import preview
 
 
 def rgb(colour):

@@ -15,9 +15,9 @@ import pytest
 from scipy import ndimage
 
 from configs import dic_hela, em
+from unet_jax.evaluation.report import Picture, left_out_words, save_report, worst_windows
 from unet_jax.example import IGNORED
 from unet_jax.metrics import THRESHOLDS
-from unet_jax.report import Picture, left_out_words, save_report, worst_windows
 
 EM_METRICS = (
     "pixel_error",

@@ -5,9 +5,16 @@ import pytest
 
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.example import IGNORED, Example
-from unet_jax.fit import _validation_scores
 from unet_jax.metrics import pixel_error, rand_error, v_info, v_rand, warping_error
-from unet_jax.scores import baselines, class_scores, em_counts, em_errors, em_scores, em_values
+from unet_jax.metrics.scores import (
+    baselines,
+    class_scores,
+    em_counts,
+    em_errors,
+    em_scores,
+    em_values,
+)
+from unet_jax.run.fit import _validation_scores
 
 
 def example(labels, image=None):

@@ -12,7 +12,8 @@ from unet_jax.data.arrays import batch_indices, take, training_arrays
 from unet_jax.example import IGNORED, Example
 from unet_jax.network import UNet, context
 from unet_jax.normalisation import grey_value_statistics, normalise
-from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
+from unet_jax.optimiser import create_optimiser
+from unet_jax.train_step import create_train_state, make_train_step, tile_keys
 
 NETWORK = UNet(width=2, depth=2)
 SCHEDULE = dict(

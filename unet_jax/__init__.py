@@ -1,20 +1,8 @@
-"""The U-Net of Ronneberger, Fischer and Brox (2015) in JAX and Flax."""
+"""The U-Net of Ronneberger, Fischer and Brox (2015) in JAX and Flax.
 
-from unet_jax.checkpoint import load
-from unet_jax.data.folder import read_images
-from unet_jax.errors import InputError
-from unet_jax.instances import InstanceSettings, find_cells
-from unet_jax.model import Model
-from unet_jax.network import UNet
-from unet_jax.overlap_tile import predict_tiled
+What is listed in `__init__.pyi` is loaded when it is first used.
+"""
 
-__all__ = [
-    "InputError",
-    "InstanceSettings",
-    "Model",
-    "UNet",
-    "find_cells",
-    "load",
-    "predict_tiled",
-    "read_images",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

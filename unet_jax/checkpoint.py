@@ -26,11 +26,11 @@ import tensorstore
 
 from unet_jax.configuration import check_config, check_model, with_added_keys
 from unet_jax.errors import InputError, RunFailed, one_line
+from unet_jax.files.output import complete
+from unet_jax.files.untrusted import read_small
 from unet_jax.model import Model
 from unet_jax.network import UNet, init_params
-from unet_jax.output_files import complete
-from unet_jax.plain_files import read_small
-from unet_jax.training import TrainState
+from unet_jax.train_step import TrainState
 
 _DESCRIPTION = "checkpoint.json"
 _MANIFEST = "sha256.json"

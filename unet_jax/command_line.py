@@ -1,27 +1,50 @@
-"""What the command line programs share: flags, one-line errors and the exit status."""
+"""What the command line programs share: flags, what is printed, and the exit status."""
 
 import contextlib
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import pooch
 from absl import flags
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm import tqdm
 
 from unet_jax.errors import InputError, RunFailed, one_line
 
 
-def run(main: Callable[[], int]) -> None:
-    """Parses the flags, calls `main` and exits the process with the status it returns.
+class Outcome(NamedTuple):
+    """What a program tells at its end.
 
-    Compiled code is kept in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says.
+    Attributes:
+      text: for standard output; may have several lines.
+      problems: what is missing in the result, a line each on standard error.
+      status: the exit status; 1 by default where there are problems.
+    """
+
+    text: str
+    problems: Sequence[str] = ()
+    status: int = 0
+
+
+def command() -> str:
+    """The command that this process was started with, as a user would type it."""
+    return shlex.join(["python", *sys.argv])
+
+
+def run(main: Callable[[], Outcome]) -> None:
+    """Parses the flags, calls `main`, tells its outcome and exits the process.
+
+    The library's notices go to standard output, its warnings to standard error. Compiled code is
+    kept in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says.
     Bad flags and `InputError` exit with 2; `RunFailed`, errors of the operating system and lack of
     memory with 1; Ctrl-C with 130; each with one line on standard error.
     """
-    logging.basicConfig(format="%(message)s", force=True)  # absl has its own format
+    logging.basicConfig(handlers=[_Console()], force=True)  # absl has its own
+    logging.getLogger("unet_jax").setLevel(logging.INFO)
     # A console may have no letter for what a file is called; it is no error to print it.
     with contextlib.suppress(AttributeError):  # of a notebook
         sys.stdout.reconfigure(errors="replace")
@@ -53,8 +76,13 @@ def run(main: Callable[[], int]) -> None:
             raise InputError(f"--config: {one_line(reason[0])}") from error
         if rest:
             raise InputError(f"Not understood: {' '.join(rest)} (flags begin with --).")
-        with logging_redirect_tqdm():  # a notice has a line of its own beside a progress bar
-            status = main()
+        text, problems, status = main()
+        # That nobody reads it any more, like `tee` after Ctrl-C, is no error.
+        with contextlib.suppress(OSError):
+            print(text, end="\n" if text else "")
+        for problem in problems:
+            _say(problem)
+        status = status or bool(problems)
     except InputError as error:
         for problem in error.args:
             _say(problem)
@@ -74,6 +102,15 @@ def run(main: Callable[[], int]) -> None:
     except OSError:  # its reader is gone, like `tee` after Ctrl-C; Windows calls it otherwise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+class _Console(logging.Handler):
+    """A line for each notice, also beside a progress bar."""
+
+    def emit(self, record):
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        with contextlib.suppress(OSError):  # its reader is gone
+            tqdm.write(record.getMessage(), file=stream)
 
 
 def _say(message):

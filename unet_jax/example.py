@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from unet_jax.resizing import resized, scaled_size
+
 #: The label of pixels that are left out of the loss, the class weights and the metrics.
 IGNORED = -1
 #: With less than this share of annotated pixels, connected ones are strokes and no cells.
@@ -70,17 +72,6 @@ def rescaled(example: Example, scale: float) -> Example:
         for array in (example.labels, example.instances)
     )
     return Example(example.name, resized(example.image, labels.shape), labels, instances)
-
-
-def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Height and width in pixels at another scale, at least 1."""
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float32 image [*size, ...] from [H, W, ...]: linear, without aliasing, edges stay edges."""
-    image = np.asarray(image, np.float32)
-    return np.asarray(jax.image.resize(image, (*size, *image.shape[2:]), "linear"))
 
 
 def separated(example: Example) -> Example:

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from scipy import ndimage
 
 from unet_jax.example import IGNORED, Example
-from unet_jax.output_files import complete
+from unet_jax.files.output import complete
 
 SPLIT_COLOUR = "#d62728"
 MERGE_COLOUR = "#1f77b4"

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from unet_jax.errors import InputError, one_line
-from unet_jax.plain_files import read_small
+from unet_jax.files.untrusted import read_small
 
 #: Where `eval.py --tune` keeps what it has chosen, in the run's folder.
 SETTINGS = "instances.json"

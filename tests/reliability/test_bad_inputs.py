@@ -29,10 +29,10 @@ from tests.reliability.conftest import ROOT, TINY
 from tests.test_cell_tracking import made_up_cells, write_frame
 from tests.test_image_files import png_bytes, png_of_header, tiff_bytes, with_tags
 from unet_jax import load, predict_tiled, read_images
-from unet_jax.data import image_files
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
-from unet_jax.run_log import read_log
+from unet_jax.files import images as image_files
+from unet_jax.run.log import read_log
 
 HEIGHT, WIDTH = 40, 48
 PICTURE, CELLS = synthetic_em(0, height=HEIGHT, width=WIDTH)

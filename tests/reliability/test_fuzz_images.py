@@ -28,8 +28,8 @@ import pytest
 import tifffile
 
 from tests.reliability.conftest import peak_bytes
-from unet_jax.data.image_files import read_image, read_mask
 from unet_jax.errors import InputError
+from unet_jax.files.images import read_image, read_mask
 
 SEED = int(os.environ.get("UNET_JAX_FUZZ_SEED", "0"))
 MAX_SECONDS = 10  # for one file

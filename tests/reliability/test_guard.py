@@ -11,11 +11,12 @@ from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_ma
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example, separated
-from unet_jax.fit import fit
-from unet_jax.guard import collapse, record_failure
 from unet_jax.network import UNet, context
-from unet_jax.run_log import read_log
-from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
+from unet_jax.optimiser import create_optimiser
+from unet_jax.run.fit import fit
+from unet_jax.run.guard import collapse, record_failure
+from unet_jax.run.log import read_log
+from unet_jax.train_step import create_train_state, make_train_step, tile_keys
 from unet_jax.weight_map import class_weights
 
 
@@ -126,6 +127,6 @@ def test_collapse_to_one_class_is_said():
 
 
 def test_collapse_is_said_during_training(tiny_config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("unet_jax.fit.collapse", lambda *_: "every pixel is taken for 'cell'")
+    monkeypatch.setattr("unet_jax.run.fit.collapse", lambda *_: "every pixel is taken for 'cell'")
     fit(tiny_config, tmp_path / "run")
     assert "Step 4: every pixel is taken for 'cell'" in capsys.readouterr().err

@@ -11,10 +11,10 @@ import pytest
 from tests.reliability.conftest import ROOT, TINY
 from tests.test_evaluate import DEFAULTS
 from unet_jax.errors import InputError
-from unet_jax.evaluate import evaluate
-from unet_jax.fit import cross_validate, fit
-from unet_jax.output_files import complete, lock
-from unet_jax.run_log import read_log
+from unet_jax.evaluation.evaluate import evaluate
+from unet_jax.files.output import complete, lock
+from unet_jax.run.fit import cross_validate, fit
+from unet_jax.run.log import read_log
 
 OUTPUTS = ["examples.png", "report.json", "report.html"]
 
@@ -36,7 +36,7 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path):
 def test_two_writers_of_one_file_do_not_share_what_is_unfinished(tmp_path):
     code = f"""
 from pathlib import Path
-from unet_jax.output_files import complete, lock
+from unet_jax.files.output import complete, lock
 with complete(Path({str(tmp_path / "file")!r})) as unfinished:
     unfinished.write_text("other")
 """

@@ -8,8 +8,8 @@ import sys
 from tests.reliability.conftest import TINY
 from unet_jax import load
 from unet_jax.data.splits import read_splits
-from unet_jax.environment import versions
 from unet_jax.example import sha256
+from unet_jax.provenance import versions
 
 
 def test_a_run_records_what_it_depended_on_and_the_report_states_it(run, tiny_config, tmp_path):
@@ -44,7 +44,7 @@ def test_a_run_records_what_it_depended_on_and_the_report_states_it(run, tiny_co
 
 
 def test_a_copy_without_history_says_that_its_commit_is_unknown(tmp_path):
-    code = "from unet_jax.environment import versions; print(versions()['commit'])"
+    code = "from unet_jax.device import versions; print(versions()['commit'])"
     package = tmp_path / "unet_jax"
     subprocess.run(["cp", "-r", "unet_jax", str(package)], check=True)
     done = subprocess.run(
@@ -55,8 +55,8 @@ def test_a_copy_without_history_says_that_its_commit_is_unknown(tmp_path):
 
 def test_other_pixels_in_the_test_split_are_noticed(tiny_config, tmp_path, monkeypatch, caplog):
     from tests.test_evaluate import DEFAULTS
-    from unet_jax import evaluate as evaluate_module
-    from unet_jax.fit import fit
+    from unet_jax.evaluation import evaluate as evaluate_module
+    from unet_jax.run.fit import fit
 
     tiny_config.train.steps = tiny_config.train.validate_every = 4
     fit(tiny_config, tmp_path / "run")

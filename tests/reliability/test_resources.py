@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.reliability.conftest import TINY
-from unet_jax import fit as fit_module
 from unet_jax import load, predict_tiled
 from unet_jax import overlap_tile as overlap_tile_module
 from unet_jax.errors import RunFailed
-from unet_jax.fit import fit
+from unet_jax.run import fit as fit_module
+from unet_jax.run.fit import fit
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
 

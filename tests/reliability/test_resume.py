@@ -16,10 +16,11 @@ from tests.reliability.conftest import ROOT, rows
 from tests.test_evaluate import use_folder
 from unet_jax import checkpoint, load, predict_tiled
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.fit import cross_validate, fit
 from unet_jax.network import UNet
-from unet_jax.run_log import RunLog
-from unet_jax.training import create_optimiser, create_train_state, make_train_step
+from unet_jax.optimiser import create_optimiser
+from unet_jax.run.fit import cross_validate, fit
+from unet_jax.run.log import RunLog
+from unet_jax.train_step import create_train_state, make_train_step
 
 
 def snapshot(folder):
@@ -188,7 +189,7 @@ def test_the_step_is_compiled_once_in_a_run_that_goes_on(tiny_config, workdir, m
         made.append(original(*args, **settings))
         return made[0]
 
-    monkeypatch.setattr("unet_jax.fit.make_train_step", noting)
+    monkeypatch.setattr("unet_jax.run.fit.make_train_step", noting)
     tiny_config.train.steps = 12
     assert fit(tiny_config, workdir) == 0
     assert made[0]._cache_size() == 1

@@ -17,16 +17,17 @@ import tifffile
 
 from tests.reliability.conftest import ROOT, TINY
 from tests.test_checkpoint import FIELDS, a_description, a_state
-from unet_jax import checkpoint, environment
+from unet_jax import checkpoint
+from unet_jax import device as environment
 from unet_jax.data.arrays import training_arrays
-from unet_jax.data.hyperstack import Frame, result_file
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example
+from unet_jax.files.hyperstack import Frame, result_file
+from unet_jax.files.output import complete, lock, unlocking
 from unet_jax.network import UNet
-from unet_jax.output_files import complete, lock, unlocking
 from unet_jax.overlap_tile import choose_tile_side
-from unet_jax.predict_files import predict_files
-from unet_jax.stop_request import StopRequest
+from unet_jax.prediction.predict_files import predict_files
+from unet_jax.run.stop import StopRequest
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux plays Windows; /proc is needed")
 
@@ -125,7 +126,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from unet_jax.errors import InputError
-from unet_jax.output_files import lock
+from unet_jax.files.output import lock
 try:
     lock(Path(sys.argv[1]))
 except InputError as error:
@@ -193,7 +194,7 @@ def test_the_lock_of_another_user_is_respected(tmp_path, monkeypatch):
     def acquire(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("unet_jax.output_files.FileLock.acquire", acquire)
+    monkeypatch.setattr("unet_jax.files.output.FileLock.acquire", acquire)
     with unlocking(), pytest.raises(InputError, match="another run is writing to it"):
         lock(tmp_path)
 

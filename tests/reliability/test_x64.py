@@ -12,10 +12,11 @@ from unet_jax import checkpoint, load, predict_tiled
 from unet_jax.data.arrays import take, training_arrays, weight_maps
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.example import Example
-from unet_jax.fit import fit
 from unet_jax.network import UNet, context
+from unet_jax.optimiser import create_optimiser
 from unet_jax.overlap_tile import AVERAGING
-from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
+from unet_jax.run.fit import fit
+from unet_jax.train_step import create_train_state, make_train_step, tile_keys
 
 GOLDEN = ROOT / "tests" / "reliability" / "golden" / "0.1.0"
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from unet_jax.augmentation import part_corner, reached_side
-from unet_jax.environment import device_memory_bytes
+from unet_jax.device import device_memory_bytes
 from unet_jax.example import IGNORED, Example, is_sparse
 from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.weight_map import reach, weight_map

@@ -21,9 +21,9 @@ import pooch
 from scipy.ndimage import distance_transform_edt
 
 from unet_jax.data.download import download
-from unet_jax.data.image_files import check_grey_values, read_image
 from unet_jax.errors import InputError, Problems, one_line
 from unet_jax.example import IGNORED, Example
+from unet_jax.files.images import check_grey_values, read_image
 
 ADDRESS = "https://data.celltrackingchallenge.net/training-datasets/{}.zip"
 #: Published for the zip files of these data sets.

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.data.image_files import (
+from unet_jax.data.mask_rules import MASK_RULES, check_masks, ignored_numbers
+from unet_jax.errors import InputError, Problems, listed
+from unet_jax.example import IGNORED, SPARSE, Example, annotated_share
+from unet_jax.files.images import (
     check_grey_values,
     grey_as_one_channel,
     read_image,
     read_mask,
 )
-from unet_jax.data.mask_rules import MASK_RULES, check_masks, ignored_numbers
-from unet_jax.errors import InputError, Problems, listed
-from unet_jax.example import IGNORED, SPARSE, Example, annotated_share
 
 logger = logging.getLogger("unet_jax")
 

@@ -16,9 +16,9 @@ import pooch
 
 from unet_jax.data.download import download
 from unet_jax.data.folder import connected_cells
-from unet_jax.data.image_files import read_image
 from unet_jax.errors import InputError, one_line
 from unet_jax.example import Example
+from unet_jax.files.images import read_image
 
 ADDRESS = "https://downloads.imagej.net/ISBI-2012-challenge.zip"
 #: Published for the files in the zip.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unet_jax.environment import cpu_cores
+from unet_jax.device import cpu_cores
 from unet_jax.example import IGNORED
 
 #: The challenge adds 0.1 ten times, so these doubles are not the literals: the last is below 1.

@@ -17,8 +17,8 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from unet_jax.data.planes import Planes, planes_of
 from unet_jax.errors import InputError, one_line
+from unet_jax.files.planes import Planes, planes_of
 from unet_jax.normalisation import MAX_GREY_VALUE, are_grey_values, grey_value_statistics
 
 logger = logging.getLogger("unet_jax")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unet_jax.errors import InputError, one_line
-from unet_jax.output_files import complete
-from unet_jax.plain_files import read_small
+from unet_jax.files.output import complete
+from unet_jax.files.untrusted import read_small
 
 logger = logging.getLogger("unet_jax")
 

@@ -8,8 +8,8 @@ from unet_jax import checkpoint
 from unet_jax.data.folder import read_images
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError
+from unet_jax.files.output import complete, writable_folder
 from unet_jax.model import Model
-from unet_jax.output_files import complete, writable_folder
 
 
 def export(
@@ -46,8 +46,8 @@ def export(
         package that is not installed; no file has been written.
     """
     try:
-        from unet_jax.bioimage_package import bioimage_package
-        from unet_jax.onnx_graph import onnx_graph
+        from unet_jax.export.bioimage_package import bioimage_package
+        from unet_jax.export.onnx_graph import onnx_graph
     except ModuleNotFoundError as error:
         raise InputError(
             f"The package {error.name} is not installed; pip install -e '.[export]' installs what "

@@ -9,8 +9,8 @@ import jax
 
 from unet_jax import checkpoint
 from unet_jax.errors import InputError
-from unet_jax.output_files import lock, probe
-from unet_jax.training import TrainState
+from unet_jax.files.output import lock, probe
+from unet_jax.train_step import TrainState
 
 # Parts of a checkpoint's description that make it the same run.
 _COMPARED = ("config", "channels", "fold", "folds", "splits", "data")

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from unet_jax import checkpoint
 from unet_jax.data.folder import SUFFIXES, file_stem, has_image_suffix
-from unet_jax.data.hyperstack import read_frame, reserve, result_file
-from unet_jax.data.image_files import read_image
-from unet_jax.environment import device_memory_bytes, host_memory_bytes
+from unet_jax.device import device_memory_bytes, host_memory_bytes
 from unet_jax.errors import InputError, RunFailed, listed, one_line
 from unet_jax.figures import cell_picture, class_colours, colours_by_number, grey_values, outlined
+from unet_jax.files.hyperstack import read_frame, reserve, result_file
+from unet_jax.files.images import read_image
+from unet_jax.files.output import complete, lock, probe, unlocking
 from unet_jax.instances import InstanceSettings, find_cells, read_settings
 from unet_jax.model import Model
-from unet_jax.output_files import complete, lock, probe, unlocking
 from unet_jax.overlap_tile import predict_tiled
 
 logger = logging.getLogger("unet_jax")

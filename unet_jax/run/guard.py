@@ -9,7 +9,7 @@ import numpy as np
 
 from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example
-from unet_jax.output_files import complete
+from unet_jax.files.output import complete
 
 #: Where the step that was not finite is recorded.
 FAILURE = "failure.json"

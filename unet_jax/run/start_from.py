@@ -7,7 +7,7 @@ from typing import Any
 from unet_jax import checkpoint
 from unet_jax.errors import InputError
 from unet_jax.network import UNet
-from unet_jax.training import TrainState
+from unet_jax.train_step import TrainState
 
 # The only layers whose parameters depend on the images' channels and on the classes.
 _FIRST, _LAST = "contracting1_conv1", "classes"

@@ -27,9 +27,9 @@ from unet_jax.figures import (
     grey_values,
     numbered_picture,
 )
+from unet_jax.files.output import complete, probe
 from unet_jax.network import context
-from unet_jax.output_files import complete, probe
-from unet_jax.training import tile_keys
+from unet_jax.train_step import tile_keys
 from unet_jax.weight_map import class_weights
 
 _TILES = 2  # of each example

@@ -31,11 +31,11 @@ from matplotlib.figure import Figure
 from pydantic import ValidationError
 
 from unet_jax.errors import InputError, one_line
-from unet_jax.example import resized, scaled_size
+from unet_jax.export.onnx_graph import OPSET, halo, size_step
 from unet_jax.model import Model
 from unet_jax.normalisation import grey_value_statistics
-from unet_jax.onnx_graph import OPSET, halo, size_step
 from unet_jax.overlap_tile import mirror_indices, predict_tiled
+from unet_jax.resizing import resized, scaled_size
 
 _EXAMPLE_SIDE = 512  # pixels, at most: the example is part of the package
 
@@ -252,7 +252,7 @@ def _save_cover(file: Path, example: np.ndarray, probabilities: np.ndarray) -> N
 def _documentation(model: Model, name: str) -> str:
     """The package's README."""
     environment = Environment(
-        loader=PackageLoader("unet_jax"),
+        loader=PackageLoader("unet_jax.export"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import tifffile
 
-from unet_jax.data.image_files import full_pages, open_tiff, orientation, page_series, quiet
-from unet_jax.data.planes import described_pixels
 from unet_jax.errors import one_line
-from unet_jax.output_files import complete
+from unet_jax.files.images import full_pages, open_tiff, orientation, page_series, quiet
+from unet_jax.files.output import complete
+from unet_jax.files.planes import described_pixels
 
 logger = logging.getLogger("unet_jax")
 

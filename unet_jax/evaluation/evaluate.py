@@ -16,29 +16,36 @@ from unet_jax import checkpoint
 from unet_jax.data.folder import read_folder
 from unet_jax.data.isbi2012 import read_isbi2012_test
 from unet_jax.data.splits import read_splits
-from unet_jax.environment import versions
 from unet_jax.errors import InputError, RunFailed
+from unet_jax.evaluation.instance_tuning import tune
+from unet_jax.evaluation.report import Picture, left_out_words, save_report
 from unet_jax.example import (
     IGNORED,
     Example,
     annotated_share,
     image_sha256,
     is_sparse,
-    scaled_size,
     separated,
     sha256,
 )
 from unet_jax.figures import save_examples
+from unet_jax.files.output import complete, writable_folder
 from unet_jax.instances import SETTINGS, find_cells, read_settings
 from unet_jax.metrics import Score
+from unet_jax.metrics.scores import (
+    baselines,
+    class_scores,
+    em_counts,
+    em_scores,
+    em_values,
+    seg_score,
+)
 from unet_jax.metrics.warping import drawn
 from unet_jax.model import Model
-from unet_jax.output_files import complete, writable_folder
 from unet_jax.overlap_tile import choose_tile_side, predict_tiled
-from unet_jax.report import Picture, left_out_words, save_report
-from unet_jax.run_log import read_log
-from unet_jax.scores import baselines, class_scores, em_counts, em_scores, em_values, seg_score
-from unet_jax.tuning import tune
+from unet_jax.provenance import versions
+from unet_jax.resizing import scaled_size
+from unet_jax.run.log import read_log
 
 logger = logging.getLogger("unet_jax")
 

@@ -21,23 +21,25 @@ from unet_jax.configuration import check_config, with_added_keys
 from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.findings import doubts, duplicates
 from unet_jax.data.splits import read_run
-from unet_jax.environment import is_out_of_memory, versions
+from unet_jax.device import is_out_of_memory
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example, image_sha256, is_sparse, sha256
 from unet_jax.figures import save_examples, save_training_curves
-from unet_jax.fine_tuning import first_state
-from unet_jax.guard import TOO_LARGE_STEPS, collapse, is_finite, record_failure
+from unet_jax.files.output import unlocking
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
+from unet_jax.metrics.scores import class_scores, em_errors
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import PERCENTILES
-from unet_jax.output_files import unlocking
+from unet_jax.optimiser import create_optimiser
 from unet_jax.overlap_tile import predict_tiled
-from unet_jax.resume import resume_or_start
-from unet_jax.run_log import RunLog
-from unet_jax.scores import class_scores, em_errors
-from unet_jax.stop_request import StopRequest
-from unet_jax.training import create_optimiser, create_train_state, make_train_step, tile_keys
+from unet_jax.provenance import versions
+from unet_jax.run.guard import TOO_LARGE_STEPS, collapse, is_finite, record_failure
+from unet_jax.run.log import RunLog
+from unet_jax.run.resume import resume_or_start
+from unet_jax.run.start_from import first_state
+from unet_jax.run.stop import StopRequest
+from unet_jax.train_step import create_train_state, make_train_step, tile_keys
 from unet_jax.weight_map import class_weights
 
 logger = logging.getLogger("unet_jax")

@@ -16,7 +16,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy import ndimage
 
-from unet_jax.example import resized
 from unet_jax.figures import (
     IGNORED_COLOUR,
     MERGE_COLOUR,
@@ -37,8 +36,9 @@ from unet_jax.figures import (
     grey_values,
     outlined,
 )
+from unet_jax.files.output import complete
 from unet_jax.normalisation import PERCENTILES
-from unet_jax.output_files import complete
+from unet_jax.resizing import resized
 
 
 class Picture(NamedTuple):
@@ -139,7 +139,7 @@ def save_report(file: Path, result: dict[str, Any], pictures: list[Picture]) -> 
       pictures: of the images of the result, in their order.
     """
     environment = Environment(
-        loader=PackageLoader("unet_jax"),
+        loader=PackageLoader("unet_jax.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
