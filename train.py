@@ -14,12 +14,14 @@ the rest of the command as above:
     --folds=5                              a cross-validation: five networks
 """
 
+import shlex
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from unet_jax import command_line
+from unet_jax.command_line import Outcome, command
 from unet_jax.errors import InputError
 from unet_jax.run.fit import cross_validate, fit
 from unet_jax.run.preview import preview
@@ -46,16 +48,21 @@ flags.register_validator("workdir", lambda folder: folder != "", "it names no fo
 
 def _train():
     workdir = Path(_WORKDIR.value)
+    options = {"allow_change": _ALLOW_CHANGE.value, "command": command()}
     if _PREVIEW.value:
         if _FOLDS.value is not None:
             raise InputError(
                 "--preview shows the same data for all folds; give it without --folds."
             )
-        return preview(_CONFIG.value, workdir)
+        return Outcome(str(preview(_CONFIG.value, workdir)))
     if _FOLDS.value is None:
-        return fit(_CONFIG.value, workdir, allow_change=_ALLOW_CHANGE.value)
-    return cross_validate(_CONFIG.value, workdir, _FOLDS.value, allow_change=_ALLOW_CHANGE.value)
+        run = fit(_CONFIG.value, workdir, **options)
+        return Outcome(str(run), status=run.status)
+    status = cross_validate(_CONFIG.value, workdir, _FOLDS.value, **options)[-1].status
+    folder = shlex.quote(str(workdir))
+    mean = f"The mean over the folds: python eval.py --checkpoint={folder} --split=validation"
+    return Outcome("" if status else mean, status=status)
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: command_line.Outcome("", status=_train()))
+    command_line.run(_train)

@@ -9,13 +9,13 @@ from functools import partial
 
 import jax
 import numpy as np
+from unet_jax.data.arrays import take, training_arrays, weight_maps
 
 from benchmarks.side_by_side import alternate, rounded
 from benchmarks.time_to_accuracy import deformed
 from benchmarks.training_step import ours as training_step
 from configs import em
 from unet_jax.augmentation import augment, sample, tile_coordinates
-from unet_jax.data.arrays import take, training_arrays, weight_maps
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.network import context
 from unet_jax.weight_map import class_weights, weight_map

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
+from unet_jax.data.arrays import weight_maps
 
 from unet_jax import load, predict_tiled
-from unet_jax.data.arrays import weight_maps
 from unet_jax.data.splits import read_splits
 from unet_jax.provenance import versions
 from unet_jax.run.fit import fit

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import torch
 from scipy import ndimage
+from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 
 from benchmarks import torch_unet
 from benchmarks.side_by_side import rounded
 from configs import em, em_small
 from unet_jax import predict_tiled
-from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.splits import read_splits
 from unet_jax.metrics.scores import em_errors
 from unet_jax.model import Model

@@ -10,6 +10,8 @@ grey value has 0.092 and 0.457.
 from ml_collections import ConfigDict
 
 from configs import em
+from unet_jax.data.sources import Synthetic
+from unet_jax.settings import as_dict
 
 
 def get_config():
@@ -18,15 +20,7 @@ def get_config():
     config.model.depth = 4
     config.model.dropout_rate = 0.0  # a network this small has no features to spare
 
-    config.data = ConfigDict()
-    config.data.scale = 1.0
-    config.data.source = "synthetic"
-    config.data.seed = 0
-    config.data.height = 256
-    config.data.width = 256
-    config.data.train = (0, 48)
-    config.data.validation = (48, 52)
-    config.data.test = (52, 60)
+    config.data = ConfigDict(as_dict(Synthetic()))
 
     config.train.tile_side = 252
     config.train.steps = 4500

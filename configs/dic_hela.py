@@ -12,6 +12,8 @@ takes 14 minutes on two CPU cores. SEG of the other sequence: 0.68 both ways (0.
 from ml_collections import ConfigDict
 
 from configs import em
+from unet_jax.data.sources import CellTracking
+from unet_jax.settings import as_dict
 
 
 def get_config():
@@ -20,17 +22,9 @@ def get_config():
     config.model.width = 16
     config.model.dropout_rate = 0.0  # a network this small has no features to spare
 
-    config.data = ConfigDict()
-    config.data.source = "cell_tracking"
-    config.data.dataset = "DIC-C2DH-HeLa"  # or a folder in the challenge's layout
+    config.data = ConfigDict(as_dict(CellTracking()))
     config.data.scale = 0.375  # a cell is 100 pixels wide: the network must see beyond it
-    config.data.train_sequence = "01"
-    config.data.test_sequence = "02"  # opened by eval.py only
-    config.data.validation_every = 4  # of the annotated frames: they choose the best step
-    config.data.truth = "gold"  # of the training frames; "silver" is computed, and for all frames
-    # Frames in which cells are left out, or ("all",): background more than 20 pixels from any
-    # annotated cell is ignored there.
-    config.data.partly_annotated = ("01/067", "02/061", "02/067")
+    config.data.partly_annotated = ("01/067", "02/061", "02/067")  # cells are left out there
 
     config.train.tile_side = 380
     config.train.steps = 2200

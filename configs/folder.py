@@ -20,32 +20,17 @@ nothing is drawn, and 1, 2, 3 for the classes, want --config.data.ignore_value=0
 from ml_collections import ConfigDict
 
 from configs import em_small
+from unet_jax.data.sources import Folder
+from unet_jax.settings import as_dict
 
 
 def get_config():
     config = em_small.get_config()
     config.class_names = ("background", "cell")  # as many as config.model.classes
-    # In pictures, one for each class, such as ("black", "#ff8000"); () = the usual ones.
-    config.class_colours = ()
     config.model.depth = 4  # sees 44 pixels around each; more for cells of 100 pixels and more
     config.model.dropout_rate = 0.0  # a network this small has no features to spare
 
-    config.data = ConfigDict()
-    config.data.scale = 1.0
-    config.data.source = "folder"
-    config.data.images = "images"
-    config.data.labels = "masks"
-    # What the numbers in a mask mean: "binary", 0 and one other such as 255; "classes", the class
-    # of each pixel; "instances", 0 = background and n = cell n.
-    config.data.mask_rule = "binary"
-    # Mask pixels that do not count, such as 255; -1 = there are none. With 0, "classes" begin at 1.
-    config.data.ignore_value = -1
-    # What -1 in a mask means: "background", from which the others count, or "ignored"; "" = there
-    # is none.
-    config.data.minus_one = ""
-    config.data.validation_fraction = 0.15  # of the files: chooses the best step
-    config.data.test_fraction = 0.15  # opened by eval.py only
-    config.data.split_seed = 0
+    config.data = ConfigDict(as_dict(Folder()))
 
     config.train.tile_side = 284
     # Images that differ in brightness and density pull in different directions: at twice the rate

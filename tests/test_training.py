@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from unet_jax.data.arrays import batch_indices, take, training_arrays
 
 from configs import em
 from unet_jax.augmentation import augment, reached_side
-from unet_jax.data.arrays import batch_indices, take, training_arrays
 from unet_jax.example import IGNORED, Example
 from unet_jax.network import UNet, context
 from unet_jax.normalisation import grey_value_statistics, normalise

@@ -6,25 +6,87 @@ all of them off the tile is the middle of the image, bit for bit.
 """
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from unet_jax.settings import check, setting
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """How tiles are varied; 0 switches a part off.
+
+    Attributes:
+      elastic_pixels: standard deviation of the displacements at the nodes of the 3x3 grid, in
+        pixels, see `elastic_displacement`.
+      rotation_degrees: the angle is uniform in plus or minus this; 180 is any.
+      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle; of sparsely
+        annotated images anywhere near the annotated pixel, or on it.
+      mirror_probability: of a mirrored tile.
+      contrast_std: standard deviation of the factor on the grey values, around 1.
+      brightness_std: standard deviation of what is added to them; the image has one of about 1.
+    """
+
+    elastic_pixels: float = setting(10.0, at_least=0)
+    rotation_degrees: float = setting(180.0, at_least=0)
+    shift: float = setting(1.0, at_least=0)
+    mirror_probability: float = setting(0.5, at_least=0, at_most=1)
+    contrast_std: float = setting(0.1, at_least=0)
+    brightness_std: float = setting(0.1, at_least=0)
+
+    def __post_init__(self):
+        """Raises InputError for a value that makes no sense."""
+        check(self)
+
+
+class Crop(NamedTuple):
+    """An image, or the part of one that a tile reaches, with what is to be learnt of it.
+
+    Attributes:
+      image: float32 [H, W, C], normalised.
+      labels: int32 [H, W], the class of each pixel, or `IGNORED`.
+      weights: float32 [H, W], see `weight_map`.
+      size: int32 [2], height and width of the whole image: less than [H, W] if the arrays were
+        filled up at their end, more if they are a part of it.
+      corner: int32 [2], the image's pixel at which a part begins; None for a whole image.
+      places: of sparsely annotated images int32 [N, 2], annotated pixels of the image, one of
+        which, drawn at random, lies in the network's output; else None.
+    """
+
+    image: jax.Array
+    labels: jax.Array
+    weights: jax.Array
+    size: jax.Array
+    corner: jax.Array | None = None
+    places: jax.Array | None = None
+
+
+class Tile(NamedTuple):
+    """What the network is trained on.
+
+    Attributes:
+      image: float32 [tile_side, tile_side, C].
+      labels: int32 [tile_side - 2 context, tile_side - 2 context], for the network's output.
+      weights: float32, as the labels.
+    """
+
+    image: jax.Array
+    labels: jax.Array
+    weights: jax.Array
+
 
 def augment(
     key: jax.Array,
-    example: dict[str, jax.Array],
+    crop: Crop,
+    settings: AugmentationSettings = AugmentationSettings(),
     *,
     tile_side: int,
     context: int,
-    elastic_pixels: float,
-    rotation_degrees: float,
-    shift: float,
-    mirror_probability: float,
-    contrast_std: float,
-    brightness_std: float,
-) -> dict[str, jax.Array]:
+) -> Tile:
     """One augmented training tile out of one image.
 
     Large tiles see much of an image (Sect. 3.1), but a large image need not be there as a whole:
@@ -33,65 +95,36 @@ def augment(
 
     Args:
       key: random key.
-      example: `image` float32 [H, W, C], normalised; `labels` int32 [H, W]; `weights` float32
-        [H, W]; `size` int32 [2], height and width of the image: less than [H, W] if the arrays were
-        filled up at their end, more if they are a part of it, with `corner` int32 [2], the image's
-        pixel at which they begin; of sparsely annotated images also `places` int32 [N, 2],
-        annotated pixels of the image, one of which, drawn at random, lies in the network's output.
+      crop: of one image.
+      settings: the strengths.
       tile_side: pixels, side of the network's input.
       context: pixels that the network's output is smaller on each side.
-      elastic_pixels: see `elastic_displacement`.
-      rotation_degrees: the angle is uniform in plus or minus this; 180 is any.
-      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle; of sparsely
-        annotated images anywhere near the annotated pixel, or on it.
-      mirror_probability: of a mirrored tile.
-      contrast_std: standard deviation of the factor on the grey values, around 1.
-      brightness_std: standard deviation of what is added to them; the image has one of about 1.
-
-    Returns:
-      `image` float32 [tile_side, tile_side, C]; `labels` and `weights` for the network's output,
-      [tile_side - 2 context, tile_side - 2 context].
     """
     geometry_key, grey_key = jax.random.split(key)
     coordinates = tile_coordinates(
-        geometry_key,
-        example["size"],
-        example.get("places"),
-        tile_side=tile_side,
-        context=context,
-        elastic_pixels=elastic_pixels,
-        rotation_degrees=rotation_degrees,
-        shift=shift,
-        mirror_probability=mirror_probability,
+        geometry_key, crop.size, crop.places, settings, tile_side=tile_side, context=context
     )
-    if "corner" in example:
-        coordinates -= example["corner"][:, None, None]  # exact in float32: whole pixels
+    if crop.corner is not None:
+        # Exact in float32: whole pixels.
+        coordinates -= crop.corner[:, None, None].astype(jnp.float32)
     output = coordinates[:, context : tile_side - context, context : tile_side - context]
     linear = jax.vmap(lambda channel: sample(channel, coordinates, order=1), -1, -1)
-    return {
-        "image": vary_grey_values(
-            grey_key,
-            linear(example["image"]),
-            contrast_std=contrast_std,
-            brightness_std=brightness_std,
-        ),
-        "labels": sample(example["labels"], output, order=0),
+    return Tile(
+        image=vary_grey_values(grey_key, linear(crop.image), settings),
+        labels=sample(crop.labels, output, order=0),
         # As the labels: a weight belongs to the class of its pixel.
-        "weights": sample(example["weights"], output, order=0),
-    }
+        weights=sample(crop.weights, output, order=0),
+    )
 
 
 def tile_coordinates(
     key: jax.Array,
     size: jax.Array,
     places: jax.Array | None = None,
+    settings: AugmentationSettings = AugmentationSettings(),
     *,
     tile_side: int,
     context: int,
-    elastic_pixels: float,
-    rotation_degrees: float,
-    shift: float,
-    mirror_probability: float,
 ) -> jax.Array:
     """Where in an image of `size` = int32 [2] (height, width) the pixels of a random tile lie.
 
@@ -104,17 +137,17 @@ def tile_coordinates(
     elastic_key, rotation_key, shift_key, mirror_key = jax.random.split(key, 4)
     centre = (tile_side - 1) / 2
     pixels = jnp.arange(tile_side, dtype=jnp.float32) - centre
-    y, x = elastic_displacement(elastic_key, tile_side, elastic_pixels)
+    y, x = elastic_displacement(elastic_key, tile_side, settings.elastic_pixels)
     y, x = pixels[:, None] + y, pixels[None, :] + x
 
-    x = jnp.where(jax.random.bernoulli(mirror_key, mirror_probability), -x, x)
+    x = jnp.where(jax.random.bernoulli(mirror_key, settings.mirror_probability), -x, x)
     angle = jnp.deg2rad(
-        rotation_degrees * jax.random.uniform(rotation_key, minval=-1.0, maxval=1.0)
+        settings.rotation_degrees * jax.random.uniform(rotation_key, minval=-1.0, maxval=1.0)
     )
     # Not a matrix product, which some accelerators compute in reduced precision.
     y, x = jnp.cos(angle) * y - jnp.sin(angle) * x, jnp.sin(angle) * y + jnp.cos(angle) * x
 
-    origin = _origin(shift_key, size, places, tile_side, context, shift)
+    origin = _origin(shift_key, size, places, tile_side, context, settings.shift)
     return jnp.stack(
         [mirrored(y + centre + origin[0], size[0]), mirrored(x + centre + origin[1], size[1])]
     )
@@ -132,42 +165,43 @@ def _origin(shift_key, size, places, tile_side, context, shift):
     return unmoved + moved
 
 
-def reached_side(tile_side: int, elastic_pixels: float) -> int:
+def reached_side(tile_side: int, settings: AugmentationSettings) -> int:
     """Pixels, side of the part of an image that a turned and deformed tile reaches.
 
     Displacements are Gaussian; 8 `elastic_pixels` are at least 6 standard deviations, which less
     than one of 100 million tiles exceeds. Such a tile would see an edge of the part repeated.
     """
     # 3 more for the pixels that are interpolated between.
-    return 2 * (math.ceil((tile_side - 1) / math.sqrt(2) + 8 * elastic_pixels) + 3)
+    return 2 * (math.ceil((tile_side - 1) / math.sqrt(2) + 8 * settings.elastic_pixels) + 3)
 
 
 def part_corner(
     key: jax.Array,
     size: jax.Array,
     places: jax.Array | None = None,
+    settings: AugmentationSettings = AugmentationSettings(),
     *,
     part: tuple[int, int],
     tile_side: int,
     context: int,
-    shift: float,
 ) -> jax.Array:
     """Where the part of an image begins that the tile of `augment` with the same key reaches.
 
     Args:
       key: as of `augment`.
       size: int32 [2], height and width of the image.
-      places: as of `augment`.
+      places: as of `Crop`.
+      settings: as of `augment`.
       part: height and width of the part, `reached_side` or the image's where that is less.
       tile_side: as of `augment`.
       context: as of `augment`.
-      shift: as of `augment`.
 
     Returns:
       int32 [2], so that the part lies in the image; 0 along an axis on which it does not fit.
     """
     shift_key = jax.random.split(jax.random.split(key)[0], 4)[2]  # as `augment` derives it
-    centre = _origin(shift_key, size, places, tile_side, context, shift) + (tile_side - 1) / 2
+    origin = _origin(shift_key, size, places, tile_side, context, settings.shift)
+    centre = origin + (tile_side - 1) / 2
     # Mirrored pixels are no further from the mirrored centre than they were from the centre.
     centre = jnp.floor(mirrored(centre, size)).astype(jnp.int32)
     part = jnp.array(part)
@@ -205,9 +239,9 @@ def sample(array: jax.Array, coordinates: jax.Array, *, order: int) -> jax.Array
 
 
 def vary_grey_values(
-    key: jax.Array, image: jax.Array, *, contrast_std: float, brightness_std: float
+    key: jax.Array, image: jax.Array, settings: AugmentationSettings = AugmentationSettings()
 ) -> jax.Array:
     """A normalised image [H, W, C] times a random factor, plus a random offset."""
     contrast_key, brightness_key = jax.random.split(key)
-    factor = 1 + contrast_std * jax.random.normal(contrast_key)
-    return image * factor + brightness_std * jax.random.normal(brightness_key)
+    factor = 1 + settings.contrast_std * jax.random.normal(contrast_key)
+    return image * factor + settings.brightness_std * jax.random.normal(brightness_key)

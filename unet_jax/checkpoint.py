@@ -24,12 +24,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from unet_jax.configuration import check_config, check_model, with_added_keys
+from unet_jax.configuration import read_configuration
 from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.files.output import complete
 from unet_jax.files.untrusted import read_small
 from unet_jax.model import Model
 from unet_jax.network import UNet, init_params
+from unet_jax.settings import read
 from unet_jax.train_step import TrainState
 
 _DESCRIPTION = "checkpoint.json"
@@ -163,7 +164,8 @@ def describe(workdir: Path, step: int) -> dict[str, Any]:
         raise _damaged(workdir, step, error) from error
     try:
         if "config" in description:
-            description["config"] = with_added_keys(description["config"])
+            config = read_configuration(description["config"]).to_dict()
+            description["config"] = json.loads(json.dumps(config))
         _check_description(description)
     except Exception as error:  # made-up values raise many kinds
         reason = f"{type(error).__name__}: {one_line(error)}"
@@ -272,7 +274,7 @@ def _load_one(workdir: Path, step: str | int) -> Model:
 
 def _check_description(description: dict[str, Any]) -> None:
     """Raises for values that `load` cannot use, and for what it needs and does not find."""
-    check_model(description["model"])
+    read(UNet, description["model"], "model")
     low, high = description["percentiles"]
     validation = description["validation"]
     for name, holds in (
@@ -292,7 +294,7 @@ def _check_description(description: dict[str, Any]) -> None:
 def _check_run(description: dict[str, Any]) -> None:
     """Raises for values of what training adds that an evaluation cannot use."""
     config, names = description["config"], description["class_names"]
-    check_config(config)
+    read_configuration(config)
     data, splits = config["data"], description["splits"]
     source = description.get("started_from")
     for name, holds in (

@@ -1,6 +1,7 @@
 """What every data set is made of: an image with its labels."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,11 @@ class Example(NamedTuple):
     labels: np.ndarray
     instances: np.ndarray
 
+    @property
+    def channels(self) -> int:
+        """Of the image."""
+        return 1 if self.image.ndim == 2 else self.image.shape[-1]
+
 
 def sha256(example: Example) -> str:
     """The digest of an example's pixels, labels and cells, with their shapes and dtypes."""
@@ -47,13 +53,13 @@ def image_sha256(image: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def annotated_share(labels: list[np.ndarray]) -> float:
+def annotated_share(labels: Sequence[np.ndarray]) -> float:
     """The share of pixels that count, of int arrays [H, W] of classes or `IGNORED`."""
     counted = sum(int(np.count_nonzero(a != IGNORED)) for a in labels)
     return counted / sum(a.size for a in labels)
 
 
-def is_sparse(examples: list[Example]) -> bool:
+def is_sparse(examples: Sequence[Example]) -> bool:
     """Whether only strokes are annotated, and no cells."""
     cells = any(example.instances.any() for example in examples)
     return not cells and annotated_share([example.labels for example in examples]) < SPARSE
@@ -87,6 +93,8 @@ def separated(example: Example) -> Example:
         touching &= instances[here] != instances[there]
         ridge[here] |= touching
         ridge[there] |= touching
+    if not ridge.any():
+        return example
     return example._replace(
         labels=np.where(ridge, 0, labels), instances=np.where(ridge, 0, instances)
     )

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from unet_jax.layers import UpConv2x2, conv3x3, max_pool2x2
+from unet_jax.layers import Conv3x3, UpConv2x2, max_pool2x2
+from unet_jax.settings import setting
 
 
 def context(depth: int) -> int:
@@ -52,11 +53,11 @@ class UNet(nn.Module):
       dtype: what the convolutions compute in; the parameters are float32.
     """
 
-    width: int = 64
-    depth: int = 5
-    classes: int = 2
-    dropout_rate: float = 0.5
-    dtype: Any = jnp.float32
+    width: int = setting(64, at_least=1, at_most=4096)
+    depth: int = setting(5, at_least=1, at_most=8)
+    classes: int = setting(2, at_least=2, at_most=4096)
+    dropout_rate: float = setting(0.5, at_least=0, below=1)
+    dtype: Any = setting("float32", one_of=("float32", "bfloat16"))
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:  # noqa: D102
@@ -70,16 +71,7 @@ class UNet(nn.Module):
 
         def conv3x3_relu(x, channels, name):
             init = he_normal(9 * x.shape[-1])
-            conv = nn.Conv(
-                channels,
-                (3, 3),
-                padding="VALID",
-                kernel_init=init,
-                dtype=self.dtype,
-                conv_general_dilated=conv3x3,
-                name=name,
-            )
-            return nn.relu(conv(x))
+            return nn.relu(Conv3x3(channels, kernel_init=init, dtype=self.dtype, name=name)(x))
 
         def up_conv2x2(x, channels, name):
             # An output pixel sees one input pixel, so N is the number of input channels.

@@ -1,48 +1,71 @@
 """The optimiser of the paper (Sect. 3): stochastic gradient descent with a high momentum."""
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 import optax
 
+from unet_jax.settings import check, setting
 
-def create_optimiser(
-    *,
-    steps: int,
-    peak_learning_rate: float,
-    warmup_steps: int,
-    momentum: float,
-    initial_momentum: float,
-    momentum_warmup_steps: int,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """SGD with momentum (Sect. 3), and its learning rate at a step.
 
-    The paper's momentum of 0.99 remembers a hundred steps, too many while the network changes fast.
-    So 1 - momentum falls geometrically from 1 - initial_momentum over the first
-    momentum_warmup_steps, and the learning rate with it: their ratio, the rate at which a constant
-    gradient moves the parameters, rises linearly over warmup_steps and then falls as a cosine to 0.
-    The momentum accumulates gradients before the learning rate multiplies them.
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """How far each step goes; the paper gives the momentum alone.
+
+    Attributes:
+      momentum: the final one; the paper's remembers a hundred steps.
+      initial_momentum: from 0.9 on the network leaves the first plateau far sooner.
+      momentum_warmup_steps: in which it rises.
+      peak_learning_rate: as if the momentum were the final one from the start.
+      warmup_steps: in which the learning rate rises.
+    """
+
+    momentum: float = setting(0.99, at_least=0, below=1)
+    initial_momentum: float = setting(0.9, at_least=0, below=1)
+    momentum_warmup_steps: int = setting(2000, at_least=1)
+    peak_learning_rate: float = setting(2e-3, above=0)
+    warmup_steps: int = setting(100, at_least=0)
+
+    def __post_init__(self):
+        """Raises InputError for a value that makes no sense."""
+        check(self)
+
+
+def sgd(
+    settings: OptimiserSettings = OptimiserSettings(), *, steps: int | None = None
+) -> optax.GradientTransformation:
+    """SGD with momentum (Sect. 3), whose state holds `learning_rate` and `momentum`.
+
+    A momentum of 0.99 remembers a hundred steps, too many while the network changes fast. So
+    1 - momentum falls geometrically from 1 - initial_momentum over the first momentum_warmup_steps,
+    and the learning rate with it: their ratio, the rate at which a constant gradient moves the
+    parameters, rises linearly over warmup_steps and then falls as a cosine to 0. The momentum
+    accumulates gradients before the learning rate multiplies them.
 
     Args:
-      steps: of the whole run.
-      peak_learning_rate: as if the momentum were the final one from the start.
-      warmup_steps: of the learning rate, below `steps`.
-      momentum: the final one, in [0, 1).
-      initial_momentum: in [0, 1).
-      momentum_warmup_steps: at least 1.
+      settings: see there.
+      steps: of the whole run, more than warmup_steps; None where its end is not known: the ratio
+        then stays at its peak.
     """
-    nominal = optax.warmup_cosine_decay_schedule(0.0, peak_learning_rate, warmup_steps, steps)
-    ratio = (1 - initial_momentum) / (1 - momentum)
+    warmup, peak = settings.warmup_steps, settings.peak_learning_rate
+    nominal = (
+        optax.warmup_constant_schedule(0.0, peak, warmup)
+        if steps is None
+        else optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
+    )
+    final = 1 - settings.momentum
+    ratio = (1 - settings.initial_momentum) / final
 
     def friction(step):
         """1 - momentum, in units of the final one."""
-        return ratio ** (1 - jnp.minimum(step / momentum_warmup_steps, 1))
+        return ratio ** (1 - jnp.minimum(step / settings.momentum_warmup_steps, 1))
 
     # A quotient of integers would be a float64 where JAX computes in 64 bits elsewhere.
     def learning_rate(step):
         step = jnp.float32(step)
         return nominal(step) * friction(step)
 
-    def momentum_at(step):
-        return 1 - (1 - momentum) * friction(jnp.float32(step))
+    def momentum(step):
+        return 1 - final * friction(jnp.float32(step))
 
-    sgd = optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate, momentum=momentum_at)
-    return sgd, learning_rate
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate, momentum=momentum)

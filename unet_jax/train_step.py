@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from unet_jax.augmentation import augment
+from unet_jax.augmentation import AugmentationSettings, Crop, augment
 from unet_jax.layers import compiler_options
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.network import UNet, context, contracting_path, init_params
@@ -25,7 +25,7 @@ class TrainState:
 
 
 def create_train_state(
-    key: jax.Array, network: UNet, optimiser: optax.GradientTransformation, channels: int
+    key: jax.Array, network: UNet, optimiser: optax.GradientTransformation, channels: int = 1
 ) -> TrainState:
     """The state before the first step, for images of so many channels."""
     params = jax.jit(init_params, static_argnums=(1, 2))(key, network, channels)
@@ -43,45 +43,57 @@ def make_train_step(
     optimiser: optax.GradientTransformation,
     *,
     tile_side: int,
-    augmentation: dict[str, float],
+    augmentation: AugmentationSettings = AugmentationSettings(),
     freeze_contracting_path: bool = False,
-) -> Callable[[TrainState, dict[str, jax.Array], jax.Array], tuple[TrainState, dict]]:
+) -> Callable[[TrainState, Crop, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled train_step(state, batch, key) -> (state, metrics).
 
-    A batch is a dict of examples as `augmentation.augment` takes them, each with a leading axis of
-    the batch. One call augments, computes loss and gradient, and updates; the state passed in is
-    used up. The metrics: `loss` (Eq. 1 per pixel) and `gradient_norm`, float32 scalars. A frozen
-    contracting path stays bit for bit as it is, and has no part in the norm.
+    A batch is a `Crop` whose arrays have a leading axis of the batch. One call augments, computes
+    loss and gradient, and updates; the state passed in is used up. A frozen contracting path stays
+    bit for bit as it is, and has no part in the gradient's norm.
+
+    In a mesh of devices (`jax.set_mesh`) the batch may be sharded along its leading axis, on Auto
+    or Explicit axes; state and key are replicated, and so are the results.
+
+    Returns:
+      The step. Its metrics are float32 scalars: `loss` (Eq. 1 per pixel), `gradient_norm`, and
+      `learning_rate`, if the optimiser is one of `optax.inject_hyperparams`, as `sgd` is.
     """
 
     def train_step(state, batch, key):
         dropout_key = jax.random.split(key)[1]
-
-        def augment_one(key, example):
-            return augment(
-                key, example, tile_side=tile_side, context=context(network.depth), **augmentation
+        tiles = jax.vmap(
+            lambda key, crop: augment(
+                key, crop, augmentation, tile_side=tile_side, context=context(network.depth)
             )
-
-        tiles = jax.vmap(augment_one)(tile_keys(key, batch["image"].shape[0]), batch)
+        )(tile_keys(key, len(batch.image)), batch)
 
         def loss(params):
+            if freeze_contracting_path:
+                params |= jax.lax.stop_gradient(contracting_path(params))
             logits = network.apply(
-                {"params": params}, tiles["image"], train=True, rngs={"dropout": dropout_key}
+                {"params": params}, tiles.image, train=True, rngs={"dropout": dropout_key}
             )
             return mean_over_pixels(
-                *jax.vmap(weighted_cross_entropy)(logits, tiles["labels"], tiles["weights"])
+                *jax.vmap(weighted_cross_entropy)(logits, tiles.labels, tiles.weights)
             )
 
         value, gradient = jax.value_and_grad(loss)(state.params)
-        if freeze_contracting_path:
-            # The compiler leaves out what computes a gradient that nobody uses.
-            gradient |= jax.tree.map(jnp.zeros_like, contracting_path(gradient))
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if freeze_contracting_path:
             params |= contracting_path(state.params)  # whatever momentum it had
         squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)]
         metrics = {"loss": value, "gradient_norm": jnp.sqrt(sum(squares))}
+        hyperparams = getattr(opt_state, "hyperparams", {})
+        metrics |= {k: v for k, v in hyperparams.items() if k == "learning_rate"}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+    return jax.jit(_on_auto_axes(train_step), donate_argnums=0, compiler_options=compiler_options())
+
+
+def _on_auto_axes(function):
+    """The function with replicated results in a mesh whose axes are Explicit, JAX's default."""
+    if not hasattr(jax.sharding, "auto_axes"):  # an older JAX, which has no such axes
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=jax.sharding.PartitionSpec())

@@ -2,17 +2,39 @@
 
 import logging
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unet_jax.example import IGNORED
+from unet_jax.example import IGNORED, Example
+from unet_jax.settings import check, setting
 
 logger = logging.getLogger("unet_jax")
 
+_BLOCK = 128  # pixels, side
 
-def class_weights(labels: list[np.ndarray], classes: int) -> np.ndarray:
+
+@dataclass(frozen=True)
+class WeightMapSettings:
+    """How much the background between cells weighs.
+
+    Attributes:
+      w0: weight of a border of no width.
+      sigma: how far from the cells it reaches, in pixels.
+    """
+
+    w0: float = setting(10.0, at_least=0)
+    sigma: float = setting(5.0, above=0)
+
+    def __post_init__(self):
+        """Raises InputError for a value that makes no sense."""
+        check(self)
+
+
+def class_weights(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
     """w_c = N / (K N_c), so that each of the K classes has the same total weight.
 
     Args:
@@ -33,9 +55,7 @@ def weight_map(
     labels: jax.Array,
     instances: jax.Array,
     class_weights: jax.Array,
-    *,
-    w0: float = 10.0,
-    sigma: float = 5.0,
+    settings: WeightMapSettings = WeightMapSettings(),
 ) -> jax.Array:
     """Eq. 2 for one image: w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)).
 
@@ -47,17 +67,16 @@ def weight_map(
       instances: int32 [H, W], the cell each pixel belongs to, 0 = none; or, of a block of an image,
         [H + 2 reach(sigma), W + 2 reach(sigma)], with the pixels around the block.
       class_weights: float32 [classes], see `class_weights`.
-      w0: weight of a border of no width.
-      sigma: in pixels.
+      settings: w0 and sigma.
 
     Returns:
       float32 [H, W].
     """
-    around = reach(sigma)
+    around = reach(settings.sigma)
     if instances.shape == labels.shape:
         instances = jnp.pad(instances, around)
     d1, d2 = two_nearest_cells(instances, reach=around)
-    separation = w0 * jnp.exp(-jnp.square(d1 + d2) / (2 * sigma**2))
+    separation = settings.w0 * jnp.exp(-jnp.square(d1 + d2) / (2 * settings.sigma**2))
     weights = jnp.asarray(class_weights)[jnp.maximum(labels, 0)] + jnp.where(
         labels == 0, separation, 0
     )
@@ -129,3 +148,33 @@ def _closer(nearest, cell, square):
         jnp.where(pushed, cell1, jnp.where(second, cell, cell2)),
         jnp.where(pushed, square1, jnp.where(second, square, square2)),
     )
+
+
+_compiled = jax.jit(weight_map, static_argnames="settings")
+
+
+def weight_maps(
+    examples: Sequence[Example],
+    class_weights: np.ndarray,
+    settings: WeightMapSettings = WeightMapSettings(),
+) -> list[np.ndarray]:
+    """Eq. 2 for each example, float32 [H, W], see `weight_map`.
+
+    In blocks of one size, so that it is compiled once for images of any sizes, and takes the memory
+    of a block.
+    """
+    around = reach(settings.sigma)
+    maps = []
+    for example in examples:
+        height, width = example.labels.shape
+        end = [(0, -height % _BLOCK), (0, -width % _BLOCK)]
+        labels = np.pad(example.labels, end)
+        instances = np.pad(np.pad(example.instances, end), around)
+        weights = np.empty(labels.shape, np.float32)
+        for y in range(0, height, _BLOCK):
+            for x in range(0, width, _BLOCK):
+                block = slice(y, y + _BLOCK), slice(x, x + _BLOCK)
+                surroundings = instances[y : y + _BLOCK + 2 * around, x : x + _BLOCK + 2 * around]
+                weights[block] = _compiled(labels[block], surroundings, class_weights, settings)
+        maps.append(weights[:height, :width])
+    return maps

@@ -5,9 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 
 from unet_jax import checkpoint
-from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example, separated

@@ -14,12 +14,12 @@ import numpy as np
 import psutil
 import pytest
 import tifffile
+from unet_jax.data.arrays import training_arrays
 
 from tests.reliability.conftest import ROOT, TINY
 from tests.test_checkpoint import FIELDS, a_description, a_state
 from unet_jax import checkpoint
 from unet_jax import device as environment
-from unet_jax.data.arrays import training_arrays
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example
 from unet_jax.files.hyperstack import Frame, result_file

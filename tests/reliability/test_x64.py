@@ -5,11 +5,11 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from unet_jax.data.arrays import take, training_arrays, weight_maps
 
 from tests.reliability.conftest import ROOT
 from tests.test_checkpoint import FIELDS, a_description, a_state, same_bits
 from unet_jax import checkpoint, load, predict_tiled
-from unet_jax.data.arrays import take, training_arrays, weight_maps
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.example import Example
 from unet_jax.network import UNet, context

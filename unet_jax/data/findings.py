@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from scipy import fft, ndimage
 
+from unet_jax.configuration import Configuration
 from unet_jax.example import IGNORED, SPARSE, Example, annotated_share, image_sha256, separated
 from unet_jax.network import context
 
@@ -103,7 +103,7 @@ def table(
 
 
 def doubts(
-    stored: dict[str, list[Example]], config: ConfigDict, findings: list[Finding] | None = None
+    stored: dict[str, list[Example]], config: Configuration, findings: list[Finding] | None = None
 ) -> list[str]:
     """What looks wrong in a run's data, a plain sentence each.
 
@@ -172,7 +172,7 @@ def doubts(
         )
         found += _misfits(looked_at)
     diameters = np.concatenate([f.diameters for f in findings])
-    scale, reach = config.data.get("scale", 1.0), context(config.model.depth)
+    scale, reach = config.data.scale, context(config.model.depth)
     if len(diameters) and pixels[0] and not (scattered or inverted or merged):
         diameter = scale * np.median(diameters)
         if diameter > reach:

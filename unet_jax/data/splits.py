@@ -1,39 +1,30 @@
 """Which examples a run trains on, validates on and is tested on."""
 
 import logging
-from collections.abc import Mapping
 from itertools import compress
-from typing import Any
 
 import numpy as np
 
 from unet_jax.data.cell_tracking import find_dataset, read_sequence
 from unet_jax.data.folder import read_folder, split_by_stem, stem_and_page
 from unet_jax.data.isbi2012 import read_isbi2012
+from unet_jax.data.sources import CellTracking, Data, Folder, Isbi2012, Synthetic
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example, rescaled, separated
 
 logger = logging.getLogger("unet_jax")
 
-_SPLITS = ("train", "validation", "test")
-_TEXTS = (
-    *("source", "images", "labels", "mask_rule", "minus_one"),
-    *("dataset", "train_sequence", "test_sequence", "truth"),
-)
-_WHOLE_NUMBERS = ("ignore_value", "split_seed", "validation_every", "seed", "height", "width")
-_FRACTIONS = ("validation_fraction", "test_fraction")
-
 
 def read_run(
-    data: Mapping[str, Any], classes: int, *, fold: int = 0, folds: int = 1
+    data: Data, classes: int, *, fold: int = 0, folds: int = 1
 ) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
     """The splits of a run twice: as they are stored, and as the network sees them.
 
     The latter are at the run's scale, with touching cells separated.
 
     Args:
-      data: a configuration's `data` part.
+      data: the source and what it takes.
       classes: the number of classes, background included.
       fold: which part is left out of the training, see `split_folds`.
       folds: number of parts; 1 for the splits that `data` gives.
@@ -48,7 +39,7 @@ def read_run(
     remedy = {
         "folder": "annotate more images, or try another config.data.split_seed",
         "cell_tracking": "give another config.data.train_sequence",
-    }.get(data["source"], "give other ranges as config.data.train and config.data.validation")
+    }.get(data.source, "give other ranges as config.data.train and config.data.validation")
     if folds > 1:
         remedy = "annotate more images, or give another number of --folds"
     classes_in = {
@@ -74,9 +65,8 @@ def read_run(
             logger.warning(
                 "No image of the %s split holds a cell, so its scores say nothing of cells.", split
             )
-    scale = data.get("scale", 1.0)
     seen = {
-        split: [separated(rescaled(e, scale)) for e in examples]
+        split: [separated(rescaled(e, data.scale)) for e in examples]
         for split, examples in stored.items()
     }
     # The others teach nothing; a thin stroke may be lost at a small scale.
@@ -85,42 +75,32 @@ def read_run(
         examples["train"] = list(compress(examples["train"], teaches))
     if not seen["train"]:
         raise InputError(
-            f"At config.data.scale {scale} no annotated pixel of the train split is left, expected"
-            " a larger scale."
+            f"At config.data.scale {data.scale} no annotated pixel of the train split is left, "
+            "expected a larger scale."
         )
     return stored, seen
 
 
-def read_splits(data: Mapping[str, Any], classes: int) -> dict[str, list[Example]]:
-    """The examples of a configuration's `data` part, as `train`, `validation` and `test`.
+def read_splits(data: Data, classes: int) -> dict[str, list[Example]]:
+    """The examples of one source, as `train`, `validation` and `test`.
 
-    `source` is "isbi2012" or "synthetic", where each split is a range (first, last + 1); "folder",
-    which is divided at random by files; or "cell_tracking", one sequence to train on and another
-    one to test.
+    Of the challenge and of made-up pictures each split is a range; a folder is divided at random by
+    files; of cell tracking one sequence is to train on and another one to test.
 
     Raises:
       InputError: files that cannot be used, or a split without examples.
     """
-    _check_types(data)
-    try:
-        if data["source"] == "folder":
+    match data:
+        case Folder():
             return _split_folder(data, classes)
-        if data["source"] == "cell_tracking":
+        case CellTracking():
             return _split_sequences(data)
-        if data["source"] == "isbi2012":
+        case Isbi2012():
             return _split_by_range(read_isbi2012(), data)
-        if data["source"] == "synthetic":
-            count = max(data[split][1] for split in _SPLITS)
-            pictures = synthetic_examples(
-                data["seed"], count, height=data["height"], width=data["width"]
-            )
+        case Synthetic():
+            count = max(data.train[1], data.validation[1], data.test[1])
+            pictures = synthetic_examples(data.seed, count, height=data.height, width=data.width)
             return _split_by_range(pictures, data)
-    except KeyError as error:
-        key = str(error.args[0]).strip("'")  # a ConfigDict quotes it
-        raise InputError(f"config.data.{key} is missing.") from error
-    raise InputError(
-        f"data.source is isbi2012, cell_tracking, folder or synthetic, not {data['source']!r}."
-    )
 
 
 def split_folds(examples: list[Example], fold: int, folds: int) -> dict[str, list[Example]]:
@@ -144,66 +124,40 @@ def split_folds(examples: list[Example], fold: int, folds: int) -> dict[str, lis
     }
 
 
-def _check_types(data: Mapping[str, Any]) -> None:
-    """Raises InputError, a line for each value of `data` that is of another type than its key."""
-    problems = []
-    for key, value in data.items():
-        is_list = isinstance(value, list | tuple)
-        if key in _TEXTS:
-            holds, wanted = type(value) is str, "a text"
-        elif key in _WHOLE_NUMBERS:
-            holds, wanted = type(value) is int, "a whole number"
-        elif key in _FRACTIONS:
-            holds, wanted = type(value) is float, "a number between 0 and 1"
-        elif key in _SPLITS:
-            holds = is_list and len(value) == 2 and all(type(n) is int for n in value)
-            wanted = "two whole numbers, first and last + 1"
-        elif key == "partly_annotated":
-            holds, wanted = is_list and all(type(n) is str for n in value), "names of frames"
-        else:
-            continue
-        if not holds:
-            problems.append(f"config.data.{key} must be {wanted}, not {value!r}.")
-    if problems:
-        raise InputError(*problems)
-
-
-def _split_folder(data, classes):
+def _split_folder(data: Folder, classes: int) -> dict[str, list[Example]]:
     examples = read_folder(
-        data["images"],
-        data["labels"],
-        mask_rule=data["mask_rule"],
+        data.images,
+        data.labels,
+        mask_rule=data.mask_rule,
         classes=classes,
-        ignore_value=data["ignore_value"],
-        minus_one=data.get("minus_one", ""),
+        ignore_value=data.ignore_value,
+        minus_one=data.minus_one,
     )
-    return split_by_stem(
-        examples, data["validation_fraction"], data["test_fraction"], data["split_seed"]
-    )
+    return split_by_stem(examples, data.validation_fraction, data.test_fraction, data.split_seed)
 
 
-def _split_sequences(data):
-    dataset, every = find_dataset(data["dataset"]), data["validation_every"]
-    problems = {}  # each once, though an image is read with either truth
+def _split_sequences(data: CellTracking) -> dict[str, list[Example]]:
+    dataset, every = find_dataset(data.dataset), data.validation_every
+    problems: dict[str, None] = {}  # each once, though an image is read with either truth
 
     def read(sequence, truth):
         try:
             return read_sequence(
-                dataset, data[sequence], truth=truth, partly_annotated=data["partly_annotated"]
+                dataset, sequence, truth=truth, partly_annotated=data.partly_annotated
             )
         except InputError as error:
             problems.update(dict.fromkeys(error.args))
             return []
 
     # Validation and test have the gold truth, whatever the network is trained on.
-    annotated, test = read("train_sequence", "gold"), read("test_sequence", "gold")
-    train = annotated if data["truth"] == "gold" else read("train_sequence", data["truth"])
+    annotated, test = read(data.train_sequence, "gold"), read(data.test_sequence, "gold")
+    train = annotated if data.truth == "gold" else read(data.train_sequence, data.truth)
     if problems:
         raise InputError(*problems)
     if not 2 <= every <= len(annotated):
         raise InputError(
             f"data.validation_every must be between 2 and the {len(annotated)} annotated frames of "
-            f"sequence {data['train_sequence']}, not {every}."
+            f"sequence {data.train_sequence}, not {every}."
         )
     validation = annotated[every - 1 :: every]
     held_out = {example.name for example in validation}
@@ -214,11 +168,13 @@ def _split_sequences(data):
     }
 
 
-def _split_by_range(examples, data):
-    for split in _SPLITS:
-        first, stop = data[split]
+def _split_by_range(
+    examples: list[Example], data: Isbi2012 | Synthetic
+) -> dict[str, list[Example]]:
+    ranges = {"train": data.train, "validation": data.validation, "test": data.test}
+    for split, (first, stop) in ranges.items():
         if not 0 <= first < stop <= len(examples):
             raise InputError(
                 f"data.{split} = ({first}, {stop}) is no range of the {len(examples)} examples."
             )
-    return {split: examples[slice(*data[split])] for split in _SPLITS}
+    return {split: examples[slice(*both)] for split, both in ranges.items()}

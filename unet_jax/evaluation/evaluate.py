@@ -15,6 +15,7 @@ from tqdm import tqdm
 from unet_jax import checkpoint
 from unet_jax.data.folder import read_folder
 from unet_jax.data.isbi2012 import read_isbi2012_test
+from unet_jax.data.sources import read_data
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.evaluation.instance_tuning import tune
@@ -282,7 +283,7 @@ def _own(model: Model, images, labels, mask_rule) -> list[Example]:
 
 def _of_run(model: Model, split: str) -> list[Example]:
     """A split as it was when the run began, whatever has come into its folder since."""
-    splits = read_splits(model.description["config"]["data"], model.network.classes)
+    splits = read_splits(read_data(model.description["config"]["data"]), model.network.classes)
     present = {example.name: example for examples in splits.values() for example in examples}
     names = model.description["splits"][split]
     missing = [name for name in names if name not in present]

@@ -6,6 +6,7 @@ import numpy as np
 
 from unet_jax import checkpoint
 from unet_jax.data.folder import read_images
+from unet_jax.data.sources import read_data
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError
 from unet_jax.files.output import complete, writable_folder
@@ -77,7 +78,7 @@ def _example(model: Model, image: Path | None) -> np.ndarray:
     if image is not None:
         return read_images(image, model.channels)[0][1]
     try:
-        splits = read_splits(model.description["config"]["data"], model.network.classes)
+        splits = read_splits(read_data(model.description["config"]["data"]), model.network.classes)
     except InputError as error:
         raise InputError(*error.args, "Or give an example of your own: --image=FILE.") from error
     return splits["test"][0].image

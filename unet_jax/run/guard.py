@@ -2,11 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from unet_jax import checkpoint
+from unet_jax.crops import Draw
 from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example
 from unet_jax.files.output import complete
@@ -29,8 +33,9 @@ def record_failure(
     workdir: Path,
     row: dict[str, float],
     log: list[dict[str, Any]],
-    last_saved: int | None,
-    batch: dict[str, Any],
+    drawn: Draw,
+    examples: Sequence[str],
+    seed: int,
 ) -> RunFailed:
     """Writes `failure.json` for a step that is not finite; returns the error to raise.
 
@@ -38,12 +43,15 @@ def record_failure(
       workdir: the run's folder.
       row: of the step.
       log: the rows before it.
-      last_saved: the last good step, None = none was saved.
-      batch: what the step was given, to replay it: `seed`, `examples` and `key`.
+      drawn: which examples the step was given, and its key, to replay it.
+      examples: the names of all to train on.
+      seed: of the run.
     """
-    step = row["step"]
+    step, last_saved = row["step"], max(checkpoint.saved_steps(workdir), default=None)
+    names = [examples[i] for i in drawn.indices]
+    batch = {"seed": seed, "examples": names, "key": jax.random.key_data(drawn.key).tolist()}
     kept = "no step was saved" if last_saved is None else f"step {last_saved} is kept"
-    cause = _likely_cause(log, batch["examples"])
+    cause = _likely_cause(log, names)
     record = {name: str(value) for name, value in row.items()}  # JSON has no word for NaN
     with complete(workdir / FAILURE) as unfinished:
         record |= {"step": step, "likely_cause": cause, "last_saved": last_saved} | batch
@@ -66,7 +74,7 @@ def _likely_cause(log, examples):
 
 
 def collapse(
-    examples: list[Example], probabilities: list[np.ndarray], class_names: list[str]
+    examples: Sequence[Example], probabilities: Sequence[np.ndarray], class_names: Sequence[str]
 ) -> str | None:
     """What to tell the user if the network gives every pixel the same class; None if it does not.
 

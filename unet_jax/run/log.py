@@ -4,27 +4,72 @@ A line is a training step, `{"step", "seconds", "loss", "gradient_norm", "learni
 validation, `{"step", "seconds", "validation": {...}}`; seconds count the time spent training.
 """
 
+import itertools
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.output import complete
 from unet_jax.files.untrusted import read_small
+from unet_jax.run.guard import is_finite
 
 logger = logging.getLogger("unet_jax")
 
+# Steps whose metrics are fetched at a time.
+_FETCH_EVERY = 10
+
 
 class RunLog:
-    """Appends to the log of a run, after dropping the lines of steps that will be done again."""
+    """Appends to the log of a run, after dropping the lines of steps that will be done again.
+
+    Attributes:
+      rows: those of all steps that have been fetched, and of the validations.
+    """
 
     def __init__(self, file: Path, step: int):
         """Opens the log of a run that goes on after `step`; 0 begins a new one."""
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
         self._file = file
+        self._pending: list[dict[str, Any]] = []
+        self._began = time.perf_counter() - (self.rows[-1]["seconds"] if self.rows else 0)
         with complete(file) as unfinished:
             unfinished.write_text(_lines(self.rows), encoding="utf-8")
+
+    @property
+    def seconds(self) -> float:
+        """Spent training, by this process and those before it."""
+        return time.perf_counter() - self._began
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> bool:
+        """Notes a step whose metrics are still on the device; whether it is time to `fetch`."""
+        self._pending.append({"step": step} | metrics)
+        return len(self._pending) > _FETCH_EVERY
+
+    def fetch(self, *, wait: bool) -> dict[str, Any] | None:
+        """Writes the rows of the steps noted, up to the first that is not finite.
+
+        Without `wait` the newest step stays noted, so that the device, busy with it, does not wait
+        for the host.
+
+        Returns:
+          The row of the first step that is not finite, None if all are.
+        """
+        count = len(self._pending) - (not wait)
+        ready, self._pending = self._pending[:count], self._pending[count:]
+        seconds = round(self.seconds, 1)
+        rows = [
+            {"step": metrics.pop("step"), "seconds": seconds}
+            | {name: float(metrics[name]) for name in ("loss", "gradient_norm", "learning_rate")}
+            for metrics in jax.device_get(ready)
+        ]
+        finite = list(itertools.takewhile(is_finite, rows))
+        self.write(finite)
+        return rows[len(finite)] if len(finite) < len(rows) else None
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows of JSON values."""

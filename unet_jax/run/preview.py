@@ -1,7 +1,11 @@
 """A look at the data before training: what the network will see, and what was found in it."""
 
+import itertools
 import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,12 +14,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from ml_collections import ConfigDict
 from scipy import ndimage
 
-from unet_jax.augmentation import augment, tile_coordinates
-from unet_jax.configuration import check_config
-from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
+from unet_jax.augmentation import Tile, augment, tile_coordinates
+from unet_jax.configuration import Configuration, TrainSettings, read_configuration
+from unet_jax.crops import AnnotatedImages, annotated_images, take
 from unet_jax.data.findings import cell_diameters, doubts, finding, table
 from unet_jax.data.splits import read_run
 from unet_jax.example import IGNORED, Example
@@ -28,9 +31,10 @@ from unet_jax.figures import (
     numbered_picture,
 )
 from unet_jax.files.output import complete, probe
+from unet_jax.loop import draw, training_key
 from unet_jax.network import context
 from unet_jax.train_step import tile_keys
-from unet_jax.weight_map import class_weights
+from unet_jax.weight_map import class_weights, weight_maps
 
 _TILES = 2  # of each example
 _DETAIL = 64, 160  # pixels, least and largest side of the enlarged part
@@ -38,12 +42,33 @@ _SHOWN_PIXELS = 1000  # along an axis; of larger images each n-th pixel is drawn
 _GRID_COLOUR = "#00d0e8"
 
 
-def preview(config: ConfigDict, workdir: Path) -> int:
+@dataclass(frozen=True)
+class Preview:
+    """What `preview` has found.
+
+    Attributes:
+      text: a table of the data, what the network sees, and the doubts.
+      doubts: what looks wrong, a sentence each.
+      picture: the file of the picture.
+    """
+
+    text: str
+    doubts: list[str]
+    picture: Path
+
+    def __str__(self):
+        """What to tell the user."""
+        return (
+            f"{self.text}\n\nLook at {self.picture} before training. The table: preview.txt beside "
+            "it."
+        )
+
+
+def preview(config: Mapping[str, Any], workdir: Path) -> Preview:
     """Shows a run's data without training: writes `preview.png` and `preview.txt` to `workdir`.
 
     The picture has three examples of the training split: those with the least, the middle and the
-    most background. Their tiles are the first ones that the run will train on. The text is printed
-    too.
+    most background. Their tiles are the first ones that the run will train on.
 
     Both replace those of an earlier call without being asked: one looks, mends the masks and looks
     again, and nothing is lost that the same command would not make again. Nothing else in `workdir`
@@ -53,69 +78,63 @@ def preview(config: ConfigDict, workdir: Path) -> int:
       config: see `configs/em.py`.
       workdir: the run's folder.
 
-    Returns:
-      The exit status, 0.
-
     Raises:
       InputError: as `fit.fit` does; nothing has been written.
     """
-    check_config(config)
-    stored, seen = read_run(config.data, config.model.classes)
+    configuration = read_configuration(config)
+    classes = configuration.model.classes
+    stored, seen = read_run(configuration.data, classes)
     findings = {
-        split: [finding(e, config.model.classes) for e in examples]
-        for split, examples in stored.items()
+        split: [finding(e, classes) for e in examples] for split, examples in stored.items()
     }
-    found = doubts(stored, config, findings["train"])
+    found = doubts(stored, configuration, findings["train"])
     text = "\n\n".join(
         [
-            table(findings, stored, config.class_names),
-            textwrap.fill(_view(config), 100),
+            table(findings, stored, configuration.class_names),
+            textwrap.fill(_view(configuration), 100),
             *(textwrap.fill(f"Warning: {w}", 100) for w in found),
         ]
     )
     probe(workdir, 0)
-    print(text)
     shares = sum(f.pixels for f in findings["train"])
-    figure = _figure(config, stored["train"], seen["train"], shares, found)
-    with complete(workdir / "preview.png") as unfinished:
+    figure = _figure(configuration, stored["train"], seen["train"], shares, found)
+    picture = workdir / "preview.png"
+    with complete(picture) as unfinished:
         figure.savefig(unfinished, dpi=110)
     with complete(workdir / "preview.txt") as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
-    print(f"\nLook at {workdir / 'preview.png'} before training. The table: preview.txt beside it.")
-    return 0
+    return Preview(text, found, picture)
 
 
 def first_tiles(
-    settings: ConfigDict, examples: int, chosen: int, count: int
+    settings: TrainSettings, examples: int, chosen: int, count: int
 ) -> list[tuple[int, jax.Array]]:
     """The first steps that train on an example, and the random keys of its tiles there.
 
     Args:
-      settings: the configuration's `train` part.
+      settings: of the run.
       examples: number of them in the training split.
       chosen: number of the one wanted, from 0.
       count: of steps.
 
     Returns:
-      `count` times (step from 1 on, key for `augmentation.augment`), as `fit` and
-      `training.make_train_step` derive it.
+      `count` times (step from 1 on, key for `augmentation.augment`), as in training.
     """
-    training_key = jax.random.split(jax.random.key(settings.seed))[1]
-    tiles = []
-    step = 0
-    while len(tiles) < count:
-        step += 1
-        indices = batch_indices(step - 1, examples, settings.batch_size, settings.seed)
-        for i in np.flatnonzero(indices == chosen):
-            step_key = jax.random.fold_in(training_key, step)
-            tiles.append((step, tile_keys(step_key, settings.batch_size)[i]))
+    key = training_key(settings)
+    tiles: list[tuple[int, jax.Array]] = []
+    for step in itertools.count(1):
+        if len(tiles) >= count:
+            break
+        drawn = draw(key, step, examples, settings)
+        keys = tile_keys(drawn.key, settings.batch_size)
+        tiles += [(step, keys[i]) for i in np.flatnonzero(drawn.indices == chosen)]
     return tiles[:count]
 
 
 def _view(config):
     """How much the network sees at a time, as a sentence."""
     side, reach = config.train.tile_side, context(config.model.depth)
-    scale = config.data.get("scale", 1.0)
+    scale = config.data.scale
     at_scale = "" if scale == 1 else f", after images and masks are scaled by {scale}"
     return (
         f"The network takes tiles of {side} x {side} pixels and learns the middle "
@@ -130,8 +149,8 @@ def _figure(config, stored, seen, pixels, found):
     chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
     seen_shown = [seen[i] for i in chosen]
     class_weight = class_weights([e.labels for e in seen], config.model.classes)
-    weights = weight_maps(seen_shown, class_weight, **config.weight_map)
-    tiles = _tiles(config, len(seen), chosen, training_arrays(seen_shown, weights))
+    weights = weight_maps(seen_shown, class_weight, config.weight_map)
+    tiles = _tiles(config, len(seen), chosen, annotated_images(seen_shown, weights))
 
     message = "\n".join(textwrap.fill(f"Warning: {w}", 190) for w in found)
     height = 3.9 * len(chosen) + 0.8 + 0.25 * message.count("\n")
@@ -163,40 +182,28 @@ def _figure(config, stored, seen, pixels, found):
     return figure
 
 
-def _tiles(config, examples, chosen, dataset):
+def _tiles(
+    config: Configuration, examples: int, chosen: Sequence[int], images: AnnotatedImages
+) -> list[list[tuple[int, Tile, np.ndarray]]]:
     """For each example chosen its tiles: (step, augmented example, coordinates) each."""
-    geometry = {
-        key: value for key, value in config.augmentation.items() if not key.endswith("_std")
-    }
-    side, reach = config.train.tile_side, context(config.model.depth)
+    geometry = {"tile_side": config.train.tile_side, "context": context(config.model.depth)}
+    settings = config.augmentation
 
     @jax.jit
-    def tile(key, example):
-        augmented = augment(key, example, tile_side=side, context=reach, **config.augmentation)
+    def tile(key, crop):
+        augmented = augment(key, crop, settings, **geometry)
         geometry_key = jax.random.split(key)[0]  # as `augment` derives it
         return augmented, tile_coordinates(
-            geometry_key,
-            example["size"],
-            example.get("places"),
-            tile_side=side,
-            context=reach,
-            **geometry,
+            geometry_key, crop.size, crop.places, settings, **geometry
         )
 
     tiles = []
     for n, i in enumerate(chosen):
         own = []
         for step, key in first_tiles(config.train, examples, i, _TILES):
-            batch = take(
-                dataset,
-                np.array([n]),
-                key[None],
-                tile_side=side,
-                context=reach,
-                augmentation=config.augmentation,
-            )
-            example = {name: array[0] for name, array in batch.items()}
-            own.append((step, *jax.device_get(tile(key, example))))
+            batch = take(images, np.array([n]), key[None], settings, **geometry)
+            crop = jax.tree.map(lambda array: array[0], batch)
+            own.append((step, *jax.device_get(tile(key, crop))))
         tiles.append(own)
     return tiles
 
@@ -226,13 +233,13 @@ def _draw_stored(whole: Axes, detail: Axes, example: Example) -> None:
 
 def _draw_tile(axes, tile, coordinates, config):
     side, reach = config.train.tile_side, context(config.model.depth)
-    _draw(axes, _displayed(tile["image"]))
+    _draw(axes, _displayed(tile.image))
     spacing = max(8, side // 10)
     for plane in coordinates:
         lines = np.arange(spacing, plane.max(), spacing)
         axes.contour(plane, lines, colors=_GRID_COLOUR, linewidths=0.9)
-    _outline(axes, tile["labels"], offset=reach)
-    axes.add_patch(_frame(reach, reach, *tile["labels"].shape))
+    _outline(axes, tile.labels, offset=reach)
+    axes.add_patch(_frame(reach, reach, *tile.labels.shape))
 
 
 def _draw(axes, picture, **settings):
@@ -271,7 +278,7 @@ def _displayed(image):
 
 def _mask_picture(example, config):
     """Cells in colours of their own; the colours of classes where there are several, or strokes."""
-    picture = class_picture(example.labels, class_colours({"config": config}))
+    picture = class_picture(example.labels, class_colours({"config": config.to_dict()}))
     cells = example.instances > 0
     if config.model.classes == 2:
         picture[cells] = numbered_picture(example.instances)[cells]
@@ -280,7 +287,7 @@ def _mask_picture(example, config):
 
 def _legend(config, pixels):
     """Which colour in the masks is which class, and its share of the training pixels."""
-    colours = [tuple(c / 255) for c in class_colours({"config": config})]
+    colours = [tuple(c / 255) for c in class_colours({"config": config.to_dict()})]
     shares = pixels / max(pixels[:-1].sum(), 1)
     names = [f"{n}: {100 * s:.1f} %" for n, s in zip(config.class_names, shares[:-1], strict=True)]
     if config.model.classes == 2:

@@ -1,5 +1,6 @@
 """Going on with a run: as the run it was, but for changes that the user has named as wanted."""
 
+import logging
 import reprlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from unet_jax import checkpoint
 from unet_jax.errors import InputError
 from unet_jax.files.output import lock, probe
 from unet_jax.train_step import TrainState
+
+logger = logging.getLogger("unet_jax")
 
 # Parts of a checkpoint's description that make it the same run.
 _COMPARED = ("config", "channels", "fold", "folds", "splits", "data")
@@ -25,7 +28,7 @@ def resume_or_start(
 ) -> TrainState:
     """The latest state of the same run in `workdir`, or `state` with the folder made.
 
-    Steps that a kill left unfinished are removed, which is printed.
+    Steps that a kill left unfinished are removed, which is told.
 
     Args:
       workdir: the run's folder.
@@ -52,11 +55,11 @@ def resume_or_start(
     if checkpoint.saved_steps(workdir) != steps:
         raise InputError(f"{workdir}: another run has just written to it; start again.")
     for folder in checkpoint.remove_unfinished(workdir):
-        print(f"{folder}: removed, a save that was never finished.")
+        logger.info("%s: removed, a save that was never finished.", folder)
     if steps:
-        print(f"Going on after step {steps[-1]}.")
+        logger.info("Going on after step %d.", steps[-1])
     for key, before, now in changes:
-        print(f"  with {key} = {_short(now)} instead of {_short(before)}")
+        logger.info("  with %s = %s instead of %s", key, _short(now), _short(before))
     return state
 
 

@@ -1,13 +1,16 @@
 """Fine-tuning: a network begins with what another one has learnt, instead of at random."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unet_jax import checkpoint
+from unet_jax.configuration import Configuration
 from unet_jax.errors import InputError
-from unet_jax.network import UNet
 from unet_jax.train_step import TrainState
+
+logger = logging.getLogger("unet_jax")
 
 # The only layers whose parameters depend on the images' channels and on the classes.
 _FIRST, _LAST = "contracting1_conv1", "classes"
@@ -16,28 +19,22 @@ _FIRST, _LAST = "contracting1_conv1", "classes"
 def first_state(
     workdir: Path,
     state: TrainState,
+    configuration: Configuration,
     *,
-    start_from: str,
-    freeze_contracting_path: bool,
-    network: UNet,
     channels: int,
-    scale: float,
     held_out: Mapping[str, str],
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state before the first step, and from which run it is taken.
 
     All layers are taken over but the first convolution for images of another number of channels,
-    and the last for another number of classes; what is left at random is printed. The optimiser
+    and the last for another number of classes; what is left at random is told. The optimiser
     begins anew. A run that has been saved already needs the one it started from no more.
 
     Args:
       workdir: the run's folder.
       state: at random.
-      start_from: the --workdir of the run whose best step is taken over; empty = none.
-      freeze_contracting_path: whether the contracting path will not be trained.
-      network: of this run.
+      configuration: of this run.
       channels: of its images.
-      scale: of its images, see `configs/em.py`.
       held_out: the digests of its validation and test images by name.
 
     Returns:
@@ -51,9 +48,9 @@ def first_state(
     steps = checkpoint.saved_steps(workdir)
     if steps:
         return state, checkpoint.describe(workdir, steps[-1]).get("started_from")
-    if not start_from:
+    if not configuration.train.start_from:
         return state, None
-    source = Path(start_from)
+    source, scale = Path(configuration.train.start_from), configuration.data.scale
     members = checkpoint.load_members(source)
     if len(members) > 1:
         raise InputError(
@@ -61,7 +58,7 @@ def first_state(
             f"one of them, such as {source / 'fold0'}."
         )
     (model,) = members
-    theirs, ours = model.network, network
+    theirs, ours = model.network, configuration.model
     if (theirs.width, theirs.depth) != (ours.width, ours.depth):
         raise InputError(
             f"{source}: its network has width {theirs.width} and depth {theirs.depth}, this run's "
@@ -73,7 +70,7 @@ def first_state(
         new[_FIRST] = f"its images have {model.channels} channel(s), these {channels}"
     if theirs.classes != ours.classes:
         new[_LAST] = f"it has {theirs.classes} classes, this run {ours.classes}"
-    if freeze_contracting_path and _FIRST in new:
+    if configuration.train.freeze_contracting_path and _FIRST in new:
         raise InputError(
             f"{source}: {new[_FIRST]}, so that {_FIRST} begins at random and has to be trained; "
             "leave config.train.freeze_contracting_path False."
@@ -83,19 +80,22 @@ def first_state(
         for name, layer in state.params.items()
     }
     step = checkpoint.best_step(source)
-    print(f"Starting from {source}, step {step}: takes over {len(params) - len(new)} layers.")
+    taken = len(params) - len(new)
+    logger.info("Starting from %s, step %d: takes over %d layers.", source, step, taken)
     for name, reason in new.items():
-        print(f"  {name} begins at random: {reason}.")
+        logger.info("  %s begins at random: %s.", name, reason)
     if model.scale != scale:
-        print(
-            f"  its images were seen at {model.scale:g} times their resolution, these are at "
-            f"{scale:g} (config.data.scale): best where objects come out equally large."
+        logger.info(
+            "  its images were seen at %g times their resolution, these are at %g "
+            "(config.data.scale): best where objects come out equally large.",
+            *(model.scale, scale),
         )
     seen = _seen(model.description, held_out)
     if seen:
-        print(
-            f"  it has seen {len(seen)} of the {len(held_out)} images that this run validates or "
-            f"tests on, the first is {seen[0]}: their scores will be too good."
+        logger.info(
+            "  it has seen %d of the %d images that this run validates or tests on, the first is "
+            "%s: their scores will be too good.",
+            *(len(seen), len(held_out), seen[0]),
         )
     return state.replace(params=params), {
         "checkpoint": str(source),

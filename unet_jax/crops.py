@@ -1,0 +1,200 @@
+"""From annotated images to the crops that a training step takes.
+
+The images lie on the device; or, where they do not fit, on the host, which cuts the crops of the
+next step while the device computes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from unet_jax.augmentation import AugmentationSettings, Crop, part_corner, reached_side
+from unet_jax.device import device_memory_bytes
+from unet_jax.example import IGNORED, Example, is_sparse
+from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax.train_step import tile_keys
+
+_PLACES = 1000  # of each image
+
+
+class Draw(NamedTuple):
+    """What chance decides of one step, as a pure function of its number.
+
+    Attributes:
+      step: its number, from 1 on.
+      indices: int [B], which examples it sees.
+      key: the random key of the step.
+    """
+
+    step: int
+    indices: np.ndarray
+    key: jax.Array
+
+
+@dataclass(frozen=True)
+class AnnotatedImages:
+    """All pixels of all training images, image by image and row by row.
+
+    So the memory is that of the pixels, whatever the sizes of the images.
+
+    Attributes:
+      image: float32 [P, C], normalised.
+      labels: int32 [P].
+      weights: float32 [P].
+      sizes: int32 [N, 2], height and width of each image.
+      first: int64 [N], the number of each image's first pixel.
+      places: of sparsely annotated images int32 [N, 1000, 2], annotated pixels at which tiles are
+        taken, so that none is without; else None.
+    """
+
+    image: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
+    weights: np.ndarray | jax.Array
+    sizes: np.ndarray
+    first: np.ndarray
+    places: np.ndarray | None
+
+
+def annotated_images(examples: Sequence[Example], weights: Sequence[np.ndarray]) -> AnnotatedImages:
+    """The pixels of the examples, with their weight maps [H, W].
+
+    On the device; as NumPy arrays if all would take more than half of its memory.
+    """
+    images = [e.image.reshape(*e.labels.shape, -1) for e in examples]
+    ends = np.cumsum([e.labels.size for e in examples])
+    first = np.concatenate([[0], ends[:-1]])
+    pixels = np.empty((ends[-1], images[0].shape[-1]), np.float32)
+    for image, start, end in zip(images, first, ends, strict=True):
+        normalised = normalise(image, *grey_value_statistics(image))
+        pixels[start:end] = normalised.reshape(end - start, -1)
+    places = None
+    if is_sparse(examples):
+        annotated = [np.argwhere(e.labels != IGNORED).astype(np.int32) for e in examples]
+        places = np.stack([np.random.default_rng(0).choice(at, _PLACES) for at in annotated])
+    labels = np.concatenate([e.labels.ravel() for e in examples])
+    weights = np.concatenate([w.ravel() for w in weights])
+    arrays = pixels, labels, weights
+    # JAX counts pixels in 32 bits.
+    if sum(a.nbytes for a in arrays) <= device_memory_bytes() // 2 and ends[-1] < 2**31:
+        arrays = jax.device_put(arrays)
+    sizes = np.array([e.labels.shape for e in examples], np.int32)
+    return AnnotatedImages(*arrays, sizes, first, places)
+
+
+def batches(
+    images: AnnotatedImages,
+    draws: Iterable[Draw],
+    settings: AugmentationSettings = AugmentationSettings(),
+    *,
+    tile_side: int,
+    context: int,
+) -> Iterator[tuple[Draw, Crop]]:
+    """The batch of each draw for `train_step.make_train_step`.
+
+    From images on the host they are cut, and sent to the device, one step ahead in a thread.
+    Arguments as of `take`.
+    """
+
+    def batch(draw):
+        keys = tile_keys(draw.key, len(draw.indices))
+        crop = take(images, draw.indices, keys, settings, tile_side=tile_side, context=context)
+        return draw, jax.device_put(crop)
+
+    if isinstance(images.image, jax.Array):
+        yield from map(batch, draws)
+        return
+    with ThreadPoolExecutor(1) as background:
+        before = None
+        for draw in draws:
+            ahead = background.submit(batch, draw)
+            if before:
+                yield before.result()
+            before = ahead
+        if before:
+            yield before.result()
+
+
+def take(
+    images: AnnotatedImages,
+    indices: np.ndarray,
+    keys: jax.Array,
+    settings: AugmentationSettings = AugmentationSettings(),
+    *,
+    tile_side: int,
+    context: int,
+) -> Crop:
+    """A batch of crops for `augmentation.augment`: of each image what its tile can reach.
+
+    Args:
+      images: see there.
+      indices: int [B], which of them.
+      keys: random keys [B], those that `augment` will be given: they say where a tile lies.
+      settings: as of `augment`.
+      tile_side: as of `augment`.
+      context: as of `augment`.
+
+    Returns:
+      `image` [B, h, w, C] and so on, on the device or, of images on the host, there. [h, w] is the
+      size of the largest image, its pixels at the end those of the edge where an image is smaller.
+      Where a tile reaches less than that, [h, w] is what it reaches, with a `corner`.
+    """
+    size = images.sizes[indices]
+    places = None if images.places is None else images.places[indices]
+    largest = images.sizes.max(0).tolist()
+    reached = reached_side(tile_side, settings)
+    height, width = part = tuple(min(side, reached) for side in largest)
+    corner = None
+    if list(part) != largest:
+        corner = _corners(
+            keys, size, places, settings, part=part, tile_side=tile_side, context=context
+        )
+    on_device = isinstance(images.image, jax.Array)
+    begins = np.zeros((len(indices), 2), np.int32) if corner is None else corner
+    image, labels, weights = (_compiled_parts if on_device else _parts)(
+        (images.image, images.labels, images.weights),
+        images.first[indices],
+        size,
+        begins if on_device else np.asarray(begins),
+        height,
+        width,
+    )
+    return Crop(image, labels, weights, size, corner, places)
+
+
+def _parts(pixels, first, size, corner, height, width):
+    """[B, height, width] of each of the `pixels`, from `corner` on, up to the image's edge."""
+    y = (corner[:, :1] + np.arange(height)).clip(max=size[:, :1] - 1)
+    x = (corner[:, 1:] + np.arange(width)).clip(max=size[:, 1:] - 1)
+    at = first[:, None, None] + y[:, :, None] * size[:, 1, None, None] + x[:, None, :]
+    return [array[at] for array in pixels]
+
+
+_compiled_parts = jax.jit(_parts, static_argnames=("height", "width"))
+
+
+@partial(jax.jit, static_argnames=("settings", "part", "tile_side", "context"))
+def _corners(keys, sizes, places, settings, **options):
+    corner = partial(part_corner, settings=settings, **options)
+    return jax.vmap(corner)(keys, sizes, places)
+
+
+def batch_indices(step: int, examples: int, batch_size: int, seed: int) -> np.ndarray:
+    """Which examples a step sees, int [batch_size]: in each epoch all of them in random order.
+
+    A pure function of the step, so that a run that goes on sees what it would have seen.
+    """
+    first, end = step * batch_size, (step + 1) * batch_size
+    epochs = range(first // examples, (end - 1) // examples + 1)
+    order = [_order(examples, epoch, seed) for epoch in epochs]
+    return np.concatenate(order)[first % examples :][:batch_size]
+
+
+@lru_cache(maxsize=2)
+def _order(examples, epoch, seed):
+    """Of the examples in an epoch: drawn once for all of its steps."""
+    return np.random.default_rng([seed, epoch]).permutation(examples)

@@ -1,0 +1,145 @@
+"""Where a run's annotated images come from: what the `data` part of a configuration may hold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unet_jax.errors import InputError
+from unet_jax.settings import check, read, setting
+
+_RANGE = "two whole numbers, first and last + 1"
+_FRACTION = "a number between 0 and 1"
+
+
+@dataclass(frozen=True)
+class Isbi2012:
+    """The electron micrographs of the ISBI 2012 challenge.
+
+    The test labels are hidden, so the 30 annotated slices are divided.
+
+    Attributes:
+      source: the name of this kind of data.
+      scale: of what the network sees; 0.5 = half the resolution.
+      train: slices to train on: first, last + 1.
+      validation: those that choose the best step.
+      test: those that are opened by `eval.py` only.
+    """
+
+    source: str = setting("isbi2012", one_of=("isbi2012",))
+    scale: float = setting(1.0, above=0, at_most=10)
+    train: tuple[int, int] = setting((0, 22), wanted=_RANGE)
+    validation: tuple[int, int] = setting((22, 25), wanted=_RANGE)
+    test: tuple[int, int] = setting((25, 30), wanted=_RANGE)
+
+    def __post_init__(self):
+        """Raises InputError for a value that makes no sense."""
+        check(self)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Made-up electron micrographs.
+
+    Attributes:
+      source: the name of this kind of data.
+      scale: of what the network sees; 0.5 = half the resolution.
+      seed: another number makes other pictures.
+      height: of each picture, in pixels.
+      width: of each picture, in pixels.
+      train: pictures to train on: first, last + 1.
+      validation: those that choose the best step.
+      test: those that are opened by `eval.py` only.
+    """
+
+    source: str = setting("synthetic", one_of=("synthetic",))
+    scale: float = setting(1.0, above=0, at_most=10)
+    seed: int = setting(0)
+    height: int = setting(256)
+    width: int = setting(256)
+    train: tuple[int, int] = setting((0, 48), wanted=_RANGE)
+    validation: tuple[int, int] = setting((48, 52), wanted=_RANGE)
+    test: tuple[int, int] = setting((52, 60), wanted=_RANGE)
+
+    def __post_init__(self):
+        """Raises InputError for a value that makes no sense."""
+        check(self)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The user's own images and masks, see `folder.read_folder`.
+
+    Attributes:
+      source: the name of this kind of data.
+      scale: of what the network sees; 0.5 = half the resolution.
+      images: the folder of images.
+      labels: the folder of masks.
+      mask_rule: what the numbers in a mask mean: binary, classes or instances.
+      ignore_value: mask pixels that do not count, such as 255; -1 = there are none.
+      minus_one: what -1 in a mask means: background or ignored; empty = there is none.
+      validation_fraction: of the files: chooses the best step.
+      test_fraction: of the files: opened by `eval.py` only.
+      split_seed: another number draws other files.
+    """
+
+    source: str = setting("folder", one_of=("folder",))
+    scale: float = setting(1.0, above=0, at_most=10)
+    images: str = setting("images")
+    labels: str = setting("masks")
+    mask_rule: str = setting("binary")
+    ignore_value: int = setting(-1)
+    minus_one: str = setting("")
+    validation_fraction: float = setting(0.15, wanted=_FRACTION)
+    test_fraction: float = setting(0.15, wanted=_FRACTION)
+    split_seed: int = setting(0)
+
+    def __post_init__(self):
+        """Raises InputError for a value that makes no sense."""
+        check(self)
+
+
+@dataclass(frozen=True)
+class CellTracking:
+    """A data set of the Cell Tracking Challenge: one sequence to train on, one to be tested on.
+
+    Attributes:
+      source: the name of this kind of data.
+      scale: of what the network sees; 0.5 = half the resolution.
+      dataset: its published name, or a folder in the challenge's layout.
+      train_sequence: such as "01".
+      test_sequence: opened by `eval.py` only.
+      validation_every: of the annotated frames: they choose the best step.
+      truth: of the training frames: gold, or silver, which is computed, and for all frames.
+      partly_annotated: frames in which cells are left out, or ("all",): background more than 20
+        pixels from any annotated cell is ignored there.
+    """
+
+    source: str = setting("cell_tracking", one_of=("cell_tracking",))
+    scale: float = setting(1.0, above=0, at_most=10)
+    dataset: str = setting("DIC-C2DH-HeLa")
+    train_sequence: str = setting("01")
+    test_sequence: str = setting("02")
+    validation_every: int = setting(4)
+    truth: str = setting("gold")
+    partly_annotated: tuple[str, ...] = setting((), wanted="names of frames")
+
+    def __post_init__(self):
+        """Raises InputError for a value that makes no sense."""
+        check(self)
+
+
+Data = Isbi2012 | Synthetic | Folder | CellTracking
+
+
+def read_data(values: Mapping[str, Any]) -> Data:
+    """The settings of one source, by the `source` that `values` name.
+
+    Raises:
+      InputError: no such source; a line for each key that it does not know, and for each value
+        that makes no sense.
+    """
+    name = values.get("source")
+    for kind in (Isbi2012, CellTracking, Folder, Synthetic):
+        if kind.source == name:
+            return read(kind, values, "config.data")
+    raise InputError(f"data.source is isbi2012, cell_tracking, folder or synthetic, not {name!r}.")

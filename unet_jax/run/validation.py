@@ -1,0 +1,64 @@
+"""The look at the validation images that chooses the best step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unet_jax.errors import RunFailed
+from unet_jax.example import Example, is_sparse
+from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
+from unet_jax.metrics.scores import class_scores, em_errors
+from unet_jax.model import Model
+from unet_jax.overlap_tile import predict_tiled
+from unet_jax.run.guard import TOO_LARGE_STEPS
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How good a network is on the validation split.
+
+    Attributes:
+      scores: `loss`, by which steps are compared, and errors by name.
+      probabilities: float32 [H, W, classes] for each image.
+    """
+
+    scores: dict[str, float]
+    probabilities: list[np.ndarray]
+
+
+def validate(
+    model: Model,
+    examples: Sequence[Example],
+    weights: Sequence[np.ndarray],
+    class_names: Sequence[str],
+) -> Validation:
+    """Predicts the examples, which are of the network's scale, and scores the result.
+
+    Args:
+      model: the network in training.
+      examples: the validation split.
+      weights: their weight maps.
+      class_names: by class.
+
+    Raises:
+      RunFailed: the output is no longer finite.
+    """
+    probabilities = [predict_tiled(model, example.image) for example in examples]
+    if not all(np.isfinite(p).all() for p in probabilities):
+        raise RunFailed(f"the network's output is no longer finite; {TOO_LARGE_STEPS}.")
+    parts = [
+        # The soft-max of these logits are the probabilities.
+        weighted_cross_entropy(np.log(np.maximum(p, np.finfo(p.dtype).tiny)), e.labels, w)
+        for p, e, w in zip(probabilities, examples, weights, strict=True)
+    ]
+    errors = em_errors(examples, [1 - p[..., 0] for p in probabilities])
+    scores = {"loss": float(mean_over_pixels(*np.array(parts).T))}
+    scores |= {name: error["value"] for name, error in errors.items()}
+    sparse = is_sparse(examples)
+    if sparse:
+        scores.pop("rand_error", None)  # of cells, not of strokes
+    if sparse or len(class_names) > 2 or not errors:
+        names = list(class_names)
+        scores["mean_iou"] = class_scores(examples, probabilities, names)["mean_iou"]["value"]
+    return Validation(scores, probabilities)
