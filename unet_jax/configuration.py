@@ -130,7 +130,8 @@ def read_configuration(values: Mapping[str, Any]) -> Configuration:
     unknown = [key for key in values if key not in (*_PARTS, *texts, "data")]
     if unknown:
         raise InputError(*(f"config.{key} is not known; see configs/em.py." for key in unknown))
-    problems, parts = Problems(), {}
+    problems = Problems()
+    parts: dict[str, Any] = {}
     for name, kind in _PARTS.items():
         with problems.collected():
             parts[name] = read(kind, values.get(name, {}), f"config.{name}")

@@ -64,7 +64,8 @@ def resume_or_start(
 
 
 def _allowed_changes(workdir, saved, description, allowed) -> list[tuple[str, Any, Any]]:
-    changes, refused = [], []
+    changes: list[tuple[str, Any, Any]] = []
+    refused: list[tuple[str, Any, Any]] = []
     for part in _COMPARED:
         for change in _differences(part, saved.get(part), description[part]):
             key, before, now = change

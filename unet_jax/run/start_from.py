@@ -1,5 +1,6 @@
 """Fine-tuning: a network begins with what another one has learnt, instead of at random."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,7 +98,7 @@ def first_state(
             "%s: their scores will be too good.",
             *(len(seen), len(held_out), seen[0]),
         )
-    return state.replace(params=params), {
+    return dataclasses.replace(state, params=params), {
         "checkpoint": str(source),
         "step": step,
         "manifest_sha256": checkpoint.manifest_sha256(source, step),

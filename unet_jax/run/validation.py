@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
 from unet_jax.errors import RunFailed
@@ -49,7 +50,11 @@ def validate(
         raise RunFailed(f"the network's output is no longer finite; {TOO_LARGE_STEPS}.")
     parts = [
         # The soft-max of these logits are the probabilities.
-        weighted_cross_entropy(np.log(np.maximum(p, np.finfo(p.dtype).tiny)), e.labels, w)
+        weighted_cross_entropy(
+            jnp.asarray(np.log(np.maximum(p, np.finfo(p.dtype).tiny))),
+            jnp.asarray(e.labels),
+            jnp.asarray(w),
+        )
         for p, e, w in zip(probabilities, examples, weights, strict=True)
     ]
     errors = em_errors(examples, [1 - p[..., 0] for p in probabilities])
@@ -60,5 +65,5 @@ def validate(
         scores.pop("rand_error", None)  # of cells, not of strokes
     if sparse or len(class_names) > 2 or not errors:
         names = list(class_names)
-        scores["mean_iou"] = class_scores(examples, probabilities, names)["mean_iou"]["value"]
+        scores["mean_iou"] = class_scores(list(examples), probabilities, names)["mean_iou"]["value"]
     return Validation(scores, probabilities)
