@@ -116,7 +116,7 @@ def _example(model: Model, image: np.ndarray) -> np.ndarray:
         image = resized(image, scaled_size(image.shape[:2], model.scale))
     step, smallest = size_step(model.network.depth), _smallest_tile(model.network.depth)
 
-    def middle(size):
+    def middle(size: int) -> np.ndarray:
         side = max(smallest, min(size, _EXAMPLE_SIDE) // step * step)
         start = (size - side) // 2
         return mirror_indices(start, start + side, size)
@@ -124,7 +124,7 @@ def _example(model: Model, image: np.ndarray) -> np.ndarray:
     return image[np.ix_(*map(middle, image.shape[:2]))].astype(np.float32)
 
 
-def _smallest_tile(depth):
+def _smallest_tile(depth: int) -> int:
     return 2 * halo(depth) + size_step(depth)
 
 
@@ -215,7 +215,7 @@ def _input(
 
 
 def _output(model: Model, folder: Path) -> v0_5.OutputTensorDescr:
-    def space(axis):
+    def space(axis: v0_5.AxisId) -> v0_5.SpaceOutputAxisWithHalo:
         size = v0_5.SizeReference(tensor_id=_IMAGE, axis_id=axis)
         return v0_5.SpaceOutputAxisWithHalo(id=axis, size=size, halo=halo(model.network.depth))
 

@@ -146,21 +146,10 @@ def _predict_file(
     settings: InstanceSettings | None,
     averaging: str,
 ) -> tuple[list[str], list[str]]:
-    """Writes the results of one image file.
+    """Writes the results of one image file that are wanted; without settings, no cells are found.
 
-    Args:
-      model: to predict with.
-      file: the image.
-      output: the folder to write to.
-      wanted: of `KINDS`.
-      settings: of the cells for their own file and for the overlay; None = an overlay without.
-      averaging: see `predict_tiled`.
-
-    Returns:
-      The kinds that have been written, and a line for each that could not be.
-
-    Raises:
-      InputError: the image cannot be predicted; nothing of it has been written.
+    Returns the kinds that have been written, and a line for each that could not be; InputError if
+    the image cannot be predicted.
     """
     images = _read_pages(model, file)
     pages, height, width, channels = images.shape

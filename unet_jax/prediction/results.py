@@ -46,15 +46,7 @@ class ResultFiles:
         output: Path,
         wanted: Sequence[str],
     ):
-        """Takes note of what is wanted.
-
-        Args:
-          model: that the image is segmented with.
-          file: the image.
-          shape: of the image, (pages, height, width).
-          output: the folder to write to.
-          wanted: of `KINDS`.
-        """
+        """The image has `shape`, (pages, height, width); what is wanted is of `KINDS`."""
         self.probabilities: list[np.ndarray] = []
         self.problems: dict[str, str] = {}
         self._file, self._shape, self._output, self._wanted = file, shape, output, wanted
