@@ -7,7 +7,7 @@ cells meets stands a line of membrane.
 
 import numpy as np
 
-from unet_jax.metrics.compiled import compiled
+from unet_jax.compiled import compiled
 from unet_jax.metrics.components import components
 
 # States of a pixel beside the segment 1, 2, ... that flooded it.

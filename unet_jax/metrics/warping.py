@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unet_jax.compiled import compiled
 from unet_jax.example import IGNORED
-from unet_jax.metrics.compiled import compiled
 from unet_jax.metrics.components import components
 from unet_jax.metrics.curve import THRESHOLDS, Score, least, of_slices
 
