@@ -68,7 +68,7 @@ def read_frame(path: Path, pages: int) -> Frame:
             sizes = {
                 axis: size
                 for axis, size in zip(series[0].axes, series[0].shape, strict=True)
-                if axis not in "YXCS"
+                if axis not in "YXCS" and size > 1
             }
             if len(series) == 1 and set(sizes) <= {"Z", "T"}:
                 stack = Frame("".join(sizes), tuple(sizes.values()))

@@ -1,7 +1,7 @@
 """LZW data of TIFF files, looked through before it is given to a decoder that may die of it.
 
-imagecodecs before 2026.10.10 follows some damaged data to memory never written. That version is the
-first that refuses them, and it needs Python 3.12: where no older one is supported, this ends.
+imagecodecs follows some damaged data to memory never written; 2026.10.10, which needs Python 3.12,
+is the first version that does not. Once that is the oldest one supported, this file can go.
 """
 
 import numpy as np

@@ -130,12 +130,16 @@ def _read_series(path: Path, series: tifffile.TiffPageSeries, mapped: bool) -> n
     if axes.count("Y") != 1 or axes.count("X") != 1:
         raise refusal(path, f"has axes {axes}, expected one Y and one X")
     pixels = series.asarray(out="memmap" if mapped else None)
-    if pixels.shape != series.shape or pixels.dtype.newbyteorder("=") != series.dtype:
+    declared, decoded = (
+        [side for side in shape if side != 1] for shape in (series.shape, pixels.shape)
+    )
+    if declared != decoded or pixels.dtype.newbyteorder("=") != series.dtype:
         raise refusal(
             path,
             f"decodes to {pixels.shape} {pixels.dtype}, expected the {series.shape} {series.dtype}"
             " it declares",
         )
+    pixels = pixels.reshape(series.shape)  # new versions leave axes of length 1 out
     channels = [axis for axis, letter in enumerate(axes) if letter in "CS"]
     pages = [axis for axis, letter in enumerate(axes) if letter not in "YXCS"]
     order = [*pages, axes.index("Y"), axes.index("X"), *channels]
