@@ -61,6 +61,12 @@ def all_pages(tif: tifffile.TiffFile) -> Sequence[tifffile.TiffPage]:
     return cast("Sequence[tifffile.TiffPage]", tif.pages)  # they are not, unless asked for
 
 
+def orientation(page: tifffile.TiffPage) -> int:
+    """How a page is turned: 1..8 as TIFF 6.0 defines it, 1 = not at all."""
+    value = page.tags.valueof(_ORIENTATION, default=1)
+    return value if value in range(1, 9) else 1
+
+
 def _first_full_page(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPage:
     if not tif.pages:
         raise refusal(path, "holds no page, expected an image")
@@ -70,6 +76,15 @@ def _first_full_page(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPage:
     if first.is_reduced and first.subifds:
         raise refusal(path, "its pages are previews only, expected the image; save it as TIFF")
     return first
+
+
+def _check_kind(path: Path, page: tifffile.TiffPage) -> None:
+    if page.dtype is None or page.dtype.kind not in "buif":
+        found = page.dtype or f"of {page.bitspersample} bits, sample format {page.sampleformat}"
+        raise refusal(path, f"pixels are {found}, expected integer or floating point numbers")
+    if page.compression not in _COMPRESSIONS:
+        found = tifffile.COMPRESSION(page.compression).name
+        raise refusal(path, f"is compressed by {found}, expected Deflate, LZW, ZSTD or none")
 
 
 def _is_full(path: Path, page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
@@ -111,12 +126,15 @@ def _check_complete(path: Path, page: tifffile.TiffPage) -> None:
         raise refusal(path, f"page {page.index} is truncated, expected {page.nbytes:,} bytes")
 
 
-def _check_end(path: Path, tif: tifffile.TiffFile) -> None:
-    """Refuses a file whose last page was not read because the link to it leads nowhere."""
-    link = tif.tiff.offsetsize
-    tif.filehandle.seek(cast(int, tif.pages.next_page_offset))  # known after the last page
-    if tif.filehandle.read(link) != bytes(link):
-        raise refusal(path, f"is truncated or damaged after page {len(tif.pages) - 1}")
+def _is_complete(page: tifffile.TiffPage, file_size: int) -> bool:
+    """Whether the file holds all bytes of a page's strips or tiles."""
+    if page.is_contiguous:
+        return page.dataoffsets[0] + page.nbytes <= file_size
+    segments = math.prod(page.chunked)
+    return len(page.dataoffsets) == len(page.databytecounts) == segments and all(
+        count > 0 and offset + count <= file_size
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
 
 
 def _is_smaller(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
@@ -155,6 +173,28 @@ def _shows_the_same(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
     return bool(np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > _MIN_CORRELATION)
 
 
+def _differs(path: Path, page: tifffile.TiffPage, first: tifffile.TiffPage) -> InputError:
+    return refusal(
+        path,
+        f"page {page.index} is {_described(page)}, expected {_described(first)} like page"
+        f" {first.index}",
+    )
+
+
+def _described(page: tifffile.TiffPage) -> str:
+    kind = tifffile.PHOTOMETRIC(page.photometric).name
+    compression = tifffile.COMPRESSION(page.compression).name
+    return f"{page.shape} {page.dtype} ({kind}, compression {compression})"
+
+
+def _check_end(path: Path, tif: tifffile.TiffFile) -> None:
+    """Refuses a file that leads to a further page, which was not to be read."""
+    link = tif.tiff.offsetsize
+    tif.filehandle.seek(cast(int, tif.pages.next_page_offset))  # known after the last page
+    if tif.filehandle.read(link) != bytes(link):
+        raise refusal(path, f"is truncated or damaged after page {len(tif.pages) - 1}")
+
+
 def check_lzw(path: Path, pages: Iterable[tifffile.TiffPage | tifffile.TiffFrame]) -> None:
     """Refuses damaged LZW data that the installed imagecodecs may die of."""
     for page in pages:
@@ -170,43 +210,3 @@ def check_lzw(path: Path, pages: Iterable[tifffile.TiffPage | tifffile.TiffFrame
                 data = imagecodecs.bitorder_decode(data)
             if not is_sound(np.frombuffer(data, np.uint8)):
                 raise refusal(path, f"page {page.index} cannot be decoded, its LZW data is damaged")
-
-
-def _differs(path: Path, page: tifffile.TiffPage, first: tifffile.TiffPage) -> InputError:
-    return refusal(
-        path,
-        f"page {page.index} is {_described(page)}, expected {_described(first)} like page"
-        f" {first.index}",
-    )
-
-
-def _described(page: tifffile.TiffPage) -> str:
-    kind = tifffile.PHOTOMETRIC(page.photometric).name
-    compression = tifffile.COMPRESSION(page.compression).name
-    return f"{page.shape} {page.dtype} ({kind}, compression {compression})"
-
-
-def _is_complete(page: tifffile.TiffPage, file_size: int) -> bool:
-    """Whether the file holds all bytes of a page's strips or tiles."""
-    if page.is_contiguous:
-        return page.dataoffsets[0] + page.nbytes <= file_size
-    segments = math.prod(page.chunked)
-    return len(page.dataoffsets) == len(page.databytecounts) == segments and all(
-        count > 0 and offset + count <= file_size
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-    )
-
-
-def _check_kind(path: Path, page: tifffile.TiffPage) -> None:
-    if page.dtype is None or page.dtype.kind not in "buif":
-        found = page.dtype or f"of {page.bitspersample} bits, sample format {page.sampleformat}"
-        raise refusal(path, f"pixels are {found}, expected integer or floating point numbers")
-    if page.compression not in _COMPRESSIONS:
-        found = tifffile.COMPRESSION(page.compression).name
-        raise refusal(path, f"is compressed by {found}, expected Deflate, LZW, ZSTD or none")
-
-
-def orientation(page: tifffile.TiffPage) -> int:
-    """How a page is turned: 1..8 as TIFF 6.0 defines it, 1 = not at all."""
-    value = page.tags.valueof(_ORIENTATION, default=1)
-    return value if value in range(1, 9) else 1
