@@ -30,7 +30,7 @@ def thinned(mask: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _flood(labels):
+def _flood(labels: np.ndarray) -> None:
     """Floods the DRY pixels of an int32 [H + 2, W + 2] whose border is OUTSIDE, in place.
 
     The result depends on the order of the pixels: column by column, as in the challenge.
