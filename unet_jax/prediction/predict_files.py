@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unet_jax import checkpoint
-from unet_jax.data.folder import SUFFIXES, file_stem, has_image_suffix
+from unet_jax.data.file_names import SUFFIXES, file_stem, has_image_suffix
 from unet_jax.device import device_memory_bytes, host_memory_bytes
 from unet_jax.errors import InputError, RunFailed, listed, one_line
 from unet_jax.figures import cell_picture, class_colours, colours_by_number, grey_values, outlined
