@@ -118,23 +118,12 @@ def find_pairs(
                     f"{path}: {image_files[stem].name} has the mask {pairs[stem].name}, expected"
                     " one"
                 )
-    for files, lonely, missing in (
-        (image_files, [s for s in image_files if s not in pairs], f"a mask in {labels}"),
-        (
-            mask_files,
-            [p.stem for p in alone if _without_both_endings(p) not in masked],
-            f"an image in {images}",
-        ),
-    ):
-        looks = Counter(_composed(path.name) for path in files.values())
-        names = [files[stem].name for stem in lonely]
-        names = [name if looks[_composed(name)] == 1 else ascii(name) for name in names]
-        with problems.collected():
-            if names:
-                raise InputError(
-                    f"{len(names)} file(s) without {missing}: {listed(names, 3)}; expected the"
-                    " same names"
-                )
+    images_alone = [path for stem, path in image_files.items() if stem not in pairs]
+    masks_alone = [path for path in alone if _without_both_endings(path) not in masked]
+    with problems.collected():
+        _refuse_alone(images_alone, image_files, f"a mask in {labels}")
+    with problems.collected():
+        _refuse_alone(masks_alone, mask_files, f"an image in {images}")
     return image_files, {s: pairs[s] for s in image_files if s in pairs} | {
         path.stem: path for path in alone
     }
@@ -179,6 +168,16 @@ def _pair(
             *(labels, len(found), mask.name, image_files[stem].name),
         )
     return pairs, alone
+
+
+def _refuse_alone(alone: list[Path], files: dict[str, Path], missing: str) -> None:
+    """Refuses those of the files that have no partner, if there are any."""
+    looks = Counter(_composed(path.name) for path in files.values())
+    names = [path.name if looks[_composed(path.name)] == 1 else ascii(path.name) for path in alone]
+    if names:
+        raise InputError(
+            f"{len(names)} file(s) without {missing}: {listed(names, 3)}; expected the same names"
+        )
 
 
 def _without_image_ending(path: Path) -> str:

@@ -77,18 +77,8 @@ def check_masks(
     fits = _fits(mask_rule, values, classes, background)
     top = max(values)
     from_one = background == 0 and min(values) == 1 < top < _FEW and ignore_value == -1
-    if fits and mask_rule == "binary":
-        if values - {background, background + 1}:
-            logger.warning(
-                "%s: mask values %d and %d are read as classes 0 and 1", folder, background, top
-            )
-        return background
-    if fits and mask_rule == "classes":
-        if from_one:
-            logger.warning(
-                "%s: no mask holds 0, the background; where classes begin at 1, ignore_value is 0",
-                folder,
-            )
+    if fits and mask_rule != "instances":
+        _notice_classes(folder, values, mask_rule, background, from_one)
         return background
 
     misfit = _misfit(files, counts, folder, mask_rule, classes, background)
@@ -118,7 +108,7 @@ def check_masks(
     if not fits:
         remedies = _remedies(values, mask_rule, classes, background, ignore_value, connected)
         raise InputError(f"{misfit}{_advice(remedies, values, connected)}")
-    _notice_unlikely_cells(folder, values, connected, each_one)
+    _notice_cells(folder, values, connected, each_one)
     return background
 
 
@@ -236,7 +226,23 @@ def _advice(remedies: list[str], values: set[int], connected: bool) -> str:
     return ": like grey values, most of them lie in pieces; no rule fits all masks"
 
 
-def _notice_unlikely_cells(
+def _notice_classes(
+    folder: str | os.PathLike, values: set[int], mask_rule: str, background: int, from_one: bool
+) -> None:
+    """Tells where numbers that are read as classes are not those of the classes, or seem not to."""
+    if mask_rule == "binary" and values - {background, background + 1}:
+        logger.warning(
+            "%s: mask values %d and %d are read as classes 0 and 1",
+            *(folder, background, max(values)),
+        )
+    elif mask_rule == "classes" and from_one:
+        logger.warning(
+            "%s: no mask holds 0, the background; where classes begin at 1, ignore_value is 0",
+            folder,
+        )
+
+
+def _notice_cells(
     folder: str | os.PathLike, values: set[int], connected: bool, each_one: bool
 ) -> None:
     """Tells where numbers that are read as cells look as if they meant something else."""
