@@ -1,6 +1,6 @@
 """The pictures that training and evaluation write."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def save_examples(
         figure.savefig(unfinished, dpi=110)
 
 
-def _add_legend(figure, names, colours):
+def _add_legend(figure: Figure, names: Sequence[str], colours: np.ndarray) -> None:
     # The space is for names that begin with an underscore, which matplotlib would leave out.
     patches = [
         Patch(facecolor=colour / 255, edgecolor="grey", label=f" {name[:_NAME_SHOWN]}")
@@ -138,9 +138,9 @@ def draw_validation_errors(axes: Axes, rows: list[dict[str, Any]]) -> None:
         ("rand_error", "Rand error"),
         ("mean_iou", "1 − mean IoU"),
     ):
-        values = [row["validation"].get(name, np.nan) for row in validation]
+        values = np.array([row["validation"].get(name, np.nan) for row in validation])
         if not np.isnan(values).all():
-            values = 1 - np.array(values) if name == "mean_iou" else values
+            values = 1 - values if name == "mean_iou" else values
             axes.plot(steps, values, "o-", label=label)
     axes.set(xlabel="step", ylim=(0, None), title="validation errors")
     axes.legend()
@@ -293,7 +293,7 @@ def grey_values(image: np.ndarray) -> np.ndarray:
     return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
-def _edges(array):
+def _edges(array: np.ndarray) -> np.ndarray:
     """bool [H, W]: a pixel beside it differs."""
     cross = ndimage.generate_binary_structure(2, 1)
     return ndimage.maximum_filter(array, footprint=cross) != ndimage.minimum_filter(
@@ -301,7 +301,7 @@ def _edges(array):
     )
 
 
-def _palette(count):
+def _palette(count: int) -> np.ndarray:
     """uint8 [count, 3] colours of which neighbours differ."""
     k = np.arange(count)
     hue = 0.618034 * k % 1
@@ -311,6 +311,6 @@ def _palette(count):
     return np.round(255 * colours).astype(np.uint8)
 
 
-def _rgb(*colours):
+def _rgb(*colours: str) -> np.ndarray:
     """uint8 [len(colours), 3]."""
     return np.round(255 * np.array([to_rgb(colour) for colour in colours])).astype(np.uint8)

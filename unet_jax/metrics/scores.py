@@ -1,6 +1,6 @@
 """The scores of predictions on annotated images, and of two baselines without a network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ def em_counts(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> list[E
       cell: probability of cell for each, float [H, W], in [0, 1].
     """
 
-    def of_image(label, proposal):
+    def of_image(label: np.ndarray, proposal: np.ndarray) -> dict[str, Any]:
         pairs = list(contingencies(label, proposal, components))
         after_thinning = list(contingencies(label, proposal, thinned))
         return {
@@ -63,7 +63,7 @@ def em_counts(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> list[E
             "warping_2016": splits_and_merges(label, proposal, "2016"),
         }
 
-    counted = [np.count_nonzero(example.labels != IGNORED) for example in examples]
+    counted = [int(np.count_nonzero(e.labels != IGNORED)) for e in examples]
     per_image = of_slices(of_image, _truth(examples), cell)
     return [EMCounts(counted=n, **of) for n, of in zip(counted, per_image, strict=True)]
 
@@ -93,21 +93,23 @@ def em_values(image: EMCounts, best: dict[str, Score | None]) -> dict[str, float
       None where a metric is not defined, see `em_scores`.
     """
     return {
-        name: curve.values[curve.thresholds.index(best[name].threshold)]
-        if curve and best[name]
+        name: curve.values[curve.thresholds.index(of_all.threshold)]
+        if curve and (of_all := best[name])
         else None
         for name, curve in _curves([image]).items()
     }
 
 
-def _curves(images):
+def _curves(images: Sequence[EMCounts]) -> dict[str, Score | None]:
     """As `em_scores`, but without a cell the pixel error and the warping errors are scored too."""
     images = [image for image in images if image.counted]
     with_cells = [image for image in images if image.cells > 0]
     with_several = [image for image in images if image.cells > 1]
     counted = sum(image.counted for image in images)
 
-    def score(of, some, counts, *arguments):
+    def score(
+        of: Callable[..., Score], some: list[EMCounts], counts: str, *arguments: Any
+    ) -> Score | None:
         return of([getattr(image, counts) for image in some], *arguments) if some else None
 
     return {
@@ -138,7 +140,7 @@ def em_errors(
     }
 
 
-def _truth(examples):
+def _truth(examples: Sequence[Example]) -> list[np.ndarray]:
     """All classes above 0 as cell."""
     return [np.minimum(example.labels, 1) for example in examples]
 

@@ -5,7 +5,7 @@ import logging
 import shlex
 from pathlib import Path
 
-from unet_jax.data.folder import SUFFIXES, file_stem, has_image_suffix
+from unet_jax.data.file_names import SUFFIXES, file_stem, has_image_suffix
 from unet_jax.errors import InputError, listed
 
 logger = logging.getLogger("unet_jax")
