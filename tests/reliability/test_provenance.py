@@ -44,7 +44,7 @@ def test_a_run_records_what_it_depended_on_and_the_report_states_it(run, tiny_co
 
 
 def test_a_copy_without_history_says_that_its_commit_is_unknown(tmp_path):
-    code = "from unet_jax.device import versions; print(versions()['commit'])"
+    code = "from unet_jax.provenance import versions; print(versions()['commit'])"
     package = tmp_path / "unet_jax"
     subprocess.run(["cp", "-r", "unet_jax", str(package)], check=True)
     done = subprocess.run(

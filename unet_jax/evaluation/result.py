@@ -1,6 +1,5 @@
 """What an evaluation results in, and how it is written as `report.json`."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ class Evaluation:
             },
             "instances": {**self.instances._asdict(), "tuned": self.tuned},
             "tile_side": self.tile_side,
-            "training": dataclasses.asdict(self.training),
+            "training": vars(self.training),
             "versions": self.versions,
         }
 
