@@ -59,11 +59,10 @@ def validate(
     ]
     errors = em_errors(examples, [1 - p[..., 0] for p in probabilities])
     scores = {"loss": float(mean_over_pixels(*np.array(parts).T))}
-    scores |= {name: error["value"] for name, error in errors.items()}
+    scores |= {name: error.value for name, error in errors.items()}
     sparse = is_sparse(examples)
     if sparse:
         scores.pop("rand_error", None)  # of cells, not of strokes
     if sparse or len(class_names) > 2 or not errors:
-        names = list(class_names)
-        scores["mean_iou"] = class_scores(list(examples), probabilities, names)["mean_iou"]["value"]
+        scores["mean_iou"] = class_scores(examples, probabilities, class_names).mean_iou
     return Validation(scores, probabilities)
