@@ -1,7 +1,7 @@
 """The scores of predictions on annotated images, and of two baselines without a network."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
