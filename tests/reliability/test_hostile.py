@@ -209,10 +209,11 @@ def named_elsewhere(way, ocdbt, step, outside):
         metadata["tree_metadata"][f"('{name}',)"] = entry
 
     edit_json(folder / "_METADATA", edit)
-    edit_json(
-        folder / "array_metadatas" / "process_0",
-        lambda m: m["array_metadatas"][0]["array_metadata"].update(param_name=name),
-    )
+    shapes = folder / "array_metadatas" / "process_0"
+    if shapes.exists():  # Orbax 0.11.0 writes none
+        edit_json(
+            shapes, lambda m: m["array_metadatas"][0]["array_metadata"].update(param_name=name)
+        )
 
 
 def called_elsewhere(way, step, outside):
@@ -721,6 +722,7 @@ for name in ("_METADATA", "_sharding", "_CHECKPOINT_METADATA", "array_metadatas/
 
     @attack("loads", name=f"deep_{name.replace('/', '_')}")
     def deep(step, outside, name=name):
+        (step / "params" / name).parent.mkdir(exist_ok=True)
         (step / "params" / name).write_text('{"a":' * 100_000)
 
 

@@ -45,8 +45,10 @@ class Saver:
           RunFailed: the one before failed.
         """
         self.wait()
-        # Copies, since the next step uses up the device's arrays: `device_get` can give views.
-        state = jax.tree.map(np.array, jax.device_get(state))
+        for array in jax.tree.leaves(state):
+            array.copy_to_host_async()  # from the device all at once
+        # Copies: the next step uses up the device's arrays, or cannot if there are views of them.
+        state = jax.tree.map(np.array, state)
         self._saving = self._background.submit(save, self._workdir, state, description)
 
     def raise_error(self) -> None:
