@@ -13,6 +13,7 @@ import jax
 from benchmarks.side_by_side import alternate, rounded, summary
 from configs import em
 from unet_jax import checkpoint
+from unet_jax.checkpoint.manifest import verify
 from unet_jax.network import UNet
 from unet_jax.optimiser import create_optimiser
 from unet_jax.train_step import create_train_state
@@ -47,7 +48,7 @@ def rows(quick):
                 "stall": stall,
                 "save in the background": saver.wait,
                 "loaded": lambda: checkpoint.restore(workdir, 1, state),
-                "verified": lambda: checkpoint._verify(workdir / "checkpoints" / "000001"),
+                "verified": lambda: verify(workdir / "checkpoints" / "000001"),
             },
             rounds=2 if quick else 7,
         )
