@@ -1,6 +1,6 @@
 """The pictures that training and evaluation write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ _NAME_SHOWN = 30  # characters that fit beside a picture
 
 def save_examples(
     file: Path,
-    examples: list[Example],
-    probabilities: list[np.ndarray],
-    description: Mapping[str, Any],
+    examples: Sequence[Example],
+    probabilities: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    colours: np.ndarray,
     *,
     threshold: float = 0.5,
 ) -> None:
@@ -47,17 +48,17 @@ def save_examples(
       file: PNG to write.
       examples: at least one.
       probabilities: float [H, W, classes] for each.
-      description: the checkpoint's, for the classes' names and colours.
+      class_names: by class.
+      colours: of the classes, see `class_colours`.
       threshold: of the probability of cell, 1 - p(class 0), for the last column of two classes.
     """
-    colours = class_colours(description)
     several = len(colours) > 2
     figure = Figure(figsize=(13, 3.4 * len(examples)), layout="constrained")
     rows = figure.subplots(len(examples), 4, squeeze=False)
     titles = ["image", "truth", "probability of cell", "errors: red splits, blue merges"]
     if several:
         titles[2:] = ["most probable class", "red: another class than in truth"]
-        _add_legend(figure, description["class_names"], colours)
+        _add_legend(figure, class_names, colours)
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title)
     for axes, example, probability in zip(rows, examples, probabilities, strict=True):
@@ -202,21 +203,20 @@ def class_error_picture(labels: np.ndarray, found: np.ndarray) -> np.ndarray:
     return colours[np.where(labels == IGNORED, 2, labels != found)]
 
 
-def class_colours(description: Mapping[str, Any]) -> np.ndarray:
-    """The colours of the classes in all pictures: those of the configuration, or the usual ones.
+def class_colours(classes: int, colours: Sequence[str] = ()) -> np.ndarray:
+    """The colours of the classes in all pictures: those given, or the usual ones.
 
     The usual ones are black for the background, white for a single other class.
 
     Args:
-      description: the checkpoint's, see `model.Model`.
+      classes: number of them.
+      colours: one for each, as Matplotlib takes them.
 
     Returns:
       uint8 [classes, 3].
     """
-    config = description.get("config", description)  # without one there is the network's part
-    if config.get("class_colours"):  # older checkpoints know nothing of them
-        return _rgb(*config["class_colours"])
-    classes = config["model"]["classes"]
+    if colours:
+        return _rgb(*colours)
     return np.vstack([_rgb("black"), _palette(classes - 1) if classes > 2 else _rgb("white")])
 
 

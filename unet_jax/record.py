@@ -85,13 +85,6 @@ class Record:
     validation: dict[str, float] | None = None
     training: Training | None = None
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """By class, the background first."""
-        if self.training:
-            return self.training.config.class_names
-        return tuple(f"class {label}" for label in range(self.network.classes))
-
     def to_json(self) -> dict[str, Any]:
         """JSON values, as `read_record` takes them."""
         values: dict[str, Any] = {
@@ -104,7 +97,7 @@ class Record:
             training = {f.name: getattr(self.training, f.name) for f in _fields(Training)}
             source = training["started_from"]
             values |= training | {
-                "class_names": self.class_names,
+                "class_names": self.training.config.class_names,
                 "config": self.training.config.to_dict(),
                 "started_from": source and dataclasses.asdict(source),
             }

@@ -13,7 +13,7 @@ from unet_jax.checkpoint.manifest import files_of, verified
 from unet_jax.checkpoint.steps import own, saved_steps
 from unet_jax.errors import InputError
 from unet_jax.model import Model
-from unet_jax.network import UNet, init_params
+from unet_jax.network import init_params
 from unet_jax.train_step import TrainState
 
 # Parameters are hardly compressible: arrays larger than this many times their files are made up.
@@ -55,7 +55,8 @@ def load_members(workdir: Path, step: str | int = "best") -> list[Model]:
     if not folds:
         return [_load_one(workdir, step)]
     members = [_load_one(folder, step) for folder in folds]
-    expected = members[0].description.get("folds")
+    training = members[0].record and members[0].record.training
+    expected = training.folds if training else 1
     if len(members) != expected:
         raise InputError(
             f"{workdir}: holds {len(members)} of {expected} folds; train the others first."
@@ -83,14 +84,12 @@ def _load_one(workdir: Path, step: str | int) -> Model:
         kept = ", ".join(map(str, steps))
         raise InputError(f"{workdir}: no step {step}; there are: best, latest, {kept}.")
     folder = verified(workdir, int(step))
-    description = describe(workdir, int(step))
-    network = UNet(**description["model"])
-    channels = description["channels"]
+    record = describe(workdir, int(step))
+    network, channels = record.network, record.channels
     params = jax.eval_shape(lambda key: init_params(key, network, channels), jax.random.key(0))
     _check_plausible(folder / "params", params)
     params = jax.tree.map(lambda x: x[None], read_arrays(folder / "params", params))
-    percentiles = tuple(description["percentiles"])
-    return Model(network, params, channels, description["scale"], percentiles, description)
+    return Model(network, params, channels, record.scale, record.percentiles, record)
 
 
 def _check_plausible(folder: Path, params: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from unet_jax.checkpoint.description import best_step
 from unet_jax.checkpoint.manifest import verify, write_manifest
 from unet_jax.checkpoint.steps import DESCRIPTION, remove_step, saved_steps, step_folder
 from unet_jax.errors import RunFailed, one_line
+from unet_jax.record import Record
 from unet_jax.train_step import TrainState
 
 
@@ -38,7 +39,7 @@ class Saver:
         if kind is None:
             self.wait()
 
-    def save(self, state: TrainState, description: dict[str, Any]) -> None:
+    def save(self, state: TrainState, record: Record) -> None:
         """Begins to save as `save` does, after the one before; waits only for that and for a copy.
 
         Raises:
@@ -49,7 +50,7 @@ class Saver:
             array.copy_to_host_async()  # from the device all at once
         # Copies: the next step uses up the device's arrays, or cannot if there are views of them.
         state = jax.tree.map(np.array, state)
-        self._saving = self._background.submit(save, self._workdir, state, description)
+        self._saving = self._background.submit(save, self._workdir, state, record)
 
     def raise_error(self) -> None:
         """Raises RunFailed if a save has failed meanwhile."""
@@ -63,20 +64,18 @@ class Saver:
             saving.result()
 
 
-def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
+def save(workdir: Path, state: TrainState, record: Record) -> None:
     """Writes the checkpoint of a step, then removes those that are neither best nor latest.
 
     Args:
       workdir: the run's folder.
-      state: what to save; `description["step"]` is its step.
-      description: JSON values, of which `load` needs `model` (the fields of `UNet`), `channels`,
-        `scale` and `percentiles`; `validation["loss"]`, where there is one, decides which step is
-        best.
+      state: what to save, of the record's step.
+      record: whose validation loss, where there is one, decides which step is best.
 
     Raises:
       RunFailed: it cannot be written, or is not finite; the steps before are as they were.
     """
-    folder = step_folder(workdir, description["step"])
+    folder = step_folder(workdir, record.step)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(state)):
         raise RunFailed(f"{folder}: is not saved, the parameters are no longer finite.")
     remove_step(folder)
@@ -84,7 +83,7 @@ def save(workdir: Path, state: TrainState, description: dict[str, Any]) -> None:
         folder.mkdir(parents=True)
         write_arrays(folder / "params", state.params)
         write_arrays(folder / "opt_state", state.opt_state)
-        text = json.dumps(description, indent=1) + "\n"
+        text = json.dumps(record.to_json(), indent=1) + "\n"
         (folder / DESCRIPTION).write_text(text, encoding="utf-8", newline="\n")
         write_manifest(folder)
         verify(folder)

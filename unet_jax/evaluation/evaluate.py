@@ -1,21 +1,19 @@
 """An evaluation run: from a checkpoint and annotated images to scores, pictures and a report."""
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from unet_jax.checkpoint import load_members
 from unet_jax.errors import InputError
 from unet_jax.evaluation.images import predict_parts, seen_before, select
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import pictures
-from unet_jax.evaluation.result import Evaluation, Training
+from unet_jax.evaluation.result import Evaluation
 from unet_jax.evaluation.scores import Measured, measure, score, score_folds, score_images
 from unet_jax.example import IGNORED, Example, annotated_share, is_sparse
-from unet_jax.figures import save_examples
+from unet_jax.figures import class_colours, save_examples
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.instances import read_settings
 from unet_jax.metrics.scores import baselines
@@ -68,8 +66,8 @@ def evaluate(
     members = load_members(workdir, step)
     settings, tuned = read_settings(workdir)
     log = read_log(workdir / "log.jsonl")
-    model, description = members[0], members[0].description
-    if "config" not in description:
+    model, record = members[0], members[0].record
+    if record is None or record.training is None:
         raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
     selection = select(members, split, images=images, labels=labels, mask_rule=mask_rule)
     parts = selection.parts
@@ -79,7 +77,7 @@ def evaluate(
     folder = _folder(out, workdir / selection.folder, overwrite)
     duplicates = seen_before(parts, split)
 
-    names = description["class_names"]
+    names = model.class_names
     scores, seconds = {}, {}
     for averaged in averaging:
         began = time.perf_counter()
@@ -88,7 +86,7 @@ def evaluate(
         measured = measure(examples, probabilities, settings)
         scores[averaged] = score(measured, names)
 
-    steps = [member.description["step"] for member in members]
+    steps = [member.record.step for member in members if member.record]
     evaluation = Evaluation(
         checkpoint=workdir,
         report=folder / _REPORT,
@@ -112,10 +110,11 @@ def evaluate(
         instances=settings,
         tuned=tuned,
         tile_side=_tile_side(model, examples),
-        training=_training(description, log),
+        training=record.training,
+        log=log,
         versions=versions(),
     )
-    _write(evaluation, measured, description)
+    _write(evaluation, measured)
     return evaluation
 
 
@@ -132,29 +131,16 @@ def _tile_side(model: Model, examples: list[Example]) -> int:
     return choose_tile_side(model.network, *scaled_size(largest, model.scale))
 
 
-def _training(description: dict[str, Any], log: list[dict[str, Any]]) -> Training:
-    digests = description.get("data", {})
-    lines = "".join(f"{digest} {name}\n" for name, digest in sorted(digests.items()))
-    return Training(
-        command=description.get("command"),
-        config=description["config"],
-        started_from=description.get("started_from"),
-        splits=description["splits"],
-        data_sha256=hashlib.sha256(lines.encode()).hexdigest() if digests else None,
-        versions=description["versions"],
-        log=log,
-    )
-
-
-def _write(evaluation: Evaluation, measured: list[Measured], description: dict[str, Any]) -> None:
+def _write(evaluation: Evaluation, measured: list[Measured]) -> None:
     em = evaluation.scores[evaluation.averaging].em
     shown = measured[:_EXAMPLES_SHOWN]
-    folder = evaluation.report.parent
+    folder, config = evaluation.report.parent, evaluation.training.config
     save_examples(
         folder / _PICTURE,
         [image.separated for image in shown],
         [image.probabilities for image in shown],
-        description,
+        config.class_names,
+        class_colours(config.model.classes, config.class_colours),
         threshold=(em["pixel_error"] or evaluation.instances).threshold,
     )
     with complete(folder / _RECORD) as unfinished:

@@ -11,12 +11,13 @@ from tqdm import tqdm
 from unet_jax.checkpoint import ensemble
 from unet_jax.data.folder import read_folder
 from unet_jax.data.isbi2012 import read_isbi2012_test
-from unet_jax.data.sources import read_data
+from unet_jax.data.sources import Folder, Isbi2012
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example, image_sha256, sha256
 from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_tiled
+from unet_jax.record import Training
 
 logger = logging.getLogger("unet_jax")
 
@@ -90,7 +91,7 @@ def select(
         held_out = _of_run(members[0], "test")
         words = "images that the run left out"
         return Selection(words, "evaluation", [Part(ensemble(members), held_out)])
-    if members[0].description["config"]["data"]["source"] != "isbi2012":
+    if not isinstance(_training(members[0]).config.data, Isbi2012):
         raise InputError(
             "--split=test is the ISBI 2012 challenge's test stack, for a run on that data; "
             "without --split the images that this run left out are scored."
@@ -108,30 +109,37 @@ def left_out(members: list[Model]) -> list[Part]:
     return [Part(member, _of_run(member, "validation")) for member in members]
 
 
+def _training(model: Model) -> Training:
+    if model.record is None or model.record.training is None:
+        raise InputError("The checkpoint says nothing of its training.")
+    return model.record.training
+
+
 def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> list[Example]:
-    data = model.description["config"]["data"]
+    data = _training(model).config.data
+    as_in_training = data if isinstance(data, Folder) else Folder()
     return read_folder(
         images,
         labels,
-        mask_rule=mask_rule or data.get("mask_rule", "binary"),
+        mask_rule=mask_rule or as_in_training.mask_rule,
         classes=model.network.classes,
-        ignore_value=data.get("ignore_value", -1),
-        minus_one=data.get("minus_one", ""),
+        ignore_value=as_in_training.ignore_value,
+        minus_one=as_in_training.minus_one,
         channels=model.channels,
     )
 
 
 def _of_run(model: Model, split: str) -> list[Example]:
     """A split as it was when the run began, whatever has come into its folder since."""
-    splits = read_splits(read_data(model.description["config"]["data"]), model.network.classes)
+    training = _training(model)
+    splits = read_splits(training.config.data, model.network.classes)
     present = {example.name: example for examples in splits.values() for example in examples}
-    names = model.description["splits"][split]
+    names = training.splits[split]
     missing = [name for name in names if name not in present]
     if missing:
         raise InputError(f"{missing[0]} of the run's {split} split is not in its data any more.")
-    digests = model.description.get("data", {})
     for name in names:
-        if name in digests and sha256(present[name]) != digests[name]:
+        if training.data.get(name, sha256(present[name])) != sha256(present[name]):
             logger.warning("%s: its pixels are not those of the training run's data.", name)
     return [present[name] for name in names]
 
@@ -154,15 +162,15 @@ def seen_before(parts: Sequence[Part], split: str) -> list[Seen]:
 
 
 def _seen(part: Part, split: str) -> list[Seen]:
-    description = part.model.description
-    if "images" in description:
-        digests, here = description["images"], [image_sha256(e.image) for e in part.examples]
+    training = _training(part.model)
+    if training.images:
+        digests, here = training.images, [image_sha256(e.image) for e in part.examples]
     else:
-        digests, here = description.get("data", {}), [sha256(e) for e in part.examples]
+        digests, here = training.data, [sha256(e) for e in part.examples]
     known = {
-        str(digests.get(str(name))): (name, of)
+        digests.get(name): (name, of)
         for of in (("train",) if split == "validation" else ("validation", "train"))
-        for name in description["splits"][of]
+        for name in training.splits[of]
     }
     return [
         Seen(example.name, *known[digest])

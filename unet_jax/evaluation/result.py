@@ -1,6 +1,7 @@
 """What an evaluation results in, and how it is written as `report.json`."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +9,7 @@ from unet_jax.evaluation.images import Seen
 from unet_jax.evaluation.scores import FoldScores, ImageScores, Scores
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics import Score
-
-
-@dataclass(frozen=True)
-class Training:
-    """What an evaluation reports of the run that trained the network.
-
-    Attributes:
-      command: that started it; None if it was not recorded.
-      config: the configuration.
-      started_from: the run whose parameters this one began with, if there is one.
-      splits: the names of its images.
-      data_sha256: one digest for all of its images, None if it recorded none.
-      versions: what it depended on, see `unet_jax.provenance.versions`.
-      log: the rows of its log.
-    """
-
-    command: str | None
-    config: dict[str, Any]
-    started_from: dict[str, Any] | None
-    splits: dict[str, list[str]]
-    data_sha256: str | None
-    versions: dict[str, str]
-    log: list[dict[str, Any]]
+from unet_jax.record import Training
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,8 @@ class Evaluation:
       instances: how cells were found.
       tuned: whether that was chosen on the validation split.
       tile_side: input pixels of a tile.
-      training: the run that trained the network.
+      training: how the network was trained.
+      log: the rows of the log of that run.
       versions: what the evaluation depends on, see `unet_jax.provenance.versions`.
     """
 
@@ -83,10 +63,19 @@ class Evaluation:
     tuned: bool
     tile_side: int
     training: Training
+    log: list[dict[str, Any]]
     versions: dict[str, str]
+
+    @property
+    def data_sha256(self) -> str | None:
+        """One digest for all images of the training run; None if it recorded none."""
+        digests = self.training.data
+        lines = "".join(f"{digest} {name}\n" for name, digest in sorted(digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest() if digests else None
 
     def record(self) -> dict[str, Any]:
         """What `report.json` holds."""
+        source = self.training.started_from
         return {
             "checkpoint": str(self.checkpoint),
             "command": self.command,
@@ -123,7 +112,15 @@ class Evaluation:
             },
             "instances": {**self.instances._asdict(), "tuned": self.tuned},
             "tile_side": self.tile_side,
-            "training": vars(self.training),
+            "training": {
+                "command": self.training.command,
+                "config": self.training.config.to_dict(),
+                "started_from": source and asdict(source),
+                "splits": self.training.splits,
+                "data_sha256": self.data_sha256,
+                "versions": self.training.versions,
+                "log": self.log,
+            },
             "versions": self.versions,
         }
 

@@ -171,7 +171,9 @@ def _described(
 ) -> v0_5.ModelDescr:
     """What the zoo must know of the files in the folder."""
     weights = v0_5.OnnxWeightsDescr(source=folder / "weights.onnx", opset_version=OPSET)
-    ours = {key: model.description[key] for key in ("versions", "step", "scale", "percentiles")}
+    record = model.record.to_json() if model.record else {}
+    kept = ("versions", "step", "scale", "percentiles")
+    ours = {key: record[key] for key in kept if key in record}
     return v0_5.ModelDescr(
         name=name,
         description=_description(model),
@@ -223,7 +225,7 @@ def _output(model: Model, folder: Path) -> v0_5.OutputTensorDescr:
         id=v0_5.TensorId("probabilities"),
         axes=[
             v0_5.BatchAxis(),
-            v0_5.ChannelAxis(channel_names=list(model.description["class_names"])),
+            v0_5.ChannelAxis(channel_names=list(model.class_names)),
             *map(space, _YX),
         ],
         data=v0_5.IntervalOrRatioDataDescr(type="float32", range=(0, 1)),
@@ -234,7 +236,7 @@ def _output(model: Model, folder: Path) -> v0_5.OutputTensorDescr:
 
 def _description(model: Model) -> str:
     """What the model does, in a few sentences."""
-    classes = ", ".join(model.description["class_names"])
+    classes = ", ".join(model.class_names)
     scale = f" Shrink images to {model.scale:g} of their size first." if model.scale < 1 else ""
     scale = f" Enlarge images to {model.scale:g} of their size first." if model.scale > 1 else scale
     return f"U-Net that gives each pixel of an image the probabilities of {classes}.{scale}"

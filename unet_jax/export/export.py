@@ -8,11 +8,11 @@ import numpy as np
 
 from unet_jax import checkpoint
 from unet_jax.data.folder import read_images
-from unet_jax.data.sources import read_data
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.model import Model
+from unet_jax.record import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +68,17 @@ def export(
         ) from error
     workdir, output = Path(workdir), Path(output)
     model = checkpoint.load(workdir, step)
-    if "config" not in model.description:
+    if model.record is None or model.record.training is None:
         raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
     name = f"unet_{workdir.resolve().name}" if name is None else name
     graph = onnx_graph(model).SerializeToString()
     package = bioimage_package(
-        model, graph, _example(model, image), name=name, authors=authors, licence=licence
+        model,
+        graph,
+        _example(model, image, model.record.training),
+        name=name,
+        authors=authors,
+        licence=licence,
     )
     files = {f"{name}.onnx": graph, f"{name}.zip": package}
     writable_folder(output, tuple(files), overwrite)
@@ -84,12 +89,12 @@ def export(
     return Exported(sizes, model.scale)
 
 
-def _example(model: Model, image: str | Path | None) -> np.ndarray:
+def _example(model: Model, image: str | Path | None, training: Training) -> np.ndarray:
     """The image at this path, or the first one that the run left out."""
     if image is not None:
         return read_images(image, model.channels)[0][1]
     try:
-        splits = read_splits(read_data(model.description["config"]["data"]), model.network.classes)
+        splits = read_splits(training.config.data, model.network.classes)
     except InputError as error:
         raise InputError(*error.args, "Or give an example of your own: --image=FILE.") from error
     return splits["test"][0].image

@@ -97,7 +97,7 @@ def predict_files(
     settings, _ = read_settings(workdir)
     files = image_files(images, output)
     made_with = {
-        "step": model.description.get("step"),
+        "step": model.record.step if model.record else None,
         "params_sha256": _digest(model.params),
         "averaging": averaging,
         "cells": settings._asdict(),

@@ -51,10 +51,8 @@ class ResultFiles:
         self.problems: dict[str, str] = {}
         self._file, self._shape, self._output, self._wanted = file, shape, output, wanted
         self._frame = read_frame(file, shape[0])
-        # Older checkpoints have no names.
-        numbered = [f"class {c}" for c in range(model.network.classes)]
-        self._class_names = model.description.get("class_names") or numbered
-        self._colours = class_colours(model.description)
+        self._class_names = model.class_names
+        self._colours = class_colours(model.network.classes, model.class_colours)
         self._opened: dict[str, contextlib.ExitStack] = {}
         self._pages: dict[str, list[np.ndarray]] = {}  # of the opened ones
         self._cells: np.ndarray | None = None  # int32, of the image's shape

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from unet_jax.data.sources import CellTracking, Folder
 from unet_jax.evaluation.result import Evaluation
 
 _EM_ORDER = ("rand_error", "warping_error", "warping_error_2016", "pixel_error", "v_rand", "v_info")
@@ -26,11 +27,11 @@ class Layout(NamedTuple):
 def layout(evaluation: Evaluation) -> Layout:
     """Of the report of an evaluation."""
     scores, config = evaluation.scores[evaluation.averaging], evaluation.training.config
-    data = config["data"]
-    single_cells = data["source"] == "cell_tracking" or data.get("mask_rule") == "instances"
+    of_folder = isinstance(config.data, Folder) and config.data.mask_rule == "instances"
+    single_cells = of_folder or isinstance(config.data, CellTracking)
     cells_first = single_cells and scores.seg is not None
     without_cells = scores.em["rand_error"] is None
-    several = config["model"]["classes"] > 2
+    several = config.model.classes > 2
     classes_first = (evaluation.sparse or without_cells or several) and not cells_first
     if evaluation.sparse:
         metrics = ["mean_iou", "pixel_error"]

@@ -59,7 +59,7 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
     """What the template is given."""
     shown = evaluation.scores[evaluation.averaging]
     config, images = evaluation.training.config, evaluation.images
-    data = config["data"]
+    data = config.data
     single_cells, cells_first, classes_first, metrics = layout(evaluation)
     main = [name for name in metrics if name != "warping_error_2016"]
     main = main[:4] if cells_first else main
@@ -68,7 +68,7 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
     threshold = (shown.em["warping_error"] or evaluation.instances).threshold
     steps = evaluation.step if isinstance(evaluation.step, list) else [evaluation.step]
     mean, spread = mean_and_spread(evaluation.folds, metrics)
-    colours = figures.class_colours(config)
+    colours = figures.class_colours(config.model.classes, config.class_colours)
     return {
         "result": evaluation,
         "shown": shown,
@@ -78,9 +78,9 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
         "config": config,
         "data": data,
         "data_words": data_words(data),
-        "scale": data.get("scale", 1),
+        "scale": data.scale,
         "percentiles": [f"{percentile:g}" for percentile in PERCENTILES],
-        "augmentation": augmentation_words(config["augmentation"]),
+        "augmentation": augmentation_words(config.augmentation),
         "n": len(images),
         "members": len(steps),
         "step": steps[0],
@@ -109,8 +109,8 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
         ),
         "zooms": zooms(pictures, threshold),
         "zoom_side": ZOOM_SIDE,
-        "training_charts": training_charts(evaluation.training.log),
-        "settings": list(_flat(config)),
+        "training_charts": training_charts(evaluation.log),
+        "settings": list(_flat(config.to_dict())),
         "instances": {**evaluation.instances._asdict(), "tuned": evaluation.tuned},
         "references": references(data, cells_first),
         "figures": figures,

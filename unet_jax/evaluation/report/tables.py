@@ -1,10 +1,11 @@
 """The tables of a report."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from unet_jax.data.sources import CellTracking, Data, Isbi2012
 from unet_jax.evaluation.metric_table import METRICS, Metric
 from unet_jax.evaluation.report.words import number
 from unet_jax.evaluation.result import Evaluation
@@ -43,12 +44,12 @@ class Row(NamedTuple):
     paper: tuple[str, str] | None
 
 
-def published(data: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The paper's value and a remark, by metric; of the configuration's `data` part."""
-    if data["source"] == "isbi2012":
+def published(data: Data) -> dict[str, tuple[str, str]]:
+    """The paper's value and a remark, by metric, for the data sets of the paper."""
+    if isinstance(data, Isbi2012):
         return _PAPER_EM
-    if data["source"] == "cell_tracking" and data["dataset"] in _PAPER_SEG:
-        return {"seg": _PAPER_SEG[data["dataset"]]}
+    if isinstance(data, CellTracking) and data.dataset in _PAPER_SEG:
+        return {"seg": _PAPER_SEG[data.dataset]}
     return {}
 
 
@@ -76,7 +77,7 @@ def score_rows(
             )
         )
     meaning = "intersection over union of the pixels for which this class is the likeliest"
-    for name in evaluation.training.config["class_names"]:
+    for name in evaluation.training.config.class_names:
         values = [scores.classes.intersection_over_union.get(name) for scores in every.values()]
         rows.append(
             Row(

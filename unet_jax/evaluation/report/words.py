@@ -1,11 +1,14 @@
 """What a report says in words, and how it writes numbers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from unet_jax.augmentation import AugmentationSettings
+from unet_jax.data.sources import CellTracking, Data, Folder, Isbi2012, Synthetic
 from unet_jax.evaluation.scores import ImageScores
+from unet_jax.settings import as_dict
 
 AVERAGING_WORDS = {
     "none": "one view",
@@ -94,28 +97,30 @@ def left_out_words(images: Sequence[ImageScores]) -> str:
     return " ".join(sentences)
 
 
-def data_words(data: Mapping[str, Any]) -> str:
-    """What a network was trained on, after "images of"; of the configuration's `data` part."""
-    if data["source"] == "isbi2012":
-        return "the ISBI 2012 challenge (Cardona et al., 2010; Arganda-Carreras et al., 2015)"
-    if data["source"] == "cell_tracking":
-        return (
-            f"sequence {data['train_sequence']} of the Cell Tracking Challenge's data set "
-            f"{Path(data['dataset']).name} (Maška et al., 2023), with its {data['truth']} truth"
-        )
-    if data["source"] == "synthetic":
-        return "a data set of synthetic electron micrographs"
-    return "our own data"
+def data_words(data: Data) -> str:
+    """What a network was trained on, after "images of"."""
+    match data:
+        case Isbi2012():
+            return "the ISBI 2012 challenge (Cardona et al., 2010; Arganda-Carreras et al., 2015)"
+        case CellTracking():
+            return (
+                f"sequence {data.train_sequence} of the Cell Tracking Challenge's data set "
+                f"{Path(data.dataset).name} (Maška et al., 2023), with its {data.truth} truth"
+            )
+        case Synthetic():
+            return "a data set of synthetic electron micrographs"
+        case Folder():
+            return "our own data"
 
 
-def augmentation_words(augmentation: Mapping[str, float]) -> list[str]:
-    """By what tiles were varied; of the configuration's `augmentation` part."""
+def augmentation_words(settings: AugmentationSettings) -> list[str]:
+    """By what tiles were varied."""
     words = {
         "elastic_pixels": "elastic deformation (Gaussian displacements with a standard deviation "
         "of {:g} pixels on a grid of 3 × 3, bicubic in between)",
         "rotation_degrees": "rotation by angles of up to ±{:g} degrees",
         "shift": "shifts to any place of the image"
-        if augmentation["shift"] == 1
+        if settings.shift == 1
         else "shifts of up to {:g} times half the sides of the image",
         "mirror_probability": "mirroring with a probability of {:g}",
         "contrast_std": "a factor on the normalised grey values (Gaussian around 1 with a standard "
@@ -123,11 +128,12 @@ def augmentation_words(augmentation: Mapping[str, float]) -> list[str]:
         "brightness_std": "an offset of the normalised grey values (Gaussian with a standard "
         "deviation of {:g})",
     }
-    return [text.format(augmentation[key]) for key, text in words.items() if augmentation[key] > 0]
+    strengths = as_dict(settings)
+    return [text.format(strengths[key]) for key, text in words.items() if strengths[key] > 0]
 
 
-def references(data: Mapping[str, Any], cells_first: bool) -> list[Reference]:
+def references(data: Data, cells_first: bool) -> list[Reference]:
     """What a report cites; `data` as for `data_words`."""
-    isbi = data["source"] == "isbi2012"
-    cell_tracking = cells_first or data["source"] == "cell_tracking"
+    isbi = isinstance(data, Isbi2012)
+    cell_tracking = cells_first or isinstance(data, CellTracking)
     return [_UNET, _METRICS, *[_ISBI2012] * isbi, *[_CELL_TRACKING] * cell_tracking]
