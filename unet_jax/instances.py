@@ -1,17 +1,9 @@
 """From the probability of cell to single cells."""
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-
-from unet_jax.errors import InputError, one_line
-from unet_jax.files.untrusted import read_small
-
-#: Where `eval.py --tune` keeps what it has chosen, in the run's folder.
-SETTINGS = "instances.json"
 
 
 class InstanceSettings(NamedTuple):
@@ -30,23 +22,6 @@ class InstanceSettings(NamedTuple):
     neck: float = 0.0
     smallest_cell: int = 20
     border: float = 0.0
-
-
-def read_settings(workdir: Path) -> tuple[InstanceSettings, bool]:
-    """What `eval.py --tune` has chosen for a run, or else the defaults; and whether it has.
-
-    Raises:
-      InputError: what is there is damaged.
-    """
-    file = workdir / SETTINGS
-    try:
-        record = json.loads(read_small(file))
-        values = [float(record[name]) for name in InstanceSettings._fields]
-    except FileNotFoundError:
-        return InstanceSettings(), False
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(f"{file}: is damaged ({one_line(error)}); run --tune again.") from None
-    return InstanceSettings(*values), True
 
 
 def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarray:

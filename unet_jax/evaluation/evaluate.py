@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unet_jax.checkpoint import load_members
+from unet_jax.checkpoint.instances import read_settings
 from unet_jax.errors import InputError
 from unet_jax.evaluation.images import predict_parts, seen_before, select
 from unet_jax.evaluation.report.page import save_report
@@ -15,7 +16,6 @@ from unet_jax.evaluation.scores import Measured, measure, score, score_folds, sc
 from unet_jax.example import IGNORED, Example, annotated_share, is_sparse
 from unet_jax.figures import class_colours, save_examples
 from unet_jax.files.output import complete, writable_folder
-from unet_jax.instances import read_settings
 from unet_jax.metrics.scores import baselines
 from unet_jax.model import Model
 from unet_jax.overlap_tile import choose_tile_side

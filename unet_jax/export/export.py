@@ -72,14 +72,8 @@ def export(
         raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
     name = f"unet_{workdir.resolve().name}" if name is None else name
     graph = onnx_graph(model).SerializeToString()
-    package = bioimage_package(
-        model,
-        graph,
-        _example(model, image, model.record.training),
-        name=name,
-        authors=authors,
-        licence=licence,
-    )
+    example = _example(model, image, model.record.training)
+    package = bioimage_package(model, graph, example, name=name, authors=authors, licence=licence)
     files = {f"{name}.onnx": graph, f"{name}.zip": package}
     writable_folder(output, tuple(files), overwrite)
     for file, content in files.items():

@@ -11,11 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from unet_jax import checkpoint
+from unet_jax.checkpoint.instances import read_settings
 from unet_jax.device import device_memory_bytes, host_memory_bytes
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.images import read_image
 from unet_jax.files.output import unlocking
-from unet_jax.instances import InstanceSettings, find_cells, read_settings
+from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
 from unet_jax.overlap_tile import AVERAGING, predict_tiled
 from unet_jax.prediction.image_list import image_files

@@ -47,7 +47,7 @@ def first_state(
     steps = checkpoint.saved_steps(workdir)
     if steps:
         training = checkpoint.describe(workdir, steps[-1]).training
-        return state, training and training.started_from
+        return state, training.started_from if training else None
     if not configuration.train.start_from:
         return state, None
     source, scale = Path(configuration.train.start_from), configuration.data.scale
@@ -90,7 +90,7 @@ def first_state(
             "(config.data.scale): best where objects come out equally large.",
             *(model.scale, scale),
         )
-    seen = _seen(model.record and model.record.training, held_out)
+    seen = _seen(model.record.training if model.record else None, held_out)
     if seen:
         logger.info(
             "  it has seen %d of the %d images that this run validates or tests on, the first is "
