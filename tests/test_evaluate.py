@@ -22,6 +22,7 @@ from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import pixel_error
 from unet_jax.metrics.scores import em_counts, em_scores, em_values, seg_score
 from unet_jax.run.fit import cross_validate, fit
+from unet_jax.settings import as_dict
 
 METRICS = ("pixel_error", "rand_error", "warping_error", "warping_error_2016", "v_rand", "v_info")
 
@@ -85,7 +86,7 @@ def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
     assert set(result["baselines"]) == {"one class everywhere", "blurred grey value"}
     assert result["tile_side"] > 0 and result["step"] == 4 and "jax" in result["versions"]
     assert result["training"]["command"].startswith("python ")
-    assert result["instances"] == {**InstanceSettings()._asdict(), "tuned": False}
+    assert result["instances"] == {**as_dict(InstanceSettings()), "tuned": False}
     assert capsys.readouterr().out == ""
     text = summary(evaluation)
     assert f"{expected['v_rand'].value:.4g}" in text and "report.html" in text
@@ -181,7 +182,7 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     assert chosen["images"] == [e.name for e in validation]
     cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in validation]
     settings, score = tune(validation, cell)
-    assert {name: chosen[name] for name in settings._fields} == settings._asdict()
+    assert {name: chosen[name] for name in as_dict(settings)} == as_dict(settings)
     assert chosen["seg_on_validation"] == score
     assert (tuning.file, tuning.images) == (workdir / "instances.json", chosen["images"])
     assert (tuning.settings, tuning.seg) == (settings, score)
@@ -191,7 +192,7 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     with pytest.raises(InputError, match="report.html: is there already; --overwrite"):
         evaluate(workdir)
     result = report(workdir / "evaluation")
-    assert result["instances"] == {**settings._asdict(), "tuned": True}
+    assert result["instances"] == {**as_dict(settings), "tuned": True}
     cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in splits["test"]]
     expected = seg_score(splits["test"], [find_cells(p, settings) for p in cell])
     assert result["scores"]["none"]["seg"] == as_json(expected._asdict())

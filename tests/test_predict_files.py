@@ -20,6 +20,7 @@ from unet_jax.prediction import predict_files as module
 from unet_jax.prediction import results
 from unet_jax.prediction.predict_files import Predictions, predict_files
 from unet_jax.prediction.results import KINDS
+from unet_jax.settings import as_dict
 
 RESULTS = [*(f"{kind}.tif" for kind in KINDS if kind != "overlay"), "overlay.png"]
 RECORD = "predictions.jsonl"
@@ -39,7 +40,7 @@ def workdir(tmp_path):
     state.params["classes"]["kernel"] = jax.numpy.array([[[[5.0, -5.0], [-5.0, 5.0]]]])
     folder = tmp_path / "run"
     checkpoint.save(folder, state, a_description(3) | {"class_names": ["membrane", "cell"]})
-    (folder / "instances.json").write_text(json.dumps(SETTINGS._asdict()))
+    (folder / "instances.json").write_text(json.dumps(as_dict(SETTINGS)))
     return folder
 
 
@@ -435,7 +436,7 @@ def many_cells(workdir, images, monkeypatch):
     """Makes b.tif one of 600 x 600 pixels with 180,000 cells, a pixel each; returns their ids."""
     tifffile.imwrite(images / "b.tif", np.zeros((600, 600), np.uint8))
     settings = InstanceSettings(0.5, 0, 0.0, 1, 0.0)
-    (workdir / "instances.json").write_text(json.dumps(settings._asdict()))
+    (workdir / "instances.json").write_text(json.dumps(as_dict(settings)))
     is_cell = np.indices((600, 600)).sum(0) % 2
 
     def made_up(model, image, *, averaging, out):

@@ -18,6 +18,7 @@ from unet_jax.example import Example
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.instances import InstanceSettings, growing_cells
 from unet_jax.metrics import seg
+from unet_jax.settings import as_dict
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def tune_instances(
     settings, score = tune(examples, [1 - p[..., 0] for p in probabilities])
     names = [example.name for example in examples]
     record = {
-        **settings._asdict(),
+        **as_dict(settings),
         "seg_on_validation": score,
         "step": step,
         "averaging": averaging,
@@ -113,7 +114,7 @@ def _tried(
     for values in tqdm(grid, desc="Tuning", delay=3):
         grown = [growing_cells(p, *values) for p in probabilities]
         for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
-            settings = InstanceSettings._make((*values, border))
+            settings = InstanceSettings(*values, border)
             reach = settings.neck + border
             found = [np.where(distance <= reach, cells, 0) for cells, distance in grown]
             yield settings, seg(references, found).value

@@ -10,6 +10,7 @@ from unet_jax.evaluation.scores import FoldScores, ImageScores, Scores
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics import Score
 from unet_jax.record import Training
+from unet_jax.settings import as_dict
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Evaluation:
                 }
                 for baseline, scores in self.baselines.items()
             },
-            "instances": {**self.instances._asdict(), "tuned": self.tuned},
+            "instances": {**as_dict(self.instances), "tuned": self.tuned},
             "tile_side": self.tile_side,
             "training": {
                 "command": self.training.command,

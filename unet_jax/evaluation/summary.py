@@ -6,6 +6,7 @@ from unet_jax.evaluation.instance_tuning import Tuning
 from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.report.words import AVERAGING_WORDS, left_out_words
 from unet_jax.evaluation.result import Evaluation
+from unet_jax.settings import as_dict
 
 
 def summary(evaluation: Evaluation) -> str:
@@ -45,7 +46,7 @@ def _row(title: str, values: list[float | None]) -> str:
 
 def tuning_summary(tuning: Tuning) -> str:
     """The settings that were chosen, and how good they are; two lines."""
-    settings = ", ".join(f"{name} {value:g}" for name, value in tuning.settings._asdict().items())
+    settings = ", ".join(f"{name} {value:g}" for name, value in as_dict(tuning.settings).items())
     return (
         f"{tuning.file}: SEG {tuning.seg:.4f} on {len(tuning.images)} validation images with\n"
         f"{settings}"

@@ -22,6 +22,7 @@ from unet_jax.overlap_tile import AVERAGING, predict_tiled
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.record import ResultRecord
 from unet_jax.prediction.results import KINDS, USUAL_KINDS, ResultFiles
+from unet_jax.settings import as_dict
 
 # Memory for a pixel, in bytes: of finding cells, and of predicting at another scale.
 _CELL_BYTES, _SCALE_BYTES = 64, 32
@@ -101,7 +102,7 @@ def predict_files(
         "step": model.record.step if model.record else None,
         "params_sha256": _digest(model.params),
         "averaging": averaging,
-        "cells": settings._asdict(),
+        "cells": as_dict(settings),
     }
     record = ResultRecord(output, made_with, files, overwrite)
     problems: list[str] = []

@@ -31,6 +31,7 @@ from unet_jax.evaluation.report.zooms import ZOOM_SIDE, zooms
 from unet_jax.evaluation.result import Evaluation
 from unet_jax.files.output import complete
 from unet_jax.normalisation import PERCENTILES
+from unet_jax.settings import as_dict
 
 
 def save_report(evaluation: Evaluation, pictures: Sequence[Picture]) -> None:
@@ -111,7 +112,7 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
         "zoom_side": ZOOM_SIDE,
         "training_charts": training_charts(evaluation.log),
         "settings": list(_flat(config.to_dict())),
-        "instances": {**evaluation.instances._asdict(), "tuned": evaluation.tuned},
+        "instances": {**as_dict(evaluation.instances), "tuned": evaluation.tuned},
         "references": references(data, cells_first),
         "figures": figures,
         "class_colours": [to_hex(colour / 255) for colour in colours],
