@@ -111,10 +111,10 @@ def _tried(
             (smallest // 4,),
         )
     )
-    for values in tqdm(grid, desc="Tuning", delay=3):
-        grown = [growing_cells(p, *values) for p in probabilities]
+    for threshold, hole, neck, cell in tqdm(grid, desc="Tuning", delay=3):
+        grown = [growing_cells(p, threshold, hole, neck, cell) for p in probabilities]
         for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
-            settings = InstanceSettings(*values, border)
-            reach = settings.neck + border
+            settings = InstanceSettings(threshold, hole, neck, cell, border)
+            reach = neck + border
             found = [np.where(distance <= reach, cells, 0) for cells, distance in grown]
             yield settings, seg(references, found).value
