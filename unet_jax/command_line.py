@@ -83,7 +83,7 @@ def run(main: Callable[[], Outcome]) -> None:
             print(text, end="\n" if text else "")
         for problem in problems:
             _say(problem)
-        status = status or bool(problems)
+        status = status or int(bool(problems))
     except InputError as error:
         for problem in error.args:
             _say(problem)

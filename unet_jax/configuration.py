@@ -1,5 +1,6 @@
 """All settings of a training run in one; the page of values is `docs/configuration.md`."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
@@ -114,6 +115,10 @@ class Configuration:
         ]
         if problems:
             raise InputError(*problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """All values as JSON has them, with lists for tuples."""
+        return json.loads(json.dumps(self.to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
         """All values, as `read_configuration` takes them."""

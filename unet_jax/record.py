@@ -98,7 +98,7 @@ class Record:
             source = training["started_from"]
             values |= training | {
                 "class_names": self.training.config.class_names,
-                "config": self.training.config.to_dict(),
+                "config": self.training.config.to_json(),
                 "started_from": source and dataclasses.asdict(source),
             }
         values |= {"step": self.step, "validation": self.validation}

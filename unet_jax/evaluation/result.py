@@ -115,7 +115,7 @@ class Evaluation:
             "tile_side": self.tile_side,
             "training": {
                 "command": self.training.command,
-                "config": self.training.config.to_dict(),
+                "config": self.training.config.to_json(),
                 "started_from": source and asdict(source),
                 "splits": self.training.splits,
                 "data_sha256": self.data_sha256,

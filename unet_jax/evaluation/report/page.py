@@ -111,7 +111,7 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
         "zooms": zooms(pictures, threshold),
         "zoom_side": ZOOM_SIDE,
         "training_charts": training_charts(evaluation.log),
-        "settings": list(_flat(config.to_dict())),
+        "settings": list(_flat(evaluation.record()["training"]["config"])),
         "instances": {**as_dict(evaluation.instances), "tuned": evaluation.tuned},
         "references": references(data, cells_first),
         "figures": figures,
