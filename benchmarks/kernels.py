@@ -21,13 +21,15 @@ from unet_jax import predict_tiled
 
 _GPU_CASES = ("bfloat16:1:64", "bfloat16:8:64")
 _CPU_CASES = ("float32:1:16",)
+_QUICK_CASES = ("float32:1:4",)
 _STEPS = 10
 
 
 def rows(quick, cases=None):
     """Rows of each case, then of the loop of the first, then of an image."""
     on_gpu = jax.default_backend() != "cpu"
-    cases = [Case.read(text, quick) for text in cases or (_GPU_CASES if on_gpu else _CPU_CASES)]
+    cases = cases or (_QUICK_CASES if quick else _GPU_CASES if on_gpu else _CPU_CASES)
+    cases = [Case.read(text, quick) for text in cases]
     for case in cases:
         with jax.default_matmul_precision(case.precision):
             yield from (case.row() | row for row in kernels(case))

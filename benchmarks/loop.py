@@ -20,13 +20,14 @@ from unet_jax.run.log import RunLog
 
 _GPU_CASES = ("bfloat16:1:64", "bfloat16:1:16")
 _CPU_CASES = ("float32:1:16",)
+_QUICK_CASES = ("float32:1:4",)
 
 
 def rows(quick, cases=None):
     """One row for each loop."""
     on_gpu = jax.default_backend() != "cpu"
     rounds, repeats = (2, 3) if quick else (5, 200) if on_gpu else (5, 5)
-    for text in cases or (_GPU_CASES if on_gpu else _CPU_CASES):
+    for text in cases or (_QUICK_CASES if quick else _GPU_CASES if on_gpu else _CPU_CASES):
         case = Case.read(text, quick)
         with tempfile.TemporaryDirectory() as folder, jax.default_matmul_precision(case.precision):
             log = RunLog(Path(folder, "log.jsonl"), 0)
@@ -43,9 +44,9 @@ def rows(quick, cases=None):
 
 
 def a_run(case):
-    """The training of the case on 22 made-up micrographs, as many as of the ISBI 2012 stack."""
-    settings = TrainSettings(tile_side=case.side, batch_size=case.batch_size)
-    return train(synthetic_examples(0, 22), Configuration(model=case.network, train=settings))
+    """The training of the case on made-up micrographs of the size of the ISBI 2012 stack."""
+    settings = TrainSettings(tile_side=case.side, batch_size=case.batch_size, steps=10_000)
+    return train(synthetic_examples(0, 4), Configuration(model=case.network, train=settings))
 
 
 def go_on(run, count, log=None):
