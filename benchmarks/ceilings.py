@@ -54,7 +54,7 @@ def rows(quick):
     for name, (dtype, precision) in FORMATS.items():
         errors = map(error, both(dtype, precision), exact)
         with jax.default_matmul_precision(precision):
-            tflops = rounded(matrix_product_peak(dtype) / 1e12)
+            tflops = rounded(matrix_product_peak(dtype, quick) / 1e12)
         product_error, convolution_error = errors
         yield {
             "what": name,

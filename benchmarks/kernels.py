@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from benchmarks.loop import a_run, go_on
-from benchmarks.prediction import a_model
 from benchmarks.side_by_side import rounded, timed
 from benchmarks.training_step import Case, ours
 from unet_jax import predict_tiled
@@ -33,14 +32,14 @@ def rows(quick, cases=None):
     for case in cases:
         with jax.default_matmul_precision(case.precision):
             yield from (case.row() | row for row in kernels(case))
-    run = a_run(cases[0])
-    go_on(run, 1)
-    yield from functions("train", lambda: go_on(run, _STEPS), per=_STEPS)
-    width, side = (2, 200) if quick else (64, 4096) if on_gpu else (16, 1024)
-    model = a_model(width, cases[0].network.dtype)
+    side = 100 if quick else 4096 if on_gpu else 1024
     image = np.random.default_rng(0).integers(0, 255, (side, side)).astype(np.uint8)
-    predict_tiled(model, image)
-    yield from functions("predict_tiled", lambda: predict_tiled(model, image))
+    with jax.default_matmul_precision(cases[0].precision):
+        run = a_run(cases[0])
+        model = next(run).model()
+        yield from functions("train", lambda: go_on(run, _STEPS), per=_STEPS)
+        predict_tiled(model, image)
+        yield from functions("predict_tiled", lambda: predict_tiled(model, image))
 
 
 def kernels(case):
@@ -95,14 +94,14 @@ def functions(of, call, per=1):
     """The functions of the host in which a call spends its time."""
     profiler = cProfile.Profile()
     profiler.runcall(call)
-    stats = pstats.Stats(profiler).get_stats_profile()
+    stats = pstats.Stats(profiler)
     yield {"of": of, "milliseconds": rounded(1e3 * stats.total_tt / per)}
-    found = sorted(stats.func_profiles.items(), key=lambda item: -item[1].tottime)
-    for name, function in found[:12]:
-        file = "/".join(Path(function.file_name).parts[-2:])
+    # Of each function its calls that recur, all calls, own seconds, and those of what it calls.
+    for function, (_, calls, own, *_) in sorted(stats.stats.items(), key=lambda f: -f[1][2])[:12]:
+        file, line, name = function
         yield {
             "of": of,
-            "milliseconds": rounded(1e3 * function.tottime / per),
-            "calls": function.ncalls,
-            "name": f"{name} {file}:{function.line_number}",
+            "milliseconds": rounded(1e3 * own / per),
+            "calls": rounded(calls / per),
+            "name": f"{name} {'/'.join(Path(file).parts[-2:])}:{line}",
         }

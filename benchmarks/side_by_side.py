@@ -61,9 +61,10 @@ def rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def matrix_product_peak(dtype: str) -> float:
+def matrix_product_peak(dtype: str, quick: bool = False) -> float:
     """FLOP/s of the best of some large matrix products on the default device."""
     side, repeats = (2048, 1) if jax.default_backend() == "cpu" else (8192, 10)
+    side = 256 if quick else side
     # Random: of zeros or ones a GPU makes more products, because they take it less power.
     a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(lambda a: a @ a)

@@ -43,7 +43,7 @@ def rows(quick, cases=None):
     for text in cases or (_QUICK_CASES if quick else _GPU_CASES if on_gpu else _CPU_CASES):
         case = Case.read(text, quick)
         with jax.default_matmul_precision(case.precision):
-            peak = matrix_product_peak(case.network.dtype)
+            peak = matrix_product_peak(case.network.dtype, quick)
             contestants, facts = {}, {}
             contestants["ours"], facts["ours"], _ = ours(case)
             name = "ours, no augmentation"

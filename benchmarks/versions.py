@@ -21,12 +21,13 @@ from unet_jax import predict_tiled
 from unet_jax.network import UNet
 
 _HERE = Path(__file__).resolve()
+_ROUNDS = 20
 _FIGURES = ("this_seconds", "other_seconds", "this_over_other", "low", "high")
 
 
 def rows(quick, other):
     """One row for each call."""
-    rounds = 2 if quick else 20
+    rounds = 2 if quick else _ROUNDS
     with worker(_HERE.parents[1], quick) as this, worker(Path(other).resolve(), quick) as that:
         for call in CALLS:
             spent = []
