@@ -10,7 +10,6 @@ import tifffile
 
 from unet_jax import load, predict_tiled
 from unet_jax.checkpoint import load_members
-from unet_jax.data.sources import read_data
 from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
@@ -25,6 +24,7 @@ from unet_jax.metrics import pixel_error
 from unet_jax.metrics.scores import em_counts, em_scores, em_values, seg_score
 from unet_jax.run.fit import cross_validate, fit
 from unet_jax.settings import as_dict
+from unet_jax.sources import read_data
 
 METRICS = ("pixel_error", "rand_error", "warping_error", "warping_error_2016", "v_rand", "v_info")
 

@@ -18,7 +18,6 @@ from scipy import ndimage
 
 from configs import dic_hela, em
 from unet_jax.configuration import read_configuration
-from unet_jax.data.sources import Synthetic
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import Picture
 from unet_jax.evaluation.report.words import left_out_words
@@ -31,6 +30,7 @@ from unet_jax.metrics import THRESHOLDS, Score, SegScore
 from unet_jax.metrics.scores import ClassScores
 from unet_jax.network import UNet
 from unet_jax.record import Training
+from unet_jax.sources import Synthetic
 
 EM_METRICS = (
     "pixel_error",
