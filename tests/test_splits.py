@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from unet_jax.data import splits
+from unet_jax.data.sources import read_data
 from unet_jax.data.splits import read_run
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example
@@ -29,7 +30,7 @@ def run_of(monkeypatch):
             "test": [example("d", test)],
         }
         monkeypatch.setattr(splits, "read_splits", lambda data, classes: stored)
-        return read_run({"source": source}, 3)
+        return read_run(read_data({"source": source}), 3)
 
     return run_of
 

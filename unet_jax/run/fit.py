@@ -27,7 +27,7 @@ from unet_jax.network import valid_input_sides
 from unet_jax.normalisation import PERCENTILES
 from unet_jax.optimiser import sgd
 from unet_jax.provenance import versions
-from unet_jax.run.guard import collapse, record_failure
+from unet_jax.run.guard import TOO_LARGE_STEPS, collapse, record_failure
 from unet_jax.run.log import RunLog
 from unet_jax.run.resume import resume_or_start
 from unet_jax.run.start_from import first_state
@@ -183,7 +183,11 @@ def fit(
                 try:
                     found = validate(progress.model(), validation, weights, names)
                 except RunFailed as error:
-                    raise RunFailed(f"Step {step}: {error}") from None
+                    rate = log.rows[-1]["learning_rate"]
+                    raise RunFailed(
+                        f"Step {step}: {error}, at a learning rate of {rate:.2g}; "
+                        f"{TOO_LARGE_STEPS}."
+                    ) from None
                 scores = found.scores
                 log.write([{"step": step, "seconds": round(log.seconds, 1), "validation": scores}])
                 shown = slice(_EXAMPLES_SHOWN)

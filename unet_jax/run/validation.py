@@ -11,7 +11,6 @@ from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.metrics.scores import class_scores, em_errors
 from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_tiled
-from unet_jax.run.guard import TOO_LARGE_STEPS
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def validate(
     """
     probabilities = [predict_tiled(model, example.image) for example in examples]
     if not all(np.isfinite(p).all() for p in probabilities):
-        raise RunFailed(f"the network's output is no longer finite; {TOO_LARGE_STEPS}.")
+        raise RunFailed("the network's output is no longer finite")
     parts = [
         # The soft-max of these logits are the probabilities.
         weighted_cross_entropy(np.log(np.maximum(p, np.finfo(p.dtype).tiny)), e.labels, w)
