@@ -10,22 +10,21 @@ import pytest
 from unet_jax import checkpoint, load
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
-from unet_jax.optimiser import create_optimiser
+from unet_jax.optimiser import OptimiserSettings, sgd
 from unet_jax.train_step import create_train_state
 
 FIELDS = dict(width=2, depth=2, classes=2, dropout_rate=0.5, dtype="float32")
 
 
 def a_state(seed=0):
-    optimiser, _ = create_optimiser(
-        steps=10,
+    settings = OptimiserSettings(
         peak_learning_rate=0.1,
         warmup_steps=1,
         momentum=0.99,
         initial_momentum=0.9,
         momentum_warmup_steps=5,
     )
-    return create_train_state(jax.random.key(seed), UNet(**FIELDS), optimiser, 1)
+    return create_train_state(jax.random.key(seed), UNet(**FIELDS), sgd(settings, steps=10), 1)
 
 
 def a_description(step, loss=None):

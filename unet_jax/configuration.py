@@ -156,8 +156,10 @@ def _are_texts(value) -> bool:
 
 
 def _are_colours(value) -> bool:
-    if value == ():
+    if not _are_texts(value):
+        return False
+    if not value:
         return True
     from matplotlib.colors import is_color_like  # slow to load
 
-    return _are_texts(value) and all(map(is_color_like, value))
+    return all(map(is_color_like, value))
