@@ -12,6 +12,7 @@ from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 from unet_jax.metrics.scores import class_scores, em_errors
 from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_tiled
+from unet_jax.run.guard import TOO_LARGE_STEPS
 
 
 @dataclass(frozen=True)
