@@ -1,5 +1,10 @@
+import threading
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from unet_jax import checkpoint, load
@@ -83,6 +88,46 @@ def test_an_unfinished_save_is_no_checkpoint(workdir):
     assert checkpoint.saved_steps(workdir) == [4, 7]
 
 
+def counted():
+    """A state of known numbers, whatever versions draw."""
+    return jax.tree.map(lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), a_state())
+
+
+@pytest.mark.parametrize("version", ["0.11.0", "0.12.8"])
+def test_what_the_oldest_and_the_newest_orbax_wrote_is_read(version):
+    """They lie here as `save(workdir, counted(), a_description(1))` wrote them with each."""
+    workdir = Path(__file__).parent / "reliability" / "orbax" / version
+    restored = checkpoint.restore(workdir, 1, a_state())
+    assert same_bits((restored.params, restored.opt_state), (counted().params, counted().opt_state))
+    assert same_bits(load(workdir).params, counted().params)
+
+
+@pytest.mark.parametrize("other", [{"use_zarr3": True}, {"use_ocdbt": False}])
+def test_a_layout_that_is_not_read_is_not_left_for_a_checkpoint(workdir, monkeypatch, other):
+    original = ocp.PyTreeCheckpointer
+    monkeypatch.setattr(ocp, "PyTreeCheckpointer", lambda **options: original(**options | other))
+    with pytest.raises(RunFailed, match="000009: cannot be saved .*no such array"):
+        checkpoint.save(workdir, a_state(), a_description(9))
+    assert checkpoint.saved_steps(workdir) == [4, 7]
+    assert not (workdir / "checkpoints" / "000009").exists()
+
+
+def test_what_is_saved_in_the_background_is_a_copy(tmp_path):
+    """The next step uses up the arrays of the one before, or writes over them."""
+    begin, state = threading.Event(), jax.tree.map(jnp.copy, a_state(5))
+    with checkpoint.Saver(tmp_path) as saver:
+        saver._background.submit(begin.wait)
+        saver.save(state, a_description(1))
+        jax.block_until_ready(jax.jit(overwritten, donate_argnums=0)(state))
+        begin.set()
+    assert all(x.is_deleted() for x in jax.tree.leaves(state)), "a view would keep it"
+    assert same_bits(load(tmp_path).params, a_state(5).params)
+
+
+def overwritten(state):
+    return jax.tree.map(lambda x: x + x.dtype.type(1), state)
+
+
 def refused(workdir, step="best"):
     before = sorted(workdir.rglob("*"))
     with pytest.raises(InputError) as refusal:
@@ -129,10 +174,10 @@ def test_every_damaged_file_is_found(workdir, damage):
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_steps_before(workdir, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise ValueError("RESOURCE_EXHAUSTED:\n No space left on device")
 
-    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", full)
     with pytest.raises(RunFailed, match=r"000009: cannot be saved \(RESOURCE_EXHAUSTED: No space"):
         checkpoint.save(workdir, a_state(), a_description(9))
     assert checkpoint.saved_steps(workdir) == [4, 7]

@@ -15,7 +15,7 @@ from tests.test_command_line import call
 from tests.test_onnx_graph import picture, random_model
 from unet_jax import load, predict_tiled
 from unet_jax.errors import InputError
-from unet_jax.export.export import export
+from unet_jax.export.export import Exported, export
 from unet_jax.run.fit import fit
 
 spec = pytest.importorskip("bioimageio.spec", reason="bioimageio.spec is not installed")
@@ -27,7 +27,6 @@ from unet_jax.export.onnx_graph import onnx_graph  # noqa: E402
 # bioimageio.spec leaves its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
-DEFAULTS = dict(step="best", image=None, name=None, authors=[], licence=None, overwrite=False)
 DESCRIPTION = {
     "step": 3,
     "scale": 1.0,
@@ -106,9 +105,11 @@ def run_as_described(description, folder):
 
 def test_a_run_becomes_a_valid_package(workdir, tmp_path, no_network, monkeypatch, capsys):
     out = tmp_path / "exported"
-    assert export(workdir, output=out, **DEFAULTS) == 0
+    exported = export(workdir, output=out)
+    files = out / "unet_run.onnx", out / "unet_run.zip"
+    assert exported == Exported({file: file.stat().st_size for file in files}, scale=1.0)
+    assert capsys.readouterr().out == ""
     assert {p.name for p in out.iterdir()} == {"unet_run.onnx", "unet_run.zip"}
-    assert f"{out / 'unet_run.zip'}: " in capsys.readouterr().out
     with spec.ValidationContext(perform_io_checks=True):
         assert spec.load_description(out / "unet_run.zip").validation_summary.status == (
             "valid-format"
@@ -181,7 +182,7 @@ def test_bad_input_writes_nothing(workdir, tmp_path):
 
     def refused(**settings):
         with pytest.raises(InputError) as refusal:
-            export(workdir, output=out, **DEFAULTS | settings)
+            export(workdir, output=out, **settings)
         assert not out.exists()
         return str(refusal.value)
 
@@ -197,24 +198,25 @@ def test_bad_input_writes_nothing(workdir, tmp_path):
     assert "holds a pixel of 1e+20" in refused(image=example(hot))
     assert "--name" in refused(name="../../escaped")
 
-    assert export(workdir, output=out, **DEFAULTS) == 0
+    export(workdir, output=out)
     before = (out / "unet_run.onnx").read_bytes()
     with pytest.raises(InputError, match="unet_run.onnx: is there already; --overwrite"):
-        export(workdir, output=out, **DEFAULTS)
-    assert export(workdir, output=out, **DEFAULTS | dict(overwrite=True)) == 0
+        export(workdir, output=out)
+    export(workdir, output=out, overwrite=True)
     assert (out / "unet_run.onnx").read_bytes() == before
 
 
 def test_a_missing_package_is_one_line(workdir, tmp_path, monkeypatch):
-    for module in [m for m in sys.modules if m.startswith("unet_jax.bioimage_package")]:
-        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "unet_jax.export.bioimage_package", raising=False)
     monkeypatch.setitem(sys.modules, "bioimageio.spec", None)
     with pytest.raises(InputError, match=r"bioimageio.spec is not .* pip install -e '.\[export\]'"):
-        export(workdir, output=tmp_path / "exported", **DEFAULTS)
+        export(workdir, output=tmp_path / "exported")
 
 
 def test_unet_jax_itself_needs_no_onnx():
-    code = "import sys, unet_jax.export; assert not {'onnx', 'bioimageio'} & set(sys.modules)"
+    code = (
+        "import sys, unet_jax.export.export; assert not {'onnx', 'bioimageio'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -222,7 +224,9 @@ def test_the_program(workdir, tmp_path):
     out = tmp_path / "exported"
     done = call("export.py", f"--checkpoint={workdir}", f"--output={out}", "--name=My U-Net (EM)")
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in out.iterdir()} == {"My U-Net (EM).onnx", "My U-Net (EM).zip"}
+    files = [out / "My U-Net (EM).onnx", out / "My U-Net (EM).zip"]
+    assert {*out.iterdir()} == {*files}
+    assert done.stdout.splitlines() == [f"{f}: {f.stat().st_size:,} bytes" for f in files]
     done = call("export.py", f"--checkpoint={workdir}", f"--output={tmp_path / 'x'}", "--licence=x")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "--licence" in done.stderr and not (tmp_path / "x").exists()

@@ -10,7 +10,6 @@ import pytest
 from tests.reliability.conftest import ROOT
 from tests.test_augmentation import OFF
 from tests.test_checkpoint import FIELDS, a_description, a_state, same_bits
-from tests.test_evaluate import DEFAULTS
 from tests.test_fit import interrupt_at, latest_state, log_without_time
 from tests.test_train_step import SCHEDULE, STEPS, a_batch
 from unet_jax import checkpoint, load
@@ -200,7 +199,7 @@ def test_the_report_says_where_the_run_started_from(tiny_config, tmp_path, caplo
         "it has seen 2 of the 4 images that this run validates or tests on, the first is picture 2"
         in caplog.text
     )
-    evaluate(tmp_path / "run", **DEFAULTS)
+    evaluate(tmp_path / "run")
     folder = tmp_path / "run" / "evaluation"
     record = json.loads((folder / "report.json").read_text())["training"]["started_from"]
     assert record["step"] == 4 and record["seen"] == ["picture 2", "picture 3"]

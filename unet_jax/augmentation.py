@@ -204,8 +204,8 @@ def part_corner(
     centre = origin + (tile_side - 1) / 2
     # Mirrored pixels are no further from the mirrored centre than they were from the centre.
     centre = jnp.floor(mirrored(centre, size)).astype(jnp.int32)
-    part = jnp.array(part)
-    return jnp.clip(centre - part // 2, 0, jnp.maximum(size - part, 0))
+    sides = jnp.array(part)
+    return jnp.clip(centre - sides // 2, 0, jnp.maximum(size - sides, 0))
 
 
 def elastic_displacement(key: jax.Array, tile_side: int, strength: float) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any
+from typing import Any, cast
 
 import flax
 import jax
@@ -71,11 +71,11 @@ def make_train_step(
         def loss(params):
             if freeze_contracting_path:
                 params |= jax.lax.stop_gradient(contracting_path(params))
-            logits = network.apply(
-                {"params": params}, tiles.image, train=True, rngs={"dropout": dropout_key}
-            )
+            rngs = {"dropout": dropout_key}
+            logits = network.apply({"params": params}, tiles.image, train=True, rngs=rngs)
+            entropies = jax.vmap(weighted_cross_entropy)
             return mean_over_pixels(
-                *jax.vmap(weighted_cross_entropy)(logits, tiles.labels, tiles.weights)
+                *entropies(cast(jax.Array, logits), tiles.labels, tiles.weights)
             )
 
         value, gradient = jax.value_and_grad(loss)(state.params)

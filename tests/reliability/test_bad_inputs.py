@@ -31,7 +31,7 @@ from tests.test_image_files import png_bytes, png_of_header, tiff_bytes, with_ta
 from unet_jax import load, predict_tiled, read_images
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
-from unet_jax.files import images as image_files
+from unet_jax.files import decoding
 from unet_jax.run.log import read_log
 
 HEIGHT, WIDTH = 40, 48
@@ -492,7 +492,7 @@ def test_images_of_any_size(arguments, trained, folder):
 
 # Row: larger than memory.
 def test_files_beyond_the_budget(refusals, folder, monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 10_000)
     file = folder / "images" / "c.tif"
     tifffile.imwrite(file, np.zeros((101, 100), np.uint8))
     says = "declares 10,100 bytes of pixels, expected at most 10,000"

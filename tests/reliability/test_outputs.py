@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.conftest import ROOT, TINY
-from tests.test_evaluate import DEFAULTS
 from unet_jax.errors import InputError
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.files.output import complete, lock
@@ -64,7 +63,7 @@ def test_an_evaluation_that_ends_before_a_file_is_complete_does_not_show_it(
 
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(Killed):
-        evaluate(tmp_path / "run", **DEFAULTS)
+        evaluate(tmp_path / "run")
     out = tmp_path / "run" / "evaluation"
     assert sorted(p.name for p in out.iterdir()) == sorted(OUTPUTS[:written]) == sorted(replaced)
 
@@ -77,7 +76,7 @@ def test_no_output_is_replaced_unasked(tiny_config, tmp_path, name):
     out.mkdir()
     (out / name).write_text("my own")
     with pytest.raises(InputError, match=f"{name}: is there already; --overwrite replaces it"):
-        evaluate(tmp_path / "run", **DEFAULTS | dict(out=out))
+        evaluate(tmp_path / "run", out=out)
     assert (out / name).read_text() == "my own" and len(list(out.iterdir())) == 1
 
 

@@ -44,7 +44,7 @@ def test_a_run_records_what_it_depended_on_and_the_report_states_it(run, tiny_co
 
 
 def test_a_copy_without_history_says_that_its_commit_is_unknown(tmp_path):
-    code = "from unet_jax.device import versions; print(versions()['commit'])"
+    code = "from unet_jax.provenance import versions; print(versions()['commit'])"
     package = tmp_path / "unet_jax"
     subprocess.run(["cp", "-r", "unet_jax", str(package)], check=True)
     done = subprocess.run(
@@ -54,20 +54,20 @@ def test_a_copy_without_history_says_that_its_commit_is_unknown(tmp_path):
 
 
 def test_other_pixels_in_the_test_split_are_noticed(tiny_config, tmp_path, monkeypatch, caplog):
-    from tests.test_evaluate import DEFAULTS
-    from unet_jax.evaluation import evaluate as evaluate_module
+    from unet_jax.evaluation import images
+    from unet_jax.evaluation.evaluate import evaluate
     from unet_jax.run.fit import fit
 
     tiny_config.train.steps = tiny_config.train.validate_every = 4
     fit(tiny_config, tmp_path / "run")
-    original = evaluate_module.read_splits
+    original = images.read_splits
 
     def changed(*args):
         splits = original(*args)
         first = splits["test"][0]
         return splits | {"test": [first._replace(image=first.image + 1), *splits["test"][1:]]}
 
-    monkeypatch.setattr(evaluate_module, "read_splits", changed)
-    evaluate_module.evaluate(tmp_path / "run", **DEFAULTS)
+    monkeypatch.setattr(images, "read_splits", changed)
+    evaluate(tmp_path / "run")
     assert "picture 5: its pixels are not those of the training run's data" in caplog.text
     assert "picture 6" not in caplog.text

@@ -15,6 +15,7 @@ import tifffile
 from tests.reliability.conftest import ROOT, rows
 from tests.test_evaluate import use_folder
 from unet_jax import checkpoint, load, predict_tiled
+from unet_jax.checkpoint import saving
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
 from unet_jax.optimiser import create_optimiser
@@ -205,7 +206,7 @@ def test_a_stop_request_in_the_last_step_ends_a_cross_validation(
         if description["step"] == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(checkpoint, "save", stopping)
+    monkeypatch.setattr(saving, "save", stopping)
     tiny_config.train.steps = tiny_config.train.validate_every = 4
     assert cross_validate(tiny_config, tmp_path, 2) == 128 + signal.SIGTERM
     assert [p.name for p in tmp_path.iterdir()] == ["fold0"]
@@ -300,7 +301,7 @@ def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):
         original(workdir, state, description)
         times[-description["step"]] = time.perf_counter()
 
-    monkeypatch.setattr(checkpoint, "save", slow_save)
+    monkeypatch.setattr(saving, "save", slow_save)
     write = RunLog.write
 
     def noting_write(log, new_rows):
@@ -322,7 +323,7 @@ def test_an_error_of_a_background_save_ends_the_run(tiny_config, tmp_path, monke
             raise RunFailed("000008: cannot be saved (No space left on device).")
         original(workdir, state, description)
 
-    monkeypatch.setattr(checkpoint, "save", failing_save)
+    monkeypatch.setattr(saving, "save", failing_save)
     tiny_config.train.steps = 100
     with pytest.raises(RunFailed, match="No space left"):
         fit(tiny_config, tmp_path / "run")

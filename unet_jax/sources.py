@@ -140,7 +140,8 @@ def read_data(values: Mapping[str, Any]) -> Data:
         that makes no sense.
     """
     name = values.get("source")
-    for kind in (Isbi2012, CellTracking, Folder, Synthetic):
+    kinds: tuple[type[Any], ...] = (Isbi2012, CellTracking, Folder, Synthetic)
+    for kind in kinds:
         if kind.source == name:
             return read(kind, values, "config.data")
     raise InputError(f"data.source is isbi2012, cell_tracking, folder or synthetic, not {name!r}.")
