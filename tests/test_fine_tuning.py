@@ -14,13 +14,13 @@ from tests.test_fit import interrupt_at, latest_state, log_without_time
 from tests.test_train_step import SCHEDULE, STEPS, a_batch
 from unet_jax import checkpoint, load
 from unet_jax.configuration import Configuration, TrainSettings
-from unet_jax.data.sources import Isbi2012
 from unet_jax.errors import InputError
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.network import UNet, contracting_path
 from unet_jax.optimiser import sgd
 from unet_jax.run.fit import fit
 from unet_jax.run.start_from import first_state
+from unet_jax.sources import Isbi2012
 from unet_jax.train_step import create_train_state, make_train_step
 
 NETWORK = UNet(**FIELDS)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from unet_jax.data import splits
-from unet_jax.data.sources import read_data
 from unet_jax.data.splits import read_run
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example
+from unet_jax.sources import read_data
 
 REMEDIES = {
     "folder": "annotate more images, or try another config.data.split_seed.",

@@ -146,6 +146,7 @@ def fit(
     validation, examples = splits["validation"], [e.name for e in splits["train"]]
     weights = weight_maps(validation, balance, configuration.weight_map)
     steps = train(splits.pop("train"), configuration, state=state, class_weight=balance)
+    del splits  # memory that no step needs
     log = RunLog(workdir / "log.jsonl", start)
     with (
         StopRequest() as stop,
