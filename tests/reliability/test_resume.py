@@ -85,7 +85,7 @@ def test_a_change_named_as_wanted_is_made_and_told(tiny_config, workdir, caplog)
 def test_a_run_without_colours_goes_on_with_some(tiny_config, workdir, caplog):
     tiny_config.class_colours = ("#102030", "white")
     assert fit(tiny_config, workdir).status == 0
-    assert "with config.class_colours = ['#102030', 'white'] instead of []" in caplog.text
+    assert "with config.class_colours = ['#102030', 'white'] instead of nothing" in caplog.text
 
 
 def test_more_steps_are_no_conflict_and_fewer_are(tiny_config, workdir, caplog):
