@@ -2,6 +2,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from tests.reliability.conftest import ROOT
 from tests.test_augmentation import OFF
-from tests.test_checkpoint import FIELDS, a_description, a_state, same_bits
+from tests.test_checkpoint import FIELDS, a_record, a_state, same_bits
 from tests.test_fit import interrupt_at, latest_state, log_without_time
 from tests.test_train_step import SCHEDULE, STEPS, a_batch
 from unet_jax import checkpoint, load
@@ -18,6 +19,7 @@ from unet_jax.errors import InputError
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.network import UNet, contracting_path
 from unet_jax.optimiser import sgd
+from unet_jax.record import StartedFrom, Training
 from unet_jax.run.fit import fit
 from unet_jax.run.start_from import first_state
 from unet_jax.sources import Isbi2012
@@ -30,7 +32,7 @@ NETWORK = UNet(**FIELDS)
 def source(tmp_path):
     """A run whose best step is 4 and whose latest is 6."""
     for step, loss in [(4, 0.3), (6, 0.4)]:
-        checkpoint.save(tmp_path / "source", a_state(step), a_description(step, loss))
+        checkpoint.save(tmp_path / "source", a_state(step), a_record(step, loss))
     return tmp_path / "source"
 
 
@@ -58,13 +60,13 @@ def test_everything_is_taken_over_from_the_best_step(source, caplog):
     assert same_bits(state.params, a_state(4).params)
     assert same_bits(state.opt_state, random.opt_state) and state.step == 0
     manifest = source / "checkpoints" / "000004" / "sha256.json"
-    assert record == {
-        "checkpoint": str(source),
-        "step": 4,
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-        "new_layers": [],
-        "seen": [],
-    }
+    assert record == StartedFrom(
+        checkpoint=str(source),
+        step=4,
+        manifest_sha256=hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        new_layers=[],
+        seen=[],
+    )
     assert caplog.messages == [f"Starting from {source}, step 4: takes over 8 layers."]
 
 
@@ -81,7 +83,7 @@ def test_a_layer_that_does_not_fit_begins_at_random_and_is_named(
     caplog.set_level(logging.INFO, "unet_jax")
     random = random_state(**changed)
     state, record = begin(source, random, **changed)
-    assert record["new_layers"] == [layer]
+    assert record.new_layers == [layer]
     assert caplog.messages == [
         f"Starting from {source}, step 4: takes over 7 layers.",
         f"  {layer} begins at random: {reason}.",
@@ -114,13 +116,25 @@ def test_another_width_or_depth_is_refused(source, changed):
 
 
 def test_a_cross_validation_is_no_single_network(tmp_path):
+    training = Training(
+        config=Configuration(model=NETWORK),
+        class_weights=[1.0, 1.0],
+        splits={"train": [], "validation": [], "test": []},
+        data={},
+        images={},
+        started_from=None,
+        fold=0,
+        folds=2,
+        command=None,
+        versions={"unet-jax": "0.1.0"},
+    )
     for fold in range(2):
-        description = a_description(4) | {"folds": 2}
-        checkpoint.save(tmp_path / "five" / f"fold{fold}", a_state(fold), description)
+        record = replace(a_record(4), training=replace(training, fold=fold))
+        checkpoint.save(tmp_path / "five" / f"fold{fold}", a_state(fold), record)
     with pytest.raises(InputError, match="start from one of them, such as .*fold0"):
         begin(tmp_path / "five", None)
     state, record = begin(tmp_path / "five" / "fold1", random_state())
-    assert same_bits(state.params, a_state(1).params) and record["step"] == 4
+    assert same_bits(state.params, a_state(1).params) and record.step == 4
 
 
 def test_a_first_convolution_at_random_cannot_be_frozen(source):
@@ -182,8 +196,8 @@ def test_interrupted_and_without_its_source_it_ends_with_the_same_bits(
     assert step == other_step == 12 and same_bits(params, other_params)
     assert same_bits(contracting_path(params), contracting_path(begun))
     assert not same_bits(params["classes"], begun["classes"])
-    records = [load(folder, "latest").description["started_from"] for folder in (whole, parts)]
-    assert records[0] == records[1] and records[0]["checkpoint"] == str(source)
+    records = [load(folder, "latest").record.training.started_from for folder in (whole, parts)]
+    assert records[0] == records[1] and records[0].checkpoint == str(source)
 
 
 def test_the_report_says_where_the_run_started_from(tiny_config, tmp_path, caplog):
@@ -249,7 +263,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_can_be_started_from(tiny_config
     assert checkpoint.saved_steps(old)[-1] == 8
 
     (golden,) = (ROOT / "tests" / "reliability" / "golden").glob("0.1.0")
-    train = load(golden / "run").description["config"]["train"]
-    assert (train["start_from"], train["freeze_contracting_path"]) == ("", False)
+    train = load(golden / "run").record.training.config.train
+    assert (train.start_from, train.freeze_contracting_path) == ("", False)
     tiny_config.train.start_from = str(golden / "run")
     assert fit(tiny_config, tmp_path / "new").status == 0

@@ -62,12 +62,13 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     assert checkpoint.saved_steps(workdir) == sorted({best, 12})
 
     model = load(str(workdir))
-    assert model.description["step"] == best
-    assert model.description["splits"]["test"] == ["picture 5", "picture 6"]
-    assert model.description["class_names"] == ["membrane", "cell"]
-    assert model.description["config"] == json.loads(json.dumps(tiny_config.to_dict()))
-    assert model.description["command"] == "as typed"
-    assert "jax" in model.description["versions"]
+    training = model.record.training
+    assert model.record.step == best
+    assert training.splits["test"] == ["picture 5", "picture 6"]
+    assert model.class_names == ("membrane", "cell")
+    assert training.config.to_dict() == tiny_config.to_dict()
+    assert training.config.to_json() == json.loads(json.dumps(tiny_config.to_dict()))
+    assert training.command == "as typed" and "jax" in training.versions
     assert predict_tiled(model, np.eye(33)).shape == (33, 33, 2)
 
     again = fit(tiny_config, workdir)
@@ -224,9 +225,9 @@ def test_what_a_configuration_does_not_give_is_as_by_default(tiny_config, tmp_pa
     del given["model"]["classes"], given["class_names"], given["class_colours"]
     del given["optimiser"]["momentum"], given["data"]["scale"]
     fit(given, tmp_path / "given")
-    records = [load(tmp_path / name).description for name in ("all", "given")]
-    assert records[0]["config"] == records[1]["config"]
-    config = records[1]["config"]
+    configs = [load(tmp_path / name).record.training.config for name in ("all", "given")]
+    assert configs[0] == configs[1]
+    config = configs[1].to_json()
     assert config["weight_map"] == {"w0": 10.0, "sigma": 5.0}
     assert config["augmentation"]["shift"] == 1.0 and config["train"]["seed"] == 0
     assert config["class_names"] == ["membrane", "cell"] and config["class_colours"] == []
@@ -314,4 +315,4 @@ def test_sparse_strokes_train_without_cells(tiny_config, tmp_path, monkeypatch):
     assert all(row["loss"] > 0 for row in rows if "loss" in row)
     (validation, *_) = [row["validation"] for row in rows if "validation" in row]
     assert set(validation) == {"loss", "pixel_error", "mean_iou"}
-    assert "blank" not in load(workdir).description["splits"]["train"]
+    assert "blank" not in load(workdir).record.training.splits["train"]

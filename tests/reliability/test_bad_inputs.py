@@ -306,7 +306,7 @@ def test_colour_is_taken_by_a_network_for_colour(folder):
 # Row: 8, 16, 32 bit, float.
 def test_the_range_of_grey_values_is_that_of_the_whole_image(trained, folder):
     model = load(trained)
-    assert list(model.percentiles) == model.description["percentiles"] == [1, 99]
+    assert model.percentiles == model.record.percentiles == (1, 99)
     picture = np.tile(PICTURE.astype(float), (3, 3))
     picture[:, WIDTH:] /= 8  # a tile on its own would be brightened
     expected = predict_tiled(model, picture)

@@ -10,33 +10,35 @@ from unet_jax import load
 from unet_jax.data.splits import read_splits
 from unet_jax.example import sha256
 from unet_jax.provenance import versions
+from unet_jax.sources import read_data
 
 
 def test_a_run_records_what_it_depended_on_and_the_report_states_it(run, tiny_config, tmp_path):
     workdir = tmp_path / "run"
     options = [*TINY, "--config.train.steps=4", "--config.train.validate_every=4"]
     assert run("train.py", *options, f"--workdir={workdir}")[0] == 0
-    record = load(workdir).description
-    assert record["command"].startswith("python train.py --config=configs/demo.py")
-    assert str(workdir) in record["command"]
-    assert record["config"]["train"]["steps"] == 4 and record["config"]["model"]["width"] == 2
-    assert record["versions"] == versions()
-    assert re.fullmatch(r"[0-9a-f]{40}(, changed since)?|unknown", record["versions"]["commit"])
-    assert {"jax", "numpy", "orbax-checkpoint", "python", "unet-jax"} <= set(record["versions"])
+    record = load(workdir).record.training
+    assert record.command.startswith("python train.py --config=configs/demo.py")
+    assert str(workdir) in record.command
+    assert record.config.train.steps == 4 and record.config.model.width == 2
+    assert record.versions == versions()
+    assert re.fullmatch(r"[0-9a-f]{40}(, changed since)?|unknown", record.versions["commit"])
+    assert {"jax", "numpy", "orbax-checkpoint", "python", "unet-jax"} <= set(record.versions)
 
     tiny_config.data.train, tiny_config.data.validation = (0, 2), (2, 3)
     tiny_config.data.test = (3, 5)
-    examples = [e for part in read_splits(tiny_config.data, 2).values() for e in part]
-    assert record["data"] == {e.name: sha256(e) for e in examples}
+    data = read_data(tiny_config.data)
+    examples = [e for part in read_splits(data, 2).values() for e in part]
+    assert record.data == {e.name: sha256(e) for e in examples}
 
     assert run("eval.py", f"--checkpoint={workdir}")[0] == 0
     result = json.loads((workdir / "evaluation" / "report.json").read_text())
     page = (workdir / "evaluation" / "report.html").read_text(encoding="utf-8")
-    assert result["training"]["versions"] == record["versions"]
+    assert result["training"]["versions"] == record.versions
     assert "eval.py --checkpoint=" in result["command"]
     for stated in (
-        record["versions"]["commit"],
-        record["versions"]["device"],
+        record.versions["commit"],
+        record.versions["device"],
         result["training"]["data_sha256"],
         "python train.py --config=configs/demo.py",
     ):

@@ -64,11 +64,11 @@ def resume_or_start(
     return state
 
 
-def _allowed_changes(workdir, before, now, allowed) -> list[tuple[str, Any, Any]]:
+def _allowed_changes(workdir, saved, record, allowed) -> list[tuple[str, Any, Any]]:
     changes: list[tuple[str, Any, Any]] = []
     refused: list[tuple[str, Any, Any]] = []
     for part in _COMPARED:
-        for change in _differences(part, before.get(part), now[part]):
+        for change in _differences(part, saved.get(part), record[part]):
             key, before, now = change
             longer = key == _STEPS and now > before
             wanted = any(key == a or key.startswith(a + ".") for a in allowed)
@@ -94,4 +94,4 @@ def _differences(key: str, before, now) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _short(value) -> str:
-    return "nothing" if value is None else reprlib.repr(value)
+    return "nothing" if value in (None, []) else reprlib.repr(value)
