@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.reliability.conftest import ROOT
-from tests.test_checkpoint import FIELDS, a_description, a_state, same_bits
+from tests.test_checkpoint import FIELDS, a_record, a_state, same_bits
 from tests.test_fit import interrupt_at, latest_state, log_without_time
 from tests.test_training import SCHEDULE, STILL, a_batch
 from unet_jax import checkpoint, load
@@ -26,7 +26,7 @@ NETWORK = UNet(**FIELDS)
 def source(tmp_path):
     """A run whose best step is 4 and whose latest is 6."""
     for step, loss in [(4, 0.3), (6, 0.4)]:
-        checkpoint.save(tmp_path / "source", a_state(step), a_description(step, loss))
+        checkpoint.save(tmp_path / "source", a_state(step), a_record(step, loss))
     return tmp_path / "source"
 
 
@@ -103,7 +103,7 @@ def test_another_width_or_depth_is_refused(source, changed):
 
 def test_a_cross_validation_is_no_single_network(tmp_path):
     for fold in range(2):
-        description = a_description(4) | {"folds": 2}
+        description = a_record(4) | {"folds": 2}
         checkpoint.save(tmp_path / "five" / f"fold{fold}", a_state(fold), description)
     with pytest.raises(InputError, match="start from one of them, such as .*fold0"):
         begin(tmp_path / "five", None)

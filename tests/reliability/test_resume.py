@@ -231,7 +231,7 @@ def digest_of(model):
 SAVE_ON_FOUR = """
 import jax, numpy as np, sys
 from pathlib import Path
-from tests.test_checkpoint import a_description, a_state
+from tests.test_checkpoint import a_record, a_state
 from unet_jax import checkpoint, load
 assert len(jax.devices()) == 4
 mesh = jax.sharding.Mesh(np.array(jax.devices()), "x")
@@ -243,7 +243,7 @@ def spread(x):
 state = jax.tree.map(spread, a_state(5))
 assert any(not x.is_fully_replicated for x in jax.tree.leaves(state.params))
 with checkpoint.Saver(Path(sys.argv[1])) as saver:
-    saver.save(state, a_description(3))
+    saver.save(state, a_record(3))
 """
 LOAD = """
 import sys

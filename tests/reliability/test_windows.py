@@ -17,7 +17,7 @@ import tifffile
 from unet_jax.data.arrays import training_arrays
 
 from tests.reliability.conftest import ROOT, TINY
-from tests.test_checkpoint import FIELDS, a_description, a_state
+from tests.test_checkpoint import FIELDS, a_record, a_state
 from unet_jax import checkpoint
 from unet_jax import device as environment
 from unet_jax.errors import InputError
@@ -262,7 +262,7 @@ def test_each_limit_goes_by_the_memory_that_it_is_of(machine, tmp_path, host, gp
     on_device = SMALL not in (gpu, gpu or host)
     network = UNet(**FIELDS | {"width": 64})
     largest = choose_tile_side(network, 1000, 1000)
-    checkpoint.save(tmp_path / "run", a_state(), a_description(1))
+    checkpoint.save(tmp_path / "run", a_state(), a_record(1))
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images" / "a.tif", np.eye(60, dtype=np.uint8))
 
@@ -281,7 +281,7 @@ def test_each_limit_goes_by_the_memory_that_it_is_of(machine, tmp_path, host, gp
 
 
 def test_stored_paths_are_those_of_any_system(tmp_path):
-    checkpoint.save(tmp_path, a_state(), a_description(1))
+    checkpoint.save(tmp_path, a_state(), a_record(1))
     folder = tmp_path / "checkpoints" / "000001"
     for name in ("sha256.json", "checkpoint.json"):
         assert b"\r" not in (folder / name).read_bytes()

@@ -8,7 +8,7 @@ import pytest
 from unet_jax.data.arrays import take, training_arrays, weight_maps
 
 from tests.reliability.conftest import ROOT
-from tests.test_checkpoint import FIELDS, a_description, a_state, same_bits
+from tests.test_checkpoint import FIELDS, a_record, a_state, same_bits
 from unet_jax import checkpoint, load, predict_tiled
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.example import Example
@@ -89,7 +89,7 @@ def test_training_is_the_same(x64):
 def test_what_is_saved_with_it_goes_on_without_it_and_the_reverse(x64, tmp_path, on):
     x64(on)
     saved = a_state(1)
-    checkpoint.save(tmp_path, saved, a_description(1))
+    checkpoint.save(tmp_path, saved, a_record(1))
     x64(not on)
     restored = checkpoint.restore(tmp_path, 1, a_state())
     assert same_bits((restored.params, restored.opt_state), (saved.params, saved.opt_state))
@@ -111,7 +111,7 @@ def test_what_an_earlier_version_saved_with_it_is_read(x64, tmp_path):
         kept = {name: layer for name, layer in tree.items() if name != "expanding1_up"}
         return kept | {"expanding1_up": jax.tree.map(np.float64, tree["expanding1_up"])}
 
-    checkpoint.save(tmp_path, state.replace(params=doubled(state.params)), a_description(1))
+    checkpoint.save(tmp_path, state.replace(params=doubled(state.params)), a_record(1))
     found, with_it = in_both(x64, lambda: load(tmp_path).params)
     assert same_bits(found, with_it)
     assert same_bits(found, jax.tree.map(lambda x: x[None], state.params))

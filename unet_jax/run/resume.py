@@ -69,8 +69,8 @@ def _allowed_changes(workdir, before, now, allowed) -> list[tuple[str, Any, Any]
     refused: list[tuple[str, Any, Any]] = []
     for part in _COMPARED:
         for change in _differences(part, before.get(part), now[part]):
-            key, before, now = change
-            longer = key == _STEPS and now > before
+            key, old, new = change
+            longer = key == _STEPS and new > old
             wanted = any(key == a or key.startswith(a + ".") for a in allowed)
             (changes if longer or wanted or key == _COLOURS else refused).append(change)
     lines = [
