@@ -1,11 +1,12 @@
-"""Runs the benchmarks: python -m benchmarks [name ...] [--out=FOLDER] [--quick].
+"""Runs the benchmarks: python -m benchmarks [NAME ...] [--out=FOLDER] [--quick].
 
 Each is a module of this folder whose docstring says what it measures, beside what. The contestants
-take turns in one process, so that a busy machine slows all of them.
+take turns, so that a busy machine slows all of them.
 """
 
 import argparse
 import importlib
+import inspect
 import json
 from importlib.metadata import distributions
 from pathlib import Path
@@ -25,22 +26,30 @@ NAMES = (
     "time_to_accuracy",
     "fine_tuning",
 )
+#: Run when they are named.
+ON_REQUEST = ("ceilings", "variants", "loop", "kernels", "resume", "versions")
 
 
 def main():
     """Prints each benchmark's rows as a table, and writes them as JSON where --out says so."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="*", help=", ".join(NAMES) + "; all of them by default")
+    by_default = f"by default {', '.join(NAMES)}; also {', '.join(ON_REQUEST)}"
+    parser.add_argument("name", nargs="*", metavar="NAME", help=by_default)
     parser.add_argument("--out", type=Path, help="folder for NAME.json")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="see training_step, variants")
+    parser.add_argument("--other", metavar="CHECKOUT", help="the other one of versions")
     arguments = parser.parse_args()
-    for name in set(arguments.name) - set(NAMES):
-        parser.error(f"there is no benchmark {name}, only {', '.join(NAMES)}")
+    for name in set(arguments.name) - {*NAMES, *ON_REQUEST}:
+        parser.error(f"there is no benchmark {name}; {by_default}")
+    if "versions" in arguments.name and not arguments.other:
+        parser.error("versions needs --other")
     for name in arguments.name or NAMES:
         benchmark = importlib.import_module(f"benchmarks.{name}")
         print(f"\n{name}: {benchmark.__doc__.splitlines()[0]}\n", flush=True)
+        taken = inspect.signature(benchmark.rows).parameters
         rows = []
-        for row in benchmark.rows(quick=arguments.quick):
+        for row in benchmark.rows(**{k: v for k, v in vars(arguments).items() if k in taken}):
             rows.append(row)
             print(json.dumps(row), flush=True)
             if arguments.out:

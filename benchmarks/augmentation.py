@@ -9,13 +9,13 @@ from functools import partial
 
 import jax
 import numpy as np
-from unet_jax.data.arrays import take, training_arrays, weight_maps
 
 from benchmarks.side_by_side import alternate, rounded
-from benchmarks.time_to_accuracy import deformed
+from benchmarks.time_to_accuracy import deformed, whole_images
+from benchmarks.training_step import Case
 from benchmarks.training_step import ours as training_step
-from configs import em
-from unet_jax.augmentation import augment, sample, tile_coordinates
+from unet_jax.augmentation import AugmentationSettings, augment, sample, tile_coordinates
+from unet_jax.configuration import Configuration
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.network import context
 from unet_jax.weight_map import class_weights, weight_map
@@ -23,35 +23,20 @@ from unet_jax.weight_map import class_weights, weight_map
 
 def rows(quick):
     """One row for each network, and one for the weight maps."""
-    config = em.get_config()
-    side = 188 if quick else config.train.tile_side
     (example,) = synthetic_examples(0, 1, height=512, width=512)
-    class_weight = class_weights([example.labels], config.model.classes)
-    weights = weight_maps([example], class_weight, **config.weight_map)
-    margin = context(config.model.depth)
-    strengths = config.augmentation.to_dict()
-    keys = jax.random.split(jax.random.key(1), 1)
-    dataset = training_arrays([example], weights)
-    # Of a tile this large, the part that it can reach is the whole image.
-    batch = take(
-        dataset,
-        np.array([0]),
-        keys,
-        tile_side=config.train.tile_side,
-        context=margin,
-        augmentation=strengths,
-    )
-    host = jax.tree.map(lambda x: np.asarray(x)[0], batch)
-    one = partial(augment, tile_side=side, context=margin, **strengths)
-    augment_batch = jax.jit(jax.vmap(one))
-    rng = np.random.default_rng(0)
+    (crop,) = whole_images([example], Configuration())
+    on_device, key, rng = jax.device_put(crop), jax.random.key(1), np.random.default_rng(0)
     for width in (2,) if quick else (16, 64):
-        step, _ = training_step(width, 1, side, "float32", augmented=True)
+        case = Case.read(f"float32:1:{width}", quick)
+        geometry = {"tile_side": case.side, "context": context(case.network.depth)}
+        ours = jax.jit(partial(augment, **geometry))
+        scipy = partial(deformed, rng, crop, AugmentationSettings(), **geometry)
+        step, _, _ = training_step(case)
         seconds = alternate(
             {
-                "augmentation": lambda: jax.block_until_ready(augment_batch(keys, batch)),
-                "SciPy": lambda: deformed(rng, host, side, margin, config.augmentation),
-                "step": step,
+                "augmentation": lambda ours=ours: jax.block_until_ready(ours(key, on_device)),
+                "SciPy": scipy,
+                "step": partial(step, 1),
             },
             rounds=5,
         )
@@ -64,25 +49,21 @@ def rows(quick):
             "scipy_seconds": rounded(median["SciPy"]),
             "ours_over_it": rounded(median["augmentation"] / median["SciPy"]),
         }
-    yield moved_against_recomputed(config, side, example, weights[0], tiles=2 if quick else 20)
+    yield moved_against_recomputed(example, crop, 2 if quick else 20, **geometry)
 
 
-def moved_against_recomputed(config, side, example, weights, tiles):
+def moved_against_recomputed(example, crop, tiles, *, tile_side, context):
     """Weights moved with the labels against Eq. 2 on the moved cells, over some tiles."""
-    margin = context(config.model.depth)
-    strengths = config.augmentation.to_dict()
-    geometry = {k: v for k, v in strengths.items() if not k.endswith("_std")}
-    size = np.int32(example.labels.shape)
-    class_weight = class_weights([example.labels], config.model.classes)
+    class_weight = class_weights([crop.labels], classes=2)
 
     @jax.jit
     def both(key):
-        at = tile_coordinates(key, size, tile_side=side, context=margin, **geometry)
+        at = tile_coordinates(key, crop.size, tile_side=tile_side, context=context)
         labels, cells, moved = (
-            sample(array, at, order=0) for array in (example.labels, example.instances, weights)
+            sample(array, at, order=0) for array in (crop.labels, example.instances, crop.weights)
         )
-        exact = weight_map(labels, cells, class_weight, **config.weight_map)
-        inner = (slice(margin, side - margin),) * 2
+        exact = weight_map(labels, cells, class_weight)
+        inner = (slice(context, tile_side - context),) * 2
         return moved[inner], exact[inner]
 
     keys = jax.random.split(jax.random.key(0), tiles)

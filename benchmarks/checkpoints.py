@@ -11,36 +11,28 @@ from pathlib import Path
 import jax
 
 from benchmarks.side_by_side import alternate, rounded, summary
-from configs import em
 from unet_jax import checkpoint
 from unet_jax.checkpoint.manifest import verify
+from unet_jax.configuration import Configuration
+from unet_jax.loop import initial_state
 from unet_jax.network import UNet
-from unet_jax.optimiser import create_optimiser
-from unet_jax.train_step import create_train_state
+from unet_jax.optimiser import sgd
+from unet_jax.record import Record
 
 
 def rows(quick):
     """One row for each of stall, save, load and verification."""
-    config = em.get_config()
-    config.model.width = 4 if quick else 64
-    optimiser, _ = create_optimiser(steps=config.train.steps, **config.optimiser)
-    state = create_train_state(jax.random.key(0), UNet(**config.model), optimiser, channels=1)
+    network, optimiser = UNet(width=4 if quick else 64), sgd()
+    state = initial_state(Configuration(model=network), optimiser, channels=1)
     # The momentum is not all zero, which would take no room.
     _, opt_state = optimiser.update(state.params, state.opt_state, state.params)
     state = jax.block_until_ready(state.replace(opt_state=opt_state))
-    description = {
-        "step": 1,
-        "model": config.model.to_dict(),
-        "channels": 1,
-        "scale": 1.0,
-        "percentiles": [1.0, 99.0],
-        "validation": None,
-    }
+    record = Record(network, channels=1, step=1)
     with tempfile.TemporaryDirectory() as folder, checkpoint.Saver(Path(folder)) as saver:
         workdir = Path(folder)
 
         def stall():
-            saver.save(state, description)
+            saver.save(state, record)
 
         # In this order: waiting for the stall's save is the rest of it.
         seconds = alternate(
@@ -57,7 +49,7 @@ def rows(quick):
         result = summary(seconds, name, ours="loaded")
         del result["ours_over_it"]
         yield {
-            "width": config.model.width,
+            "width": network.width,
             "part": name,
             **result,
             "megabytes": rounded(held / 1e6),

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks.side_by_side import rounded
 from configs import demo, em_small
 from unet_jax import load, predict_tiled
+from unet_jax.configuration import read_configuration
 from unet_jax.data.splits import read_splits
 from unet_jax.metrics.scores import em_counts, em_scores
 from unet_jax.run.fit import fit
@@ -31,7 +32,7 @@ def rows(quick):
         config.data.train, config.data.validation, config.data.test = (0, 2), (2, 3), (3, 4)
         shorten(config)
     fit(config, pretrained)
-    test = read_splits(em_small.get_config().data, classes=2)["test"]
+    test = read_splits(read_configuration(em_small.get_config()).data, classes=2)["test"]
     yield {"start": "pretrained", "slices": 0} | result(pretrained, test)
     runs = [(start, *run) for run in _RUNS for start in ("pretrained", "random")]
     runs.append(("frozen", 2, 0))

@@ -6,7 +6,8 @@
 - MONAI's `sliding_window_inference` with a padded U-Net of the same layers in PyTorch: windows of
   512 pixels that overlap by a quarter, its defaults;
 - one patch for each pixel, the method that the paper replaced: 188x188 pixels for one of them,
-  measured on a few and extrapolated.
+  measured on a few and extrapolated;
+- the averages over turned images at the smallest size, and bfloat16 on a GPU.
 
 `gigabytes` is the host's memory at its highest, beyond image and result. `operations` are those of
 all tiles over those of the whole image at once.
@@ -14,6 +15,8 @@ all tiles over those of the whole image at once.
 
 import math
 import os
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -34,9 +37,13 @@ _PATCHES = 64
 
 def rows(quick):
     """One row for each size and contestant."""
-    width = 64 if jax.default_backend() != "cpu" else 16
-    model = a_model(2 if quick else width)
-    for side in (200, 300) if quick else _SIDES:
+    on_gpu = jax.default_backend() != "cpu"
+    width = 2 if quick else 64 if on_gpu else 16
+    model, in_half = a_model(width), {}
+    if on_gpu or quick:
+        in_half = {"ours, bfloat16": a_model(width, "bfloat16")}
+    sides = (200, 300) if quick else _SIDES
+    for side in sides:
         image = np.random.default_rng(0).normal(size=(side, side)).astype(np.float32)
         tile = choose_tile_side(model.network, side, side)
         gigabytes = None
@@ -45,12 +52,19 @@ def rows(quick):
             nonlocal gigabytes
             gigabytes = peak_gigabytes(lambda: predict_tiled(model, image))
 
-        predict_tiled(model, image[:200, :200], tile_side=tile)  # compiles
+        contestants = {"ours": ours}
+        contestants |= {name: partial(predict_tiled, half, image) for name, half in in_half.items()}
+        for any_model in (model, *in_half.values()):
+            predict_tiled(any_model, image[:200, :200], tile_side=tile)  # compiles
         if side > _LARGEST_BESIDE_OTHERS:
-            contestants = {"ours": ours}
-            seconds = {"ours": [timed(ours)]}
+            seconds = {name: [timed(call)] for name, call in contestants.items()}
         else:
-            contestants = {"ours": ours} | others(model, image, tile)
+            if side == sides[0]:
+                contestants |= {
+                    f"ours, {views}": partial(predict_tiled, model, image, averaging=views)
+                    for views in ("rotations", "symmetries")
+                }
+            contestants |= others(model, image, tile)
             seconds = alternate(contestants, rounds=5)
             patch_seconds = np.median(seconds["one patch a pixel"]) * image.size / _PATCHES
             seconds["one patch a pixel"] = [patch_seconds]
@@ -68,12 +82,11 @@ def rows(quick):
             yield row
 
 
-def a_model(width):
+def a_model(width, dtype="float32"):
     """A network of random weights, which takes as long as any."""
-    network = UNet(width=width)
+    network = UNet(width=width, dtype=dtype)
     params = jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), network, 1)
-    params = jax.tree.map(lambda x: x[None], params)
-    return Model(network, params, 1, 1.0, PERCENTILES, {})
+    return Model.of(network, params)
 
 
 def operations(network, side, tile):
@@ -81,14 +94,13 @@ def operations(network, side, tile):
     step = tile_step(tile, network.depth)
     whole = valid_input_sides(side + 2 * context(network.depth), network.depth)[-1]
     count = math.ceil(side / step) ** 2
-    each, all_at_once = (forward_flops(network.width, s, s, network.depth) for s in (tile, whole))
+    each, all_at_once = (forward_flops(network, s) for s in (tile, whole))
     return count * each / all_at_once
 
 
 def others(model, image, tile):
     """The same image by the other methods."""
     import torch
-    from monai.inferers import sliding_window_inference
 
     from benchmarks.torch_unet import UNet as TorchUNet
 
@@ -121,6 +133,8 @@ def others(model, image, tile):
 
     @torch.inference_mode()
     def monai():
+        from monai.inferers import sliding_window_inference
+
         pixels = torch.from_numpy(image)[None, None].to(device)
         window = (min(512, image.shape[0] // 16 * 16),) * 2
         sliding_window_inference(pixels, window, 1, lambda x: torch.softmax(padded(x), 1)).cpu()
@@ -133,7 +147,10 @@ def others(model, image, tile):
         for _ in range(_PATCHES):
             predict(model.params, patch).block_until_ready()
 
-    return {"PyTorch": tiles, "MONAI": monai, "one patch a pixel": patches}
+    contestants = {"PyTorch": tiles, "MONAI": monai, "one patch a pixel": patches}
+    if not find_spec("monai"):
+        del contestants["MONAI"]
+    return contestants
 
 
 def peak_gigabytes(call):

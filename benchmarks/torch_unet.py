@@ -3,6 +3,10 @@
 The paper's initialisation, channels-last memory, in-place ReLU, no transfer within a step.
 """
 
+import shutil
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -53,6 +57,15 @@ class UNet(nn.Module):
             skip = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
             x = block(torch.cat([skip, x], 1))
         return self.classes(x)
+
+
+def variants() -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """What this machine can make of a network before it is called, by name."""
+    plain = {"PyTorch": lambda network: network}
+    if not shutil.which("c++"):
+        return plain
+    torch.compiler.reset()  # else it falls back to the plain one after some shapes
+    return plain | {"PyTorch compiled": partial(torch.compile, dynamic=False)}
 
 
 def make_train_step(network, optimiser, *, autocast_dtype=None):

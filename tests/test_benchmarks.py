@@ -1,11 +1,17 @@
 import json
+import os
+import sys
+import tarfile
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks.side_by_side import alternate, summary
+from benchmarks import ceilings, kernels, loop, variants
+from benchmarks.accelerator import stage
+from benchmarks.side_by_side import alternate, repeated, summary
 from benchmarks.training_step import step_flops
+from unet_jax.network import UNet
 
 
 def test_contestants_take_turns_and_the_first_call_is_not_counted():
@@ -13,6 +19,14 @@ def test_contestants_take_turns_and_the_first_call_is_not_counted():
     seconds = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
     assert calls == ["a", "b", "a", "b", "a", "b"]
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_the_seconds_of_a_call_that_does_its_work_several_times_are_those_of_once(monkeypatch):
+    clock = iter(range(0, 1000, 30))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    calls = []
+    seconds = alternate({"a": repeated(lambda: calls.append("a"), 10)}, rounds=2, repeats=10)
+    assert len(calls) == 30 and seconds == {"a": [3, 3]}
 
 
 def test_summary_says_how_many_times_as_long_ours_takes():
@@ -24,8 +38,8 @@ def test_summary_says_how_many_times_as_long_ours_takes():
 def test_operations_of_a_step_by_hand():
     """Depth 1: two convolutions and the classes, on a tile of 7x7."""
     forward = 2 * (9 * 5 * 5 * 1 * 4 + 9 * 3 * 3 * 4 * 4 + 3 * 3 * 4 * 2)
-    assert step_flops(4, 7, depth=1) == 3 * forward
-    assert step_flops(64, 572) == pytest.approx(904e9, rel=0.01)
+    assert step_flops(UNet(width=4, depth=1), 7) == 3 * forward
+    assert step_flops(UNet(), 572) == pytest.approx(904e9, rel=0.01)
 
 
 def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):
@@ -37,6 +51,84 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsy
     assert result["versions"]["jax"] and result["versions"]["device"]
     assert [row["cells"] for row in result["rows"]] == [9, 100]
     assert result["rows"][1]["largest_difference"] < 1e-5
+
+
+def test_a_benchmark_that_needs_another_checkout_says_so(monkeypatch, capsys):
+    for names, told in ((["versions"], "needs --other"), (["speed"], "no benchmark speed")):
+        monkeypatch.setattr("sys.argv", ["benchmarks", *names])
+        with pytest.raises(SystemExit):
+            command.main()
+        assert told in capsys.readouterr().err
+
+
+def test_all_variants_of_a_step_compute_the_same():
+    names = ["base", "all"]
+    base, all_of_them = variants.rows(quick=True, cases=[f"float32:1:4:{','.join(names)}"])
+    assert [base["variant"], all_of_them["variant"]] == names
+    assert base["over_first"] == 1
+    assert base["loss"] == pytest.approx(all_of_them["loss"], rel=1e-4)
+    assert base["kernels"] != all_of_them["kernels"]  # the patches were there
+
+
+def test_a_variant_is_there_as_long_as_its_context():
+    kept = [getattr(*patch[:2]) for patch in variants._PATCHES.values()]
+    for names, count in (("base", 0), ("relu+one_hot", 2), ("all", 4)):
+        with variants.variant(names):
+            patched = [getattr(*patch[:2]) for patch in variants._PATCHES.values()]
+            assert sum(a is not b for a, b in zip(patched, kept, strict=True)) == count
+        assert [getattr(*patch[:2]) for patch in variants._PATCHES.values()] == kept
+
+
+def test_what_the_host_costs_and_where_time_goes():
+    assert [row["loop"] for row in loop.rows(quick=True)] == ["bare step", "train", "train and log"]
+    rows = list(kernels.rows(quick=True))
+    assert {row["of"] for row in rows} == {"step", "kind", "kernel", "train", "predict_tiled"}
+    (step,) = (row for row in rows if row["of"] == "step")
+    assert 0 < step["busy"] and 0 < step["milliseconds"]
+    assert any("contracting2_conv1" in row["name"] for row in rows if row["of"] == "kernel")
+
+
+def test_ceilings_of_this_machine():
+    device, *rows = ceilings.rows(quick=True)
+    assert device["cores"] == os.cpu_count() and "jax" not in device["lacks"]
+    errors = {row["what"]: row["product_error"] for row in rows if "product_error" in row}
+    assert errors["float32"] == 0 and 1e-4 < errors["bfloat16"] < 1e-2
+
+
+def test_a_command_of_a_stage_ends_in_time_and_its_output_is_kept(tmp_path):
+    log = tmp_path / "log"
+
+    def run(code, seconds):
+        words = ["WORD=done", sys.executable, "-c", code]
+        return stage.run(words, seconds, log, tmp_path, dict(os.environ))
+
+    assert run("import os; print(os.environ['WORD'])", 60).splitlines()[1:] == ["done"]
+    assert log.read_text() == "done\n"
+    slow = "import time; print('begun', flush=True); time.sleep(60)"
+    told = run(slow, 3)
+    assert "status -15" in told and told.endswith("begun")
+
+
+def test_a_stage_keeps_its_results_after_each_command(tmp_path, monkeypatch, capsys):
+    write = "python -c open('RUNS/{}.json','w')"
+    monkeypatch.setitem(stage.STAGES, "loop", [(60, write.format("a")), (60, write.format("b"))])
+    monkeypatch.setattr("sys.argv", ["stage.py", "loop", f"--out={tmp_path}"])
+    stage.main()
+    with tarfile.open(tmp_path / "loop.tar.gz") as archive:
+        assert sorted(archive.getnames()) == ["0.log", "1.log", "a.json", "b.json"]
+    assert (tmp_path / "loop.log").read_text() == capsys.readouterr().out
+
+
+def test_stages_run_what_there_is():
+    """Every benchmark, program, configuration and test that a stage names."""
+    checkout = stage._HERE.parents[1]
+    lines = [line for commands in stage.STAGES.values() for _, line in commands]
+    assert all(sum(seconds for seconds, _ in commands) < 660 for commands in stage.STAGES.values())
+    for word in {word.removeprefix("--config=") for line in lines for word in line.split()}:
+        if word.endswith(".py"):
+            assert (checkout / word).is_file(), word
+    named = {line.split("benchmarks ")[1].split()[0] for line in lines if "-m benchmarks" in line}
+    assert named <= {*command.NAMES, *command.ON_REQUEST}
 
 
 def test_pytorch_has_the_same_network():

@@ -9,11 +9,11 @@ import pytest
 
 from unet_jax import checkpoint, load
 from unet_jax.configuration import Configuration, TrainSettings
-from unet_jax.data.sources import Synthetic
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
 from unet_jax.optimiser import OptimiserSettings, sgd
 from unet_jax.record import Record, Training
+from unet_jax.sources import Synthetic
 from unet_jax.train_step import create_train_state
 
 FIELDS = dict(width=2, depth=2, classes=2, dropout_rate=0.5, dtype="float32")
@@ -30,11 +30,11 @@ def a_record(step, loss=None, **changes):
     return Record(UNet(**FIELDS), channels=1, step=step, validation=validation, **changes)
 
 
-def a_training(network=UNet(**FIELDS), **changes):
-    """As `fit` records it; `changes` of the configuration."""
-    changes = dict(data=Synthetic(), train=TrainSettings(tile_side=44)) | changes
+def a_training(network, **settings):
+    """As `fit` records it; settings are those of the configuration."""
+    settings = dict(data=Synthetic(), train=TrainSettings(tile_side=44)) | settings
     return Training(
-        config=Configuration(network, **changes),
+        config=Configuration(network, **settings),
         class_weights=[2.0, 0.5],
         splits={"train": ["picture 0"], "validation": ["picture 1"], "test": ["picture 2"]},
         data={"picture 0": "0" * 64},

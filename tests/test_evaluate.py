@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import imagecodecs
 import jax
@@ -23,6 +24,7 @@ from unet_jax.metrics import pixel_error
 from unet_jax.metrics.scores import em_counts, em_scores, em_values, seg_score
 from unet_jax.run.fit import cross_validate, fit
 from unet_jax.settings import as_dict
+from unet_jax.sources import read_data
 
 METRICS = ("pixel_error", "rand_error", "warping_error", "warping_error_2016", "v_rand", "v_info")
 
@@ -35,7 +37,7 @@ def report(folder):
 @pytest.fixture
 def workdir(tiny_config, tmp_path):
     tiny_config.train.steps = tiny_config.train.validate_every = 4
-    fit(tiny_config, tmp_path / "run")
+    fit(tiny_config, tmp_path / "run", command="python train.py")
     return tmp_path / "run"
 
 
@@ -64,7 +66,7 @@ def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
     assert as_json(evaluation.record()) == result and result["command"] is None
     page = evaluation.report.read_text(encoding="utf-8")
     assert "Evaluated by" in page and "the command was not recorded" in page
-    examples = read_splits(tiny_config.data, 2)["test"]
+    examples = read_splits(read_data(tiny_config.data), 2)["test"]
     model = load(workdir)
     for averaging in ("none", "symmetries"):
         cell = [1 - predict_tiled(model, e.image, averaging=averaging)[..., 0] for e in examples]
@@ -85,7 +87,7 @@ def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
 
     assert set(result["baselines"]) == {"one class everywhere", "blurred grey value"}
     assert result["tile_side"] > 0 and result["step"] == 4 and "jax" in result["versions"]
-    assert result["training"]["command"].startswith("python ")
+    assert result["training"]["command"] == "python train.py"
     assert result["instances"] == {**as_dict(InstanceSettings()), "tuned": False}
     assert capsys.readouterr().out == ""
     text = summary(evaluation)
@@ -106,7 +108,7 @@ def test_own_images_and_masks(workdir, own_data, tmp_path):
 
 def test_arrays_in_memory_are_scored_as_the_same_images_in_files(workdir, tiny_config):
     evaluation = evaluate(workdir)
-    examples = read_splits(tiny_config.data, 2)["test"]
+    examples = read_splits(read_data(tiny_config.data), 2)["test"]
     probabilities = [predict_tiled(load(workdir), example.image) for example in examples]
     images = measure(examples, probabilities, InstanceSettings())
     assert score(images, ["membrane", "cell"]).values() == evaluation.scores["none"].values()
@@ -174,7 +176,7 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     tuning = tune_instances(workdir)
     with pytest.raises(InputError, match="instances.json: is there already; --overwrite"):
         tune_instances(workdir)
-    splits = read_splits(tiny_config.data, 2)
+    splits = read_splits(read_data(tiny_config.data), 2)
     validation = splits["validation"]
     assert [i.tobytes() for i in seen] == [e.image.tobytes() for e in validation]
 
@@ -205,15 +207,15 @@ def test_settings_are_tuned_on_the_validation_split_alone(
 def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path):
     tiny_config.train.steps = tiny_config.train.validate_every = 4
     workdir = tmp_path / "run"
-    assert cross_validate(tiny_config, workdir, 3) == 0
-    splits = read_splits(tiny_config.data, 2)
+    assert [run.status for run in cross_validate(tiny_config, workdir, 3)] == [0, 0, 0]
+    splits = read_splits(read_data(tiny_config.data), 2)
     names = [e.name for e in splits["train"] + splits["validation"]]
     left_out = []
     for fold in range(3):
-        description = load(workdir / f"fold{fold}").description
-        assert description["splits"]["test"] == [e.name for e in splits["test"]]
-        assert sorted(description["splits"]["train"] + description["splits"]["validation"]) == names
-        left_out += description["splits"]["validation"]
+        of_fold = load(workdir / f"fold{fold}").record.training.splits
+        assert of_fold["test"] == [e.name for e in splits["test"]]
+        assert sorted(of_fold["train"] + of_fold["validation"]) == names
+        left_out += of_fold["validation"]
     assert left_out == names
 
     # Each network on the part that it was not trained on.
@@ -293,7 +295,7 @@ def test_the_test_split_is_the_one_of_the_run(tiny_config, own_data, tmp_path):
     use_folder(tiny_config, images, labels, mask_rule="binary", ignore_value=-1)
     workdir = tmp_path / "run"
     fit(tiny_config, workdir)
-    names = load(workdir).description["splits"]["test"]
+    names = load(workdir).record.training.splits["test"]
     for i in range(5, 9):
         tifffile.imwrite(images / f"{i}.tif", picture)
         tifffile.imwrite(labels / f"{i}.tif", (instances > 0).astype(np.uint8) * 255)
@@ -308,7 +310,7 @@ def test_the_test_split_is_the_one_of_the_run(tiny_config, own_data, tmp_path):
 
 def test_pictures_that_the_network_has_seen_are_named(workdir, tiny_config, tmp_path, caplog):
     """In the split left out, where masks may differ, and among other images."""
-    splits = read_splits(tiny_config.data, 2)
+    splits = read_splits(read_data(tiny_config.data), 2)
     images, labels = tmp_path / "images", tmp_path / "masks"
     for folder in (images, labels):
         folder.mkdir()
@@ -332,7 +334,8 @@ def test_pictures_that_the_network_has_seen_are_named(workdir, tiny_config, tmp_
 
     # A run of before: it knows a picture by its mask, too.
     (model,) = load_members(workdir)
-    del model.description["images"]
+    training = replace(model.record.training, images={})
+    model = replace(model, record=replace(model.record, training=training))
     again = splits["train"][1]._replace(name="again")
     other = again._replace(name="other", labels=np.roll(again.labels, 1))
     for split in ("held_out", "validation"):
@@ -353,7 +356,6 @@ def use_folder(config, images, labels, *, mask_rule, ignore_value):
             ignore_value=ignore_value,
             validation_fraction=0.25,
             test_fraction=0.25,
-            split_seed=0,
         )
     config.train.steps = config.train.validate_every = 4
 
@@ -373,11 +375,11 @@ def test_training_on_a_folder(tiny_config, own_data, tmp_path):
     tiny_config.class_names = ("background", "nucleus", "cell")
     use_folder(tiny_config, images, labels, mask_rule="classes", ignore_value=200)
     workdir = tmp_path / "run"
-    assert fit(tiny_config, workdir) == 0
+    assert fit(tiny_config, workdir).status == 0
     evaluate(workdir)
     scores = report(workdir / "evaluation")["scores"]["none"]
     assert set(scores["intersection_over_union"]) <= {"background", "nucleus", "cell"}
-    (held_out,) = load(workdir).description["splits"]["test"]
+    (held_out,) = load(workdir).record.training.splits["test"]
     mask = tifffile.imread(labels / f"{held_out}.tif")
     true_pixels = np.sum(scores["confusion"], axis=1)
     np.testing.assert_array_equal(true_pixels, [(mask == value).sum() for value in range(3)])

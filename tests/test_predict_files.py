@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.test_checkpoint import a_record, a_state, a_training
+from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
 from tests.test_command_line import call
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
 from unet_jax.data.folder import read_folder
 from unet_jax.files import hyperstack
 from unet_jax.files.images import read_image
+from unet_jax.network import UNet
 from unet_jax.prediction import predict_files as module
 from unet_jax.prediction import results
 from unet_jax.prediction.predict_files import Predictions, predict_files
@@ -39,7 +40,7 @@ def workdir(tmp_path):
     state = a_state()
     state.params["classes"]["kernel"] = jax.numpy.array([[[[5.0, -5.0], [-5.0, 5.0]]]])
     folder = tmp_path / "run"
-    checkpoint.save(folder, state, a_record(3, training=a_training()))
+    checkpoint.save(folder, state, a_record(3, training=a_training(UNet(**FIELDS))))
     (folder / "instances.json").write_text(json.dumps(as_dict(SETTINGS)))
     return folder
 

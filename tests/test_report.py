@@ -17,16 +17,20 @@ import pytest
 from scipy import ndimage
 
 from configs import dic_hela, em
+from unet_jax.configuration import read_configuration
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import Picture
 from unet_jax.evaluation.report.words import left_out_words
 from unet_jax.evaluation.report.zooms import worst_windows
-from unet_jax.evaluation.result import Evaluation, Training
+from unet_jax.evaluation.result import Evaluation
 from unet_jax.evaluation.scores import FoldScores, ImageScores, Scores
 from unet_jax.example import IGNORED
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics import THRESHOLDS, Score, SegScore
 from unet_jax.metrics.scores import ClassScores
+from unet_jax.network import UNet
+from unet_jax.record import Training
+from unet_jax.sources import Synthetic
 
 EM_METRICS = (
     "pixel_error",
@@ -114,22 +118,31 @@ def em_result(names):
         tile_side=444,
         training=Training(
             command="python train.py --config=configs/em.py --workdir=runs/em",
-            config=em.get_config().to_dict(),
-            started_from=None,
+            config=read_configuration(em.get_config()),
+            class_weights=[3.0, 0.6],
             splits={"train": ["a", "b"], "validation": ["c"], "test": list(names)},
-            data_sha256="0123456789abcdef" * 4,
+            data={"a": "0123456789abcdef" * 4},
+            images={},
+            started_from=None,
+            fold=0,
+            folds=1,
             versions=VERSIONS,
-            log=log,
         ),
+        log=log,
         versions=VERSIONS,
     )
 
 
 def cell_result(names):
     result = em_result(names)
-    training = replace(result.training, config=dic_hela.get_config().to_dict(), log=[])
-    settings = result.instances._replace(neck=2.5)
-    return replace(result, training=training, instances=settings, tuned=True)
+    training = replace(result.training, config=read_configuration(dic_hela.get_config()))
+    settings = replace(result.instances, neck=2.5)
+    return replace(result, training=training, log=[], instances=settings, tuned=True)
+
+
+def with_config(result, **parts):
+    config = replace(result.training.config, **parts)
+    return replace(result, training=replace(result.training, config=config))
 
 
 class Page(HTMLParser):
@@ -221,8 +234,8 @@ def test_paper_is_comparable_on_its_test_stack_only(tmp_path):
     assert "on this test stack" in text and "not comparable" not in text
     text = saved(tmp_path, replace(result, split="images"), [picture("slice 0", 60, 60)]).text
     assert "the paper's" not in text and "1 other annotated image." in text
-    result.training.config["data"]["source"] = "synthetic"
-    text = saved(tmp_path, replace(result, split="held_out"), [picture("slice 0", 60, 60)]).text
+    result = with_config(replace(result, split="held_out"), data=Synthetic())
+    text = saved(tmp_path, result, [picture("slice 0", 60, 60)]).text
     assert "the paper's" not in text and "0.0382" not in text
 
 
@@ -349,7 +362,8 @@ def test_one_picture_without_split_merge_log_or_labels(tmp_path):
     for result in (em_result([name]), cell_result([name])):
         result = replace(
             result,
-            training=replace(result.training, log=[], command=None),
+            training=replace(result.training, command=None),
+            log=[],
             scores={"symmetries": result.scores["symmetries"]},
             prediction_seconds={"symmetries": 12.34},
         )
@@ -359,10 +373,12 @@ def test_one_picture_without_split_merge_log_or_labels(tmp_path):
 
 
 def test_each_class_has_its_colour_and_row(tmp_path):
-    result = em_result(["a"])
-    config = result.training.config
-    config["model"]["classes"], config["class_names"] = 3, ("background", "cell", "nucleus")
-    config["class_colours"] = ["black", "#abcdef", "white"]
+    result = with_config(
+        em_result(["a"]),
+        model=UNet(classes=3),
+        class_names=("background", "cell", "nucleus"),
+        class_colours=("black", "#abcdef", "white"),
+    )
     confusion = np.array([[3000, 0, 0], [100, 300, 0], [0, 0, 0]])
     for name, figures in result.scores.items():
         classes = ClassScores({"background": 0.8, "cell": 0.6}, figures.classes.mean_iou, confusion)

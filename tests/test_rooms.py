@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PAPER = {
     *("network", "layers", "loss", "weight_map", "augmentation", "normalisation", "optimiser"),
     *("train_step", "overlap_tile", "instances", "example", "model", "crops", "resizing"),
-    *("settings", "errors", "device", "configuration", "data.sources", "record", "loop"),
+    *("settings", "errors", "device", "configuration", "sources", "record", "loop"),
     "compiled",
 }
 # What stands on the paper's files, from below: each may import what is above it here, and itself.

@@ -14,7 +14,7 @@ from unet_jax.metrics.scores import (
     em_scores,
     em_values,
 )
-from unet_jax.run.fit import _validation_scores
+from unet_jax.run import validation
 
 
 def example(labels, image=None):
@@ -132,13 +132,14 @@ def test_em_errors_equal_the_metrics():
     assert em_errors([example(EMPTY)] * 2, [EMPTY + 0.5] * 2) == {}
 
 
-def test_a_validation_split_without_a_cell_has_no_errors():
+def test_a_validation_split_without_a_cell_has_no_errors(monkeypatch):
     split, weights = [example(EMPTY)], [np.ones(EMPTY.shape, np.float32)]
-    probabilities = [np.stack([EMPTY + 0.75, EMPTY + 0.25], axis=-1).astype(np.float32)]
-    scores = _validation_scores(split, probabilities, weights, ["background", "cell"])
+    probability = np.stack([EMPTY + 0.75, EMPTY + 0.25], axis=-1).astype(np.float32)
+    monkeypatch.setattr(validation, "predict_tiled", lambda model, image: probability)
+    scores = validation.validate(None, split, weights, ["background", "cell"]).scores
     assert scores == {"loss": pytest.approx(-np.log(0.75), rel=1e-5), "mean_iou": 1.0}
     sparse = [example(np.where(np.arange(35) < 3, 0, IGNORED) + EMPTY)]
-    assert "rand_error" not in _validation_scores(sparse, probabilities, weights, ["a", "b"])
+    assert "rand_error" not in validation.validate(None, sparse, weights, ["a", "b"]).scores
 
 
 def test_images_of_different_sizes_by_hand():

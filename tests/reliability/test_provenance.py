@@ -7,10 +7,10 @@ import sys
 
 from tests.reliability.conftest import TINY
 from unet_jax import load
-from unet_jax.data.sources import Synthetic
 from unet_jax.data.splits import read_splits
 from unet_jax.example import sha256
 from unet_jax.provenance import versions
+from unet_jax.sources import Synthetic
 
 
 def test_a_run_records_what_it_depended_on_and_the_report_states_it(run, tmp_path):

@@ -11,13 +11,13 @@ from tqdm import tqdm
 from unet_jax.checkpoint import ensemble
 from unet_jax.data.folder import read_folder
 from unet_jax.data.isbi2012 import read_isbi2012_test
-from unet_jax.data.sources import Folder, Isbi2012
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example, image_sha256, sha256
 from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_tiled
 from unet_jax.record import Training
+from unet_jax.sources import Folder, Isbi2012
 
 logger = logging.getLogger("unet_jax")
 

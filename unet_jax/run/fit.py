@@ -75,8 +75,8 @@ class Run:
 
 
 def cross_validate(
-    config: Mapping[str, Any],
-    workdir: Path,
+    config: Mapping[str, Any] | Configuration,
+    workdir: str | Path,
     folds: int,
     *,
     allow_change: Collection[str] = (),
@@ -98,7 +98,7 @@ def cross_validate(
     for fold in range(folds):
         logger.info("Fold %d of 0 to %d", fold, folds - 1)
         options: dict[str, Any] = {"allow_change": allow_change, "command": command}
-        runs.append(fit(config, workdir / f"fold{fold}", fold=fold, folds=folds, **options))
+        runs.append(fit(config, Path(workdir, f"fold{fold}"), fold=fold, folds=folds, **options))
         logger.info("%s", runs[-1])
         if runs[-1].stop_signal:
             break
@@ -107,8 +107,8 @@ def cross_validate(
 
 @unlocking()
 def fit(
-    config: Mapping[str, Any],
-    workdir: Path,
+    config: Mapping[str, Any] | Configuration,
+    workdir: str | Path,
     *,
     fold: int = 0,
     folds: int = 1,
@@ -121,7 +121,7 @@ def fit(
     step is not finite. SIGINT and SIGTERM end it after the present step, which is saved.
 
     Args:
-      config: see `configs/em.py`.
+      config: the settings, or those of a file such as `configs/em.py`.
       workdir: the run's folder.
       fold: which part is left out, see `cross_validate`.
       folds: number of parts; 1 for the splits that the configuration gives.
@@ -133,7 +133,7 @@ def fit(
       RunFailed: the loss is no longer finite, the memory does not suffice, or nothing can be saved;
         the last good step is intact.
     """
-    configuration = read_configuration(config)
+    workdir, configuration = Path(workdir), read_configuration(config)
     settings, names = configuration.train, configuration.class_names
     colours = class_colours(configuration.model.classes, configuration.class_colours)
     splits, state, balance, record = _prepared(
@@ -146,6 +146,7 @@ def fit(
     validation, examples = splits["validation"], [e.name for e in splits["train"]]
     weights = weight_maps(validation, balance, configuration.weight_map)
     steps = train(splits.pop("train"), configuration, state=state, class_weight=balance)
+    del splits  # memory that no step needs
     log = RunLog(workdir / "log.jsonl", start)
     with (
         StopRequest() as stop,
@@ -179,12 +180,10 @@ def fit(
 
             scores = None
             if due:
-                try:
-                    found = validate(progress.model(), validation, weights, names)
-                except RunFailed as error:
-                    raise RunFailed(f"Step {step}: {error}") from None
+                row = log.rows[-1]
+                found = validate(progress.model(), validation, weights, names, row)
                 scores = found.scores
-                log.write([{"step": step, "seconds": round(log.seconds, 1), "validation": scores}])
+                log.write([{"step": step, "seconds": row["seconds"], "validation": scores}])
                 shown = slice(_EXAMPLES_SHOWN)
                 pictures = validation[shown], found.probabilities[shown]
                 save_examples(workdir / "validation.png", *pictures, names, colours)

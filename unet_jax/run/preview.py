@@ -64,7 +64,7 @@ class Preview:
         )
 
 
-def preview(config: Mapping[str, Any], workdir: Path) -> Preview:
+def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> Preview:
     """Shows a run's data without training: writes `preview.png` and `preview.txt` to `workdir`.
 
     The picture has three examples of the training split: those with the least, the middle and the
@@ -75,13 +75,13 @@ def preview(config: Mapping[str, Any], workdir: Path) -> Preview:
     is touched, and a run can start or go on there.
 
     Args:
-      config: see `configs/em.py`.
+      config: the settings, or those of a file such as `configs/em.py`.
       workdir: the run's folder.
 
     Raises:
       InputError: as `fit.fit` does; nothing has been written.
     """
-    configuration = read_configuration(config)
+    workdir, configuration = Path(workdir), read_configuration(config)
     classes = configuration.model.classes
     stored, seen = read_run(configuration.data, classes)
     findings = {

@@ -33,6 +33,7 @@ def validate(
     examples: Sequence[Example],
     weights: Sequence[np.ndarray],
     class_names: Sequence[str],
+    row: dict[str, float],
 ) -> Validation:
     """Predicts the examples, which are of the network's scale, and scores the result.
 
@@ -41,13 +42,17 @@ def validate(
       examples: the validation split.
       weights: their weight maps.
       class_names: by class.
+      row: of the step in the log.
 
     Raises:
       RunFailed: the output is no longer finite.
     """
     probabilities = [predict_tiled(model, example.image) for example in examples]
     if not all(np.isfinite(p).all() for p in probabilities):
-        raise RunFailed(f"the network's output is no longer finite; {TOO_LARGE_STEPS}.")
+        raise RunFailed(
+            f"Step {row['step']}: the network's output is no longer finite, at a learning rate of "
+            f"{row['learning_rate']:.2g}; {TOO_LARGE_STEPS}."
+        )
     parts = [
         # The soft-max of these logits are the probabilities.
         weighted_cross_entropy(

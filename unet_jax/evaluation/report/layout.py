@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from unet_jax.data.sources import CellTracking, Folder
 from unet_jax.evaluation.result import Evaluation
+from unet_jax.sources import CellTracking, Folder
 
 _EM_ORDER = ("rand_error", "warping_error", "warping_error_2016", "pixel_error", "v_rand", "v_info")
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet_jax.data.sources import CellTracking, Data, Isbi2012
 from unet_jax.evaluation.metric_table import METRICS, Metric
 from unet_jax.evaluation.report.words import number
 from unet_jax.evaluation.result import Evaluation
 from unet_jax.evaluation.scores import FoldScores
+from unet_jax.sources import CellTracking, Data, Isbi2012
 
 # Ronneberger et al. 2015, Table 1 and the challenge's later leaderboard; Table 2.
 _PAPER_EM = {

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unet_jax.augmentation import AugmentationSettings
-from unet_jax.data.sources import CellTracking, Data, Folder, Isbi2012, Synthetic
 from unet_jax.evaluation.scores import ImageScores
 from unet_jax.settings import as_dict
+from unet_jax.sources import CellTracking, Data, Folder, Isbi2012, Synthetic
 
 AVERAGING_WORDS = {
     "none": "one view",
