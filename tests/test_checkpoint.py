@@ -8,29 +8,43 @@ import orbax.checkpoint as ocp
 import pytest
 
 from unet_jax import checkpoint, load
+from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
 from unet_jax.optimiser import OptimiserSettings, sgd
-from unet_jax.record import Record
+from unet_jax.record import Record, Training
+from unet_jax.sources import Synthetic
 from unet_jax.train_step import create_train_state
 
 FIELDS = dict(width=2, depth=2, classes=2, dropout_rate=0.5, dtype="float32")
 
 
 def a_state(seed=0):
-    settings = OptimiserSettings(
-        peak_learning_rate=0.1,
-        warmup_steps=1,
-        momentum=0.99,
-        initial_momentum=0.9,
-        momentum_warmup_steps=5,
-    )
+    settings = OptimiserSettings(peak_learning_rate=0.1, warmup_steps=1, momentum_warmup_steps=5)
     return create_train_state(jax.random.key(seed), UNet(**FIELDS), sgd(settings, steps=10), 1)
 
 
-def a_record(step, loss=None):
+def a_record(step, loss=None, **changes):
+    """Without a word of the training, unless `changes` has one."""
     validation = None if loss is None else {"loss": loss}
-    return Record(network=UNet(**FIELDS), channels=1, step=step, validation=validation)
+    return Record(UNet(**FIELDS), channels=1, step=step, validation=validation, **changes)
+
+
+def a_training(network, **settings):
+    """As `fit` records it; settings are those of the configuration."""
+    settings = dict(data=Synthetic(), train=TrainSettings(tile_side=44)) | settings
+    return Training(
+        config=Configuration(network, **settings),
+        class_weights=[2.0, 0.5],
+        splits={"train": ["picture 0"], "validation": ["picture 1"], "test": ["picture 2"]},
+        data={"picture 0": "0" * 64},
+        images={},
+        started_from=None,
+        fold=0,
+        folds=1,
+        command="python train.py --config=configs/demo.py",
+        versions={"unet-jax": "0.1.0"},
+    )
 
 
 @pytest.fixture

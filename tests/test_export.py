@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import io
 import re
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.test_checkpoint import a_training
 from tests.test_command_line import call
 from tests.test_onnx_graph import picture, random_model
 from unet_jax import load, predict_tiled
 from unet_jax.errors import InputError
 from unet_jax.export.export import Exported, export
+from unet_jax.record import Record
 from unet_jax.run.fit import fit
 
 spec = pytest.importorskip("bioimageio.spec", reason="bioimageio.spec is not installed")
@@ -26,15 +29,6 @@ from unet_jax.export.onnx_graph import onnx_graph  # noqa: E402
 
 # bioimageio.spec leaves its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
-DESCRIPTION = {
-    "step": 3,
-    "scale": 1.0,
-    "percentiles": [1.0, 99.0],
-    "class_names": ["background", "cell body"],
-    "versions": {"unet-jax": "0.1.0"},
-    "validation": None,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +55,10 @@ def workdir(tiny_config, tmp_path):
     return tmp_path / "run"
 
 
-def described(model, **changes):
-    return model.__class__(**vars(model) | {"description": DESCRIPTION} | changes)
+def recorded(model, **changes):
+    training = a_training(model.network, class_names=("background", "cell body"))
+    record = Record(model.network, model.channels, step=3, training=training)
+    return dataclasses.replace(model, record=record, **changes)
 
 
 def packaged(model, image, name="a unet", authors=("A. Author",), licence="CC-BY-4.0"):
@@ -145,7 +141,7 @@ def test_a_run_becomes_a_valid_package(workdir, tmp_path, no_network, monkeypatc
 
 
 def test_channels_scale_and_a_small_example(tmp_path, no_network, monkeypatch):
-    model = described(random_model(depth=2, channels=3, members=2), scale=0.5)
+    model = recorded(random_model(depth=2, channels=3, members=2), scale=0.5)
     # At half the size smaller than the smallest tile: mirrored.
     image = picture(20, 90, 3) * [1, 10, 1e-8]
     package = unpack(io.BytesIO(packaged(model, image)), tmp_path)
@@ -162,14 +158,14 @@ def test_channels_scale_and_a_small_example(tmp_path, no_network, monkeypatch):
 
 def test_an_example_without_outliers_needs_no_gain(tmp_path):
     """More than 1 % of the pixels are black, as many white: all count."""
-    model = described(random_model(depth=2))
+    model = recorded(random_model(depth=2))
     image = np.random.default_rng(0).integers(0, 2, (40, 40)) * 255
     package = unpack(io.BytesIO(packaged(model, image)), tmp_path)
     assert "scale_linear" not in {step.id for step in package.inputs[0].preprocessing}
 
 
 def test_what_the_zoo_would_refuse_is_said_at_once():
-    model = described(random_model(depth=2))
+    model = recorded(random_model(depth=2))
     with pytest.raises(InputError) as refusal:
         packaged(model, picture(40, 40)[..., 0], "a/b", ["", "B"], "free")
     assert len(refusal.value.args) == 3 and "\n" not in str(refusal.value)

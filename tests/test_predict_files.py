@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.test_checkpoint import a_description, a_state
+from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
 from tests.test_command_line import call
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
 from unet_jax.data.folder import read_folder
 from unet_jax.files import hyperstack
 from unet_jax.files.images import read_image
+from unet_jax.network import UNet
 from unet_jax.prediction import predict_files as module
 from unet_jax.prediction import results
 from unet_jax.prediction.predict_files import Predictions, predict_files
@@ -39,7 +40,7 @@ def workdir(tmp_path):
     state = a_state()
     state.params["classes"]["kernel"] = jax.numpy.array([[[[5.0, -5.0], [-5.0, 5.0]]]])
     folder = tmp_path / "run"
-    checkpoint.save(folder, state, a_description(3) | {"class_names": ["membrane", "cell"]})
+    checkpoint.save(folder, state, a_record(3, training=a_training(UNet(**FIELDS))))
     (folder / "instances.json").write_text(json.dumps(as_dict(SETTINGS)))
     return folder
 
@@ -256,7 +257,7 @@ def test_results_of_another_network_are_not_mixed(predict, workdir, images, tmp_
     before = contents(tmp_path / "out")
     with pytest.raises(InputError, match="holds results with averaging = none, not rotations"):
         predict(averaging="rotations")
-    checkpoint.save(workdir, a_state(7), a_description(4) | {"class_names": ["membrane", "cell"]})
+    checkpoint.save(workdir, a_state(7), a_record(4))
     with pytest.raises(InputError, match="holds results with step = 3, not 4; give another"):
         predict()
     assert contents(tmp_path / "out") == before
@@ -479,8 +480,7 @@ def test_more_cells_than_imagej_holds(predict, images, tmp_path, monkeypatch, ma
 
 
 def test_another_scale_is_not_predicted_in_pieces(predict, workdir, images, monkeypatch):
-    description = a_description(9) | {"scale": 0.5, "class_names": ["membrane", "cell"]}
-    checkpoint.save(workdir, a_state(), description)
+    checkpoint.save(workdir, a_state(), a_record(9, scale=0.5))
     assert not predict(images / "b.tif", step="9").problems
     monkeypatch.setattr(module, "device_memory_bytes", lambda: 2 * 32 * 3000)
     (line,) = predict(images / "a.tif", step="9").problems

@@ -12,7 +12,7 @@ from tests.reliability.conftest import ROOT, TINY
 from unet_jax.errors import InputError
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.files.output import complete, lock
-from unet_jax.run.fit import cross_validate, fit
+from unet_jax.run.fit import fit
 from unet_jax.run.log import read_log
 
 OUTPUTS = ["examples.png", "report.json", "report.html"]
@@ -96,14 +96,15 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_config, tmp_path, run):
     assert read_log(tmp_path / "run" / "log.jsonl") == before
 
 
-def test_printed_commands_are_what_a_shell_takes(tiny_config, tmp_path, capsys):
+def test_printed_commands_are_what_a_shell_takes(tiny_config, tmp_path, run):
     """Of `fit` at its end and where it has ended before, and of a cross-validation."""
     tiny_config.train.steps = tiny_config.train.validate_every = 4
     workdir = tmp_path / "my runs (2) \u00e4 & 'co'"
-    fit(tiny_config, workdir)
-    fit(tiny_config, workdir)
-    cross_validate(tiny_config, workdir / "five", 2)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "python " in line]
+    runs = [fit(tiny_config, workdir), fit(tiny_config, workdir)]
+    options = [*TINY, "--config.train.steps=4", "--config.train.validate_every=4", "--folds=2"]
+    status, output, errors = run("train.py", *options, f"--workdir={workdir / 'five'}")
+    assert status == 0, errors
+    lines = [*map(str, runs), *(line for line in output.splitlines() if "python " in line)]
     folders = [workdir, workdir, *(workdir / "five" / f"fold{fold}" for fold in (0, 1))]
     expected = [["python", "eval.py", f"--checkpoint={folder}"] for folder in folders]
     expected.append([*expected[0][:2], f"--checkpoint={workdir / 'five'}", "--split=validation"])
