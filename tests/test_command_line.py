@@ -1,11 +1,13 @@
 """The programs as a user starts them: exit status, one line on standard error, nothing written."""
 
+import logging
 import subprocess
 import sys
 
 import pytest
 
 from tests.reliability.conftest import ROOT, TINY
+from unet_jax import command_line
 
 TINY = [*TINY, "--config.train.steps=4", "--config.train.validate_every=2"]
 
@@ -51,6 +53,15 @@ def test_a_long_path_is_told_whole(tmp_path):
     done = call("eval.py", f"--checkpoint={folder}")
     assert done.returncode == 2 and done.stderr.endswith("of a training run.\n")
     assert str(folder) in done.stderr
+
+
+def test_messages_do_not_steer_the_terminal(tmp_path, capsys):
+    """Names of files and pictures can come from a stranger."""
+    done = call("eval.py", f"--checkpoint={tmp_path}/\x1b[2J")
+    assert done.returncode == 2 and f"{tmp_path}/?[2J: no checkpoint" in done.stderr
+    notice = logging.LogRecord("unet_jax", logging.WARNING, "", 0, "%s: is one", ("\x1b[2J",), None)
+    command_line._Console().emit(notice)
+    assert capsys.readouterr().err == "?[2J: is one\n"
 
 
 def test_folds_by_one_flag(tmp_path):

@@ -14,7 +14,7 @@ import pooch
 from absl import flags
 from tqdm import tqdm
 
-from unet_jax.errors import InputError, RunFailed, one_line
+from unet_jax.errors import InputError, RunFailed, one_line, printable
 
 
 class Outcome(NamedTuple):
@@ -111,8 +111,8 @@ class _Console(logging.Handler):
     def emit(self, record):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         with contextlib.suppress(OSError):  # its reader is gone
-            tqdm.write(record.getMessage(), file=stream)
+            tqdm.write(printable(record.getMessage()), file=stream)
 
 
 def _say(message):
-    print(f"{sys.argv[0]}: {' '.join(str(message).split())}", file=sys.stderr)
+    print(printable(f"{sys.argv[0]}: {' '.join(str(message).split())}"), file=sys.stderr)

@@ -45,7 +45,11 @@ class Problems:
 
 def one_line(error: object) -> str:
     """The text of an exception as one line of at most 300 printable characters."""
-    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return printable(" ".join(str(error).split())[:300] or type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """The text without letters that could steer a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

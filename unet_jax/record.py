@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from unet_jax.configuration import Configuration, read_configuration
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, one_line
 from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
 from unet_jax.settings import as_dict, read
@@ -105,7 +105,7 @@ class Record:
         return json.loads(json.dumps(values))  # tuples become lists
 
 
-def read_record(values: Mapping[str, Any]) -> Record:
+def read_record(values: Any) -> Record:
     """The record of a checkpoint of any version.
 
     Args:
@@ -114,8 +114,16 @@ def read_record(values: Mapping[str, Any]) -> Record:
     Raises:
       InputError: a value that no checkpoint of this program holds, or one that is missing.
     """
+    try:
+        return _read(values)
+    except Exception as error:  # made-up values raise many kinds
+        raise InputError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def _read(values: Mapping[str, Any]) -> Record:
     if _depth(values) > _MAX_DEPTH:
         raise InputError(f"it is nested more than {_MAX_DEPTH} deep")
+    json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair, which no file takes
     network = read(UNet, values["model"], "model")
     low, high = values["percentiles"]
     validation, scale = values.get("validation"), values["scale"]
@@ -123,9 +131,10 @@ def read_record(values: Mapping[str, Any]) -> Record:
         values,
         ("channels", type(values["channels"]) is int and 1 <= values["channels"] <= 1000),
         ("scale", type(scale) in (int, float) and 0 < scale <= 10),
-        ("percentiles", 0 <= low <= high <= 100),
+        ("percentiles", bool not in (type(low), type(high)) and 0 <= low <= high <= 100),
         ("step", type(values.get("step", 0)) is int),
-        ("validation", validation is None or type(validation["loss"]) is float),
+        ("validation", validation is None or "loss" in validation),
+        ("validation", validation is None or _are_all(float, validation.values())),
     )
     return Record(
         network=network,
@@ -141,32 +150,35 @@ def read_record(values: Mapping[str, Any]) -> Record:
 def _read_training(values: Mapping[str, Any], network: UNet) -> Training:
     config = read_configuration(values["config"])
     splits, source = values["splits"], values.get("started_from")
+    weights, versions = values.get("class_weights", []), values["versions"]
+    data, images = values.get("data", {}), values.get("images", {})
     _demand(
         values,
         ("config", config.model == network),
         ("class_names", tuple(values["class_names"]) == config.class_names),
         ("splits", set(splits) == {"train", "validation", "test"}),
-        ("splits", all(map(_are_texts, splits.values()))),
-        ("data", _are_texts(values.get("data", {}).values())),
-        ("images", _are_texts(values.get("images", {}).values())),
+        ("splits", all(type(names) is list and _are_all(str, names) for names in splits.values())),
+        ("data", _are_all(str, data.values())),
+        ("images", _are_all(str, images.values())),
         ("started_from", source is None or _has_types(source, StartedFrom)),
-        ("class_weights", type(values.get("class_weights", [])) is list),
+        ("started_from", source is None or _are_all(str, source["new_layers"] + source["seen"])),
+        ("class_weights", type(weights) is list and _are_all(float, weights)),
         ("fold", type(values.get("fold", 0)) is int),
         ("folds", type(values.get("folds", 1)) is int),
         ("command", type(values.get("command", "")) in (str, type(None))),
-        ("versions", _are_texts(values["versions"].values()) and "unet-jax" in values["versions"]),
+        ("versions", "unet-jax" in versions and _are_all(str, versions.values())),
     )
     return Training(
         config=config,
-        class_weights=values.get("class_weights", []),
+        class_weights=weights,
         splits=splits,
-        data=values.get("data", {}),
-        images=values.get("images", {}),
+        data=data,
+        images=images,
         started_from=source and StartedFrom(**source),
         fold=values.get("fold", 0),
         folds=values.get("folds", 1),
         command=values.get("command"),
-        versions=values["versions"],
+        versions=versions,
     )
 
 
@@ -180,8 +192,8 @@ def _fields(kind) -> tuple[dataclasses.Field, ...]:
     return dataclasses.fields(kind)
 
 
-def _are_texts(values) -> bool:
-    return all(type(text) is str for text in values)
+def _are_all(kind: type, values: Iterable[Any]) -> bool:
+    return all(type(value) is kind for value in values)
 
 
 def _has_types(values: Mapping[str, Any], kind: type) -> bool:

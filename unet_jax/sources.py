@@ -54,9 +54,9 @@ class Synthetic:
 
     source: str = setting("synthetic", one_of=("synthetic",))
     scale: float = setting(1.0, above=0, at_most=10, wanted=_SCALE)
-    seed: int = setting(0)
-    height: int = setting(256)
-    width: int = setting(256)
+    seed: int = setting(0, at_least=0)
+    height: int = setting(256, at_least=1, at_most=4096)
+    width: int = setting(256, at_least=1, at_most=4096)
     train: tuple[int, int] = setting((0, 48), wanted=_RANGE)
     validation: tuple[int, int] = setting((48, 52), wanted=_RANGE)
     test: tuple[int, int] = setting((52, 60), wanted=_RANGE)

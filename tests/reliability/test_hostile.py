@@ -6,10 +6,13 @@ what an attack is for; TensorStore is no Python, so strace looks at the same pro
 """
 
 import contextlib
+import copy
+import dataclasses
 import functools
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -21,6 +24,10 @@ import stat
 import subprocess
 import sys
 import time
+import types
+import typing
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -29,13 +36,15 @@ import pytest
 import tensorstore
 import tifffile
 
-from configs import demo
 from tests.reliability.conftest import forget_peak, peak_bytes
-from tests.test_checkpoint import a_state
+from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
 from unet_jax import checkpoint, load
+from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
 from unet_jax.network import UNet, init_params
+from unet_jax.record import Record, StartedFrom, read_record
+from unet_jax.sources import CellTracking, Folder, Synthetic
 
 pytestmark = [
     pytest.mark.skipif(
@@ -60,28 +69,8 @@ def payload(outside):
 
 # ---- A good checkpoint ----
 
-
-def a_description():
-    """As `fit` writes it."""
-    config = demo.get_config()
-    config.model.update(width=2, depth=2, dropout_rate=0.5)
-    config.train.tile_side = 44
-    return {
-        "model": config.model.to_dict(),
-        "channels": 1,
-        "scale": 1.0,
-        "percentiles": [1.0, 99.0],
-        "class_names": list(config.class_names),
-        "splits": {"train": ["picture 0"], "validation": ["picture 1"], "test": ["picture 2"]},
-        "data": {"picture 0": "0" * 64},
-        "fold": 0,
-        "folds": 1,
-        "config": config.to_dict(),
-        "command": "python train.py --config=configs/demo.py",
-        "versions": {"unet-jax": "0.1.0"},
-        "step": 5,
-        "validation": {"loss": 0.5},
-    }
+# As `fit` writes it.
+RECORD = a_record(5, 0.5, training=a_training(UNet(**FIELDS)))
 
 
 def seal(step):
@@ -323,13 +312,21 @@ def link_fold(step, outside):
     (workdir / "fold0").symlink_to(outside / "fold")
 
 
-@attack("holds 1 of None folds", sealed=True)
-def fold_of_nothing(step, outside):
-    workdir = step.parents[1]
-    edit_json(step / "checkpoint.json", lambda description: description.pop("folds") and None)
-    seal(step)
-    (workdir / "fold0").mkdir()
-    shutil.move(workdir / "checkpoints", workdir / "fold0" / "checkpoints")
+for folds, says in {2: "holds 1 of 2 folds", -1: "holds 1 of -1 folds", None: "loads"}.items():
+
+    @attack(says, sealed=True, name=f"fold_of_{folds or 'nothing'}")
+    def fold_alone(step, outside, folds=folds):
+        """Where there is no word of folds, it is the only one."""
+        workdir = step.parents[1]
+
+        def edit(record):
+            del record["folds"]
+            return record | ({"folds": folds} if folds else {})
+
+        edit_json(step / "checkpoint.json", edit)
+        seal(step)
+        (workdir / "fold0").mkdir()
+        shutil.move(workdir / "checkpoints", workdir / "fold0" / "checkpoints")
 
 
 @attack("is no plain file")
@@ -458,31 +455,39 @@ def handler_to_import(step, outside):
     )
 
 
-@attack("loads")
-def expressions(step, outside):
-    code = payload(outside) + f"  # {MARK}"
+for source, keys in {
+    "folder": ("images", "labels"),
+    "cell_tracking": ("dataset", "train_sequence", "test_sequence", "truth"),
+}.items():
 
-    def edit(description):
-        description["class_names"] = [f"<script>{code}</script>", f"${code}$ {{{{ {code} }}}}"]
-        description["config"]["class_names"] = description["class_names"]
-        description["command"] = f"python train.py; $({code})"
-        description["config"]["data"] |= {"source": code, "images": code, "truth": code}
-        description["config"]["extra"] = f"!!python/object/apply:os.system ['{code}']"
-        description["versions"]["unet-jax"] = f"<img src=x onerror={code}>"
-        description["splits"]["train"] = [code]
+    @attack("loads", name=f"expressions_{source}")
+    def expressions(step, outside, source=source, keys=keys):
+        code = payload(outside) + f"  # {MARK}"
 
-    edit_json(step / "checkpoint.json", edit)
+        def edit(record):
+            record["class_names"] = [f"<script>{code}</script>", f"${code}$ {{{{ {code} }}}}"]
+            record["config"]["class_names"] = record["class_names"]
+            record["command"] = f"python train.py; $({code})"
+            record["config"]["data"] = {"source": source} | dict.fromkeys(keys, code)
+            record["config"]["train"]["start_from"] = f"!!python/object/apply:os.system ['{code}']"
+            record["versions"] |= {"unet-jax": f"<img src=x onerror={code}>", code: code}
+            record["splits"]["train"] = [code]
+            record["data"] = record["images"] = {code: code}
+            source_run = {"checkpoint": code, "step": 1, "manifest_sha256": f"<b>{code}</b>"}
+            record["started_from"] = source_run | {"new_layers": [code], "seen": [code]}
+
+        edit_json(step / "checkpoint.json", edit)
 
 
-# (d) Descriptions.
+# (d) Records.
 
 
 def described(keys, value):
     """An attack that puts a value into checkpoint.json."""
 
     def make(step, outside):
-        def edit(description):
-            inner = description
+        def edit(record):
+            inner = record
             for key in keys[:-1]:
                 inner = inner[key]
             inner[keys[-1]] = value
@@ -500,6 +505,8 @@ def nested(depth):
 
 
 NO_CHECKPOINT = "is no checkpoint of this program"
+SPLITS = ("train", "validation", "test")
+SOURCE = StartedFrom("runs/a", 3, "0" * 64, ["classes"], ["picture 1"])
 for name, keys, value, says in [
     ("width", ["model", "width"], 10**9, NO_CHECKPOINT),
     ("width_of_another", ["model", "width"], 3, NO_CHECKPOINT),
@@ -522,14 +529,17 @@ for name, keys, value, says in [
     ("scale_that_is_text", ["scale"], "1", NO_CHECKPOINT),
     ("tiny_scale", ["scale"], 1e-300, "loads"),
     ("percentiles", ["percentiles"], [-1, 1e9], NO_CHECKPOINT),
+    ("percentiles_that_are_none", ["percentiles"], [False, True], NO_CHECKPOINT),
     ("many_percentiles", ["percentiles"], [0] * 10**6, NO_CHECKPOINT),
     ("validation", ["validation"], "low", NO_CHECKPOINT),
     ("loss", ["validation"], {"loss": [0.5]}, NO_CHECKPOINT),
     ("loss_that_is_nothing", ["validation"], {"loss": float("nan")}, "loads"),
     ("unknown_part", ["unknown"], "x", "loads"),
+    ("validation_in_words", ["validation"], {"loss": 0.5, "pixel_error": "low"}, NO_CHECKPOINT),
     ("nested_200", ["unknown"], nested(200), NO_CHECKPOINT),
     ("nested_config", ["config", "data", "deep"], nested(200), NO_CHECKPOINT),
-    ("absolute_paths", ["config", "data", "images"], f"/{MARK}", "loads"),
+    ("absolute_paths", ["config", "data"], {"source": "folder", "images": f"/{MARK}"}, "loads"),
+    ("half_a_letter", ["command"], "\ud800", NO_CHECKPOINT),
     ("no_step", ["step"], None, NO_CHECKPOINT),
     ("folds", ["folds"], "3\n", NO_CHECKPOINT),
     ("class_names", ["class_names"], "ab", NO_CHECKPOINT),
@@ -539,11 +549,23 @@ for name, keys, value, says in [
     ("learning_rate", ["config", "optimiser", "peak_learning_rate"], "{}", NO_CHECKPOINT),
     ("steps", ["config", "train", "steps"], {"a": 1}, NO_CHECKPOINT),
     ("steps_beyond_floats", ["config", "weight_map", "w0"], 10**400, NO_CHECKPOINT),
-    ("augmentation", ["config", "augmentation"], {"shift": 1.0}, NO_CHECKPOINT),
+    ("augmentation", ["config", "augmentation"], {"shift": [1.0]}, NO_CHECKPOINT),
+    ("augmentation_by_default", ["config", "augmentation"], {"shift": 1.0}, "loads"),
     ("source", ["config", "data"], {}, NO_CHECKPOINT),
+    ("unknown_source", ["config", "data", "source"], "os.system", NO_CHECKPOINT),
+    ("value_of_another_source", ["config", "data", "images"], f"/{MARK}", NO_CHECKPOINT),
+    ("unknown_part_of_the_config", ["config", "extra"], "!!python/name:os.system", NO_CHECKPOINT),
+    ("size_of_the_pictures", ["config", "data", "height"], 10**9, NO_CHECKPOINT),
+    ("seed_of_the_pictures", ["config", "data", "seed"], -1, NO_CHECKPOINT),
     ("ignore_value", ["config", "data", "ignore_value"], [1], NO_CHECKPOINT),
     ("config", ["config"], None, NO_CHECKPOINT),
+    ("config_that_is_a_list", ["config"], ["model"], NO_CHECKPOINT),
     ("splits", ["splits"], {"train": 3}, NO_CHECKPOINT),
+    ("splits_of_letters", ["splits"], dict.fromkeys(SPLITS, "ab"), NO_CHECKPOINT),
+    ("class_weights", ["class_weights"], ["2.0", [0.5]], NO_CHECKPOINT),
+    ("started_from", ["started_from"], "elsewhere", NO_CHECKPOINT),
+    ("started_from_what", ["started_from"], asdict(SOURCE) | {"step": "3"}, NO_CHECKPOINT),
+    ("new_layers", ["started_from"], asdict(SOURCE) | {"new_layers": [{}]}, NO_CHECKPOINT),
     ("versions", ["versions"], [], NO_CHECKPOINT),
     ("data", ["data"], "x", NO_CHECKPOINT),
 ]:
@@ -567,11 +589,11 @@ for name, text in {
 @attack("bytes of parameters and holds")
 def width_that_nothing_is_behind(step, outside):
     """The largest network that is allowed, 50 TB: each array declared, none there."""
-    model = a_description()["model"] | {"width": 4096, "depth": 8}
+    model = FIELDS | {"width": 4096, "depth": 8}
 
-    def edit(description):
-        description["model"] = description["config"]["model"] = model
-        description["config"]["train"]["tile_side"] = 1532
+    def edit(record):
+        record["model"] = record["config"]["model"] = model
+        record["config"]["train"]["tile_side"] = 1532
 
     edit_json(step / "checkpoint.json", edit)
     declare(step, UNet(**model))
@@ -776,7 +798,16 @@ for file in ("examples.png", ".unfinished-examples.png", ".unfinished-report.jso
 @beside
 def without_config(workdir, outside):
     step = workdir / "checkpoints" / STEP
-    edit_json(step / "checkpoint.json", lambda description: description.pop("config") and None)
+    edit_json(step / "checkpoint.json", lambda record: record.pop("config") and None)
+    seal(step)
+
+
+@beside
+def with_rules_for_masks(workdir, outside):
+    """That are taken for those of the images to evaluate."""
+    step = workdir / "checkpoints" / STEP
+    data = {"source": "folder", "mask_rule": "os.system", "ignore_value": 10**30}
+    described(["config", "data"], data)(step, outside)
     seal(step)
 
 
@@ -964,7 +995,7 @@ def area(tmp_path_factory):
     picture, instances = synthetic_em(0, height=60, width=60)
     tifffile.imwrite(area / "images" / "a.tif", picture)
     tifffile.imwrite(area / "masks" / "a.tif", (instances > 0) * np.uint8(255))
-    checkpoint.save(area / "good", a_state(), a_description())
+    checkpoint.save(area / "good", a_state(), RECORD)
     for key, value in read_arrays(area / "good" / "checkpoints" / STEP / "params").items():
         if key.startswith("classes.bias/"):
             (outside / "array" / Path(key).name).write_bytes(value)
@@ -1126,10 +1157,11 @@ def test_attacks_are_evaluated_or_refused_in_one_line(area):
         else:
             result["ended"] = status + errors
     assert list(complaints(results, "ended")) == []
-    report = area / "attacks" / "expressions" / "evaluation_images" / "report.html"
-    page = report.read_text(encoding="utf-8")
-    assert "&lt;script&gt;__import__" in page and "&lt;img src" in page
-    assert "<script" not in page and "<img src=x" not in page
+    for name in ("expressions_folder", "expressions_cell_tracking"):
+        report = area / "attacks" / name / "evaluation_images" / "report.html"
+        page = report.read_text(encoding="utf-8")
+        assert "&lt;script&gt;__import__" in page and "&lt;img src" in page
+        assert "<script" not in page and "<img src=x" not in page and "<b>__import__" not in page
     for name, (_, outcome, _) in ATTACKS.items():
         out = area / "attacks" / name / "evaluation_images"
         assert out.exists() == (outcome == "loads"), name
@@ -1211,6 +1243,96 @@ def test_an_index_of_long_names(area):
     assert bad["peak"] - good["peak"] < 2**27
 
 
+VALUES = [
+    *(None, True, 0, -1, 7, 10**9, 10**30, 10**400, 0.5, 1e308, 5e-324, math.nan, math.inf),
+    *("", "a", "1", "\0", "\ud800", "a\nb", "x" * 5000, "$\\frac$ {{ 1 }} %s"),
+    *([], {}, [None], [[1]], ["a", "b"], ["\0"], [True, True], [5, 2], [0, 10**9], [math.nan]),
+    *({"": {}}, {"a": 1}, {"a": "b"}, {"loss": 0.5, "a": "b"}, dict.fromkeys(SPLITS, "ab")),
+]
+
+
+def spoilt(values):
+    """JSON with each of its values missing, and each replaced by those above."""
+    values = copy.deepcopy(values)
+    inside = [values]
+    while inside:
+        inner = inside.pop()
+        for key in [*inner] if isinstance(inner, dict) else range(len(inner)):
+            good = inner[key]
+            for value in VALUES:
+                inner[key] = value
+                yield values
+            del inner[key]
+            yield values
+            if isinstance(inner, dict):
+                inner[key] = good
+            else:
+                inner.insert(key, good)
+            if isinstance(good, dict | list):
+                inside.append(good)
+
+
+def failing(*_, **__):
+    raise OSError("no network")
+
+
+def is_declared(value, kind):
+    """Whether a value is of the type that a field declares."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(is_declared(value, k) for k in inner)
+    if dataclasses.is_dataclass(kind):
+        fields = [f for f in dataclasses.fields(kind) if f.name not in ("parent", "name")]  # Flax's
+        return type(value) is kind and all(
+            is_declared(getattr(value, f.name), f.type) for f in fields
+        )
+    if kind is float:
+        return type(value) in (int, float)
+    if origin is dict:
+        inner, parts = inner[1:], value.values() if type(value) is dict else None
+    elif origin in (list, tuple):
+        parts = value if type(value) is origin else None
+    else:
+        return kind is typing.Any or type(value) is kind
+    return parts is not None and all(is_declared(part, inner[0]) for part in parts)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Synthetic(height=30, width=30, train=(0, 1), validation=(1, 2), test=(2, 3)),
+        Folder(images="images", labels="masks"),
+        CellTracking(dataset="frames", partly_annotated=("01/000",)),
+    ],
+    ids=lambda data: data.source,
+)
+def test_a_record_is_as_declared_or_refused_and_so_is_its_data(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("isbi2012", "cell_tracking"):  # by default data are downloaded
+        monkeypatch.setattr(f"unet_jax.data.{name}.download", failing)
+    training = a_training(UNet(**FIELDS), data=data, class_colours=("red", "#00ff00"))
+    training = replace(training, started_from=SOURCE, images=training.data)
+    good = replace(RECORD, training=training).to_json()
+    assert read_record(good).to_json() == good
+    ends = Counter()
+    for values in spoilt(good):
+        try:
+            record = read_record(json.loads(json.dumps(values)))
+        except InputError as error:
+            ends["refused"] += 1
+            assert len(error.args) == 1 and error.args[0].isprintable()
+            continue
+        ends["read"] += 1
+        assert is_declared(record, Record), values
+        assert repr(read_record(record.to_json())) == repr(record)
+        if record.training and record.training.config.data != data:
+            ends["data"] += 1
+            with contextlib.suppress(InputError):
+                read_splits(record.training.config.data, 2)
+    assert min(ends["refused"], ends["read"]) > 200 and ends["data"] > 10, ends
+
+
 def test_messages_do_not_steer_the_terminal(area):
     for name in ("manifest_additional", "described_newline_in_a_field"):
         with pytest.raises(InputError) as caught:
@@ -1228,7 +1350,7 @@ def test_links_are_not_cleared_up(area, tmp_path):
     with pytest.raises(InputError, match="checkpoints: is a link"):
         checkpoint.remove_unfinished(workdir)
     with pytest.raises(InputError, match="checkpoints: is a link"):
-        checkpoint.save(workdir, None, a_description())
+        checkpoint.save(workdir, None, RECORD)
     (workdir / "checkpoints").unlink()
     (workdir / "checkpoints").mkdir()
     (workdir / "checkpoints" / "000001").symlink_to(tmp_path / "elsewhere")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from unet_jax.checkpoint.manifest import UNREADABLE, damaged, read_verified_description
 from unet_jax.checkpoint.steps import saved_steps, step_folder
-from unet_jax.errors import InputError, one_line
+from unet_jax.errors import InputError
 from unet_jax.record import Record, read_record
 
 
@@ -22,9 +22,8 @@ def describe(workdir: Path, step: int) -> Record:
         raise damaged(workdir, step, error) from error
     try:
         return read_record(values)
-    except Exception as error:  # made-up values raise many kinds
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(f"{folder}: is no checkpoint of this program ({reason}).") from error
+    except InputError as error:
+        raise InputError(f"{folder}: is no checkpoint of this program ({error}).") from error
 
 
 def best_step(workdir: Path) -> int:

@@ -11,11 +11,13 @@ from unet_jax.data.folder import read_folder
 from unet_jax.data.isbi2012 import read_isbi2012
 from unet_jax.data.random_split import split_by_stem
 from unet_jax.data.synthetic_em import synthetic_examples
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, one_line
 from unet_jax.example import IGNORED, Example, rescaled, separated
 from unet_jax.sources import CellTracking, Data, Folder, Isbi2012, Synthetic
 
 logger = logging.getLogger("unet_jax")
+
+_MAX_PICTURES = 10_000  # made up; a configuration may be a stranger's
 
 
 def read_run(
@@ -92,17 +94,19 @@ def read_splits(data: Data, classes: int) -> dict[str, list[Example]]:
     Raises:
       InputError: files that cannot be used, or a split without examples.
     """
-    match data:
-        case Folder():
-            return _split_folder(data, classes)
-        case CellTracking():
-            return _split_sequences(data)
-        case Isbi2012():
-            return _split_by_range(read_isbi2012(), data)
-        case Synthetic():
-            count = max(data.train[1], data.validation[1], data.test[1])
-            pictures = synthetic_examples(data.seed, count, height=data.height, width=data.width)
-            return _split_by_range(pictures, data)
+    try:
+        match data:
+            case Folder():
+                return _split_folder(data, classes)
+            case CellTracking():
+                return _split_sequences(data)
+            case Isbi2012():
+                slices = read_isbi2012()
+                return {split: slices[part] for split, part in _ranges(data, len(slices)).items()}
+            case Synthetic():
+                return _split_pictures(data)
+    except OSError as error:  # a name that no file can have, or that the user may not open
+        raise InputError(one_line(error)) from error
 
 
 def split_folds(examples: list[Example], fold: int, folds: int) -> dict[str, list[Example]]:
@@ -170,13 +174,19 @@ def _split_sequences(data: CellTracking) -> dict[str, list[Example]]:
     }
 
 
-def _split_by_range(
-    examples: list[Example], data: Isbi2012 | Synthetic
-) -> dict[str, list[Example]]:
+def _split_pictures(data: Synthetic) -> dict[str, list[Example]]:
+    count = max(data.train[1], data.validation[1], data.test[1])
+    ranges = _ranges(data, min(count, _MAX_PICTURES))
+    pictures = synthetic_examples(data.seed, count, height=data.height, width=data.width)
+    return {split: pictures[part] for split, part in ranges.items()}
+
+
+def _ranges(data: Isbi2012 | Synthetic, count: int) -> dict[str, slice]:
+    """Of so many examples, those of each split."""
     ranges = {"train": data.train, "validation": data.validation, "test": data.test}
     for split, (first, stop) in ranges.items():
-        if not 0 <= first < stop <= len(examples):
+        if not 0 <= first < stop <= count:
             raise InputError(
-                f"data.{split} = ({first}, {stop}) is no range of the {len(examples)} examples."
+                f"data.{split} = ({first}, {stop}) is no range of the {count} examples."
             )
-    return {split: examples[slice(*both)] for split, both in ranges.items()}
+    return {split: slice(*both) for split, both in ranges.items()}
