@@ -99,9 +99,9 @@ def _on_auto_axes(function):
     replicated = jax.sharding.auto_axes(function, out_sharding=jax.sharding.PartitionSpec())
 
     @wraps(function)
-    def in_any_mesh(*arguments):
+    def in_any_mesh(state, batch, key):
         # JAX 0.7 and 0.8 refuse `auto_axes` outside of a mesh.
         outside = jax.sharding.get_abstract_mesh().empty
-        return (function if outside else replicated)(*arguments)
+        return (function if outside else replicated)(state, batch, key)
 
     return in_any_mesh
