@@ -8,7 +8,7 @@ from pathlib import Path
 from unet_jax import checkpoint
 from unet_jax.configuration import Configuration
 from unet_jax.errors import InputError
-from unet_jax.record import StartedFrom, Training
+from unet_jax.run_record import StartedFrom, Training
 from unet_jax.train_step import TrainState
 
 logger = logging.getLogger("unet_jax")
