@@ -11,6 +11,7 @@ demo: .venv/installed
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 	.venv/bin/ruff check
+	.venv/bin/mypy
 	.venv/bin/ruff format --check
 
 test-slow: .venv/installed-test

@@ -18,7 +18,10 @@ from pathlib import Path
 from absl import flags
 
 from unet_jax import command_line
-from unet_jax.evaluation.evaluate import SPLITS, evaluate, tune_instances
+from unet_jax.evaluation.evaluate import evaluate
+from unet_jax.evaluation.images import SPLITS
+from unet_jax.evaluation.instance_tuning import tune_instances
+from unet_jax.evaluation.summary import summary, tuning_summary
 from unet_jax.overlap_tile import AVERAGING
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -64,10 +67,11 @@ def _path(flag):
 def _evaluate():
     workdir = Path(_CHECKPOINT.value)
     if _TUNE.value:
-        return tune_instances(
+        tuning = tune_instances(
             workdir, step=_STEP.value, averaging=_AVERAGING.value[-1], overwrite=_OVERWRITE.value
         )
-    return evaluate(
+        return command_line.Outcome(tuning_summary(tuning))
+    evaluation = evaluate(
         workdir,
         step=_STEP.value,
         averaging=_AVERAGING.value,
@@ -77,8 +81,10 @@ def _evaluate():
         mask_rule=_MASK_RULE.value,
         out=_path(_OUT),
         overwrite=_OVERWRITE.value,
+        command=command_line.command(),
     )
+    return command_line.Outcome(summary(evaluation))
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: command_line.Outcome("", status=_evaluate()))
+    command_line.run(_evaluate)

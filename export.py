@@ -10,8 +10,6 @@ packages: pip install -e '.[export]'. More examples:
     --licence=CC-BY-4.0
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from unet_jax import command_line
@@ -36,17 +34,23 @@ for _name in ("checkpoint", "output", "image"):
 
 
 def _export():
-    return export(
-        Path(_CHECKPOINT.value),
+    exported = export(
+        _CHECKPOINT.value,
         step=_STEP.value,
-        output=Path(_OUTPUT.value),
-        image=None if _IMAGE.value is None else Path(_IMAGE.value),
+        output=_OUTPUT.value,
+        image=_IMAGE.value,
         name=_NAME.value,
         authors=_AUTHOR.value,
         licence=_LICENCE.value,
         overwrite=_OVERWRITE.value,
     )
+    lines = [f"{file}: {size:,} bytes" for file, size in exported.files.items()]
+    if exported.scale != 1:
+        lines.append(
+            f"The network takes images of {exported.scale:g} of their size; resize them first."
+        )
+    return command_line.Outcome("\n".join(lines))
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: command_line.Outcome("", status=_export()))
+    command_line.run(_export)

@@ -13,13 +13,12 @@ examples:
     --write=challenge             the file that the ISBI 2012 challenge takes
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from unet_jax import command_line
 from unet_jax.overlap_tile import AVERAGING
-from unet_jax.prediction.predict_files import KINDS, predict_files
+from unet_jax.prediction.predict_files import predict_files
+from unet_jax.prediction.results import KINDS, USUAL_KINDS
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "The --workdir of a training run, such as runs/mine."
@@ -30,7 +29,7 @@ _IMAGES = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string("output", "results", "Folder to write to.")
 _WRITE = flags.DEFINE_multi_enum(
     "write",
-    ["probabilities", "classes", "cells", "overlay"],
+    [*USUAL_KINDS],
     KINDS,
     "What to write, given once for each: probabilities (of each class), classes (the most probable "
     "one), cells (a number for each), overlay (a picture), challenge (the probability of cell as "
@@ -49,16 +48,17 @@ for _name in ("checkpoint", "images", "output"):
 
 
 def _predict():
-    return predict_files(
-        Path(_CHECKPOINT.value),
+    predictions = predict_files(
+        _CHECKPOINT.value,
         images=_IMAGES.value,
-        output=Path(_OUTPUT.value),
+        output=_OUTPUT.value,
         kinds=_WRITE.value,
         step=_STEP.value,
         averaging=_AVERAGING.value,
         overwrite=_OVERWRITE.value,
     )
+    return command_line.Outcome(str(predictions), predictions.problems)
 
 
 if __name__ == "__main__":
-    command_line.run(lambda: command_line.Outcome("", status=_predict()))
+    command_line.run(_predict)

@@ -12,11 +12,12 @@ import jax
 
 from benchmarks.side_by_side import alternate, rounded, summary
 from unet_jax import checkpoint
+from unet_jax.checkpoint.manifest import verify
 from unet_jax.configuration import Configuration
 from unet_jax.loop import initial_state
 from unet_jax.network import UNet
 from unet_jax.optimiser import sgd
-from unet_jax.settings import as_dict
+from unet_jax.record import Record
 
 
 def rows(quick):
@@ -26,19 +27,12 @@ def rows(quick):
     # The momentum is not all zero, which would take no room.
     _, opt_state = optimiser.update(state.params, state.opt_state, state.params)
     state = jax.block_until_ready(state.replace(opt_state=opt_state))
-    description = {
-        "step": 1,
-        "model": as_dict(network),
-        "channels": 1,
-        "scale": 1.0,
-        "percentiles": [1.0, 99.0],
-        "validation": None,
-    }
+    record = Record(network, channels=1, step=1)
     with tempfile.TemporaryDirectory() as folder, checkpoint.Saver(Path(folder)) as saver:
         workdir = Path(folder)
 
         def stall():
-            saver.save(state, description)
+            saver.save(state, record)
 
         # In this order: waiting for the stall's save is the rest of it.
         seconds = alternate(
@@ -46,7 +40,7 @@ def rows(quick):
                 "stall": stall,
                 "save in the background": saver.wait,
                 "loaded": lambda: checkpoint.restore(workdir, 1, state),
-                "verified": lambda: checkpoint._verify(workdir / "checkpoints" / "000001"),
+                "verified": lambda: verify(workdir / "checkpoints" / "000001"),
             },
             rounds=2 if quick else 7,
         )

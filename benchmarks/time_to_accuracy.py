@@ -59,7 +59,7 @@ def rows(quick):
             go_on(range(last - _EVERY, last))
             seconds[name] += time.perf_counter() - began
             errors = em_errors(validation, [predict(e.image) for e in validation])
-            error = errors["pixel_error"]["value"]
+            error = errors["pixel_error"].value
             for target in _TARGETS:
                 if error < target:
                     reached[name].setdefault(target, seconds[name])

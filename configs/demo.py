@@ -10,8 +10,8 @@ grey value has 0.092 and 0.457.
 from ml_collections import ConfigDict
 
 from configs import em
-from unet_jax.data.sources import Synthetic
 from unet_jax.settings import as_dict
+from unet_jax.sources import Synthetic
 
 
 def get_config():

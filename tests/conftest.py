@@ -25,6 +25,13 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture
+def strict():
+    """No dtype and no rank is promoted in silence."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
 def real_data():
     """The folder of real data sets."""
     if "UNET_JAX_DATA" not in os.environ:

@@ -1,43 +1,56 @@
+import threading
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from unet_jax import checkpoint, load
+from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
-from unet_jax.optimiser import create_optimiser
+from unet_jax.optimiser import OptimiserSettings, sgd
+from unet_jax.record import Record, Training
+from unet_jax.sources import Synthetic
 from unet_jax.train_step import create_train_state
 
 FIELDS = dict(width=2, depth=2, classes=2, dropout_rate=0.5, dtype="float32")
 
 
 def a_state(seed=0):
-    optimiser, _ = create_optimiser(
-        steps=10,
-        peak_learning_rate=0.1,
-        warmup_steps=1,
-        momentum=0.99,
-        initial_momentum=0.9,
-        momentum_warmup_steps=5,
+    settings = OptimiserSettings(peak_learning_rate=0.1, warmup_steps=1, momentum_warmup_steps=5)
+    return create_train_state(jax.random.key(seed), UNet(**FIELDS), sgd(settings, steps=10), 1)
+
+
+def a_record(step, loss=None, **changes):
+    """Without a word of the training, unless `changes` has one."""
+    validation = None if loss is None else {"loss": loss}
+    return Record(UNet(**FIELDS), channels=1, step=step, validation=validation, **changes)
+
+
+def a_training(network, **settings):
+    """As `fit` records it; settings are those of the configuration."""
+    settings = dict(data=Synthetic(), train=TrainSettings(tile_side=44)) | settings
+    return Training(
+        config=Configuration(network, **settings),
+        class_weights=[2.0, 0.5],
+        splits={"train": ["picture 0"], "validation": ["picture 1"], "test": ["picture 2"]},
+        data={"picture 0": "0" * 64},
+        images={},
+        started_from=None,
+        fold=0,
+        folds=1,
+        command="python train.py --config=configs/demo.py",
+        versions={"unet-jax": "0.1.0"},
     )
-    return create_train_state(jax.random.key(seed), UNet(**FIELDS), optimiser, 1)
-
-
-def a_description(step, loss=None):
-    return {
-        "step": step,
-        "model": FIELDS,
-        "channels": 1,
-        "scale": 1.0,
-        "percentiles": [1.0, 99.0],
-        "validation": None if loss is None else {"loss": loss},
-    }
 
 
 @pytest.fixture
 def workdir(tmp_path):
     for step, loss in [(2, 0.5), (4, 0.3), (6, 0.4), (7, None)]:
-        checkpoint.save(tmp_path, a_state(step), a_description(step, loss))
+        checkpoint.save(tmp_path, a_state(step), a_record(step, loss))
     return tmp_path
 
 
@@ -54,7 +67,7 @@ def test_best_and_latest_are_kept_and_come_back_bit_for_bit(workdir):
     assert checkpoint.best_step(workdir) == 4
     for step, expected in [("best", 4), ("latest", 7), (7, 7), ("4", 4)]:
         model = load(workdir, step)
-        assert model.description["step"] == expected
+        assert model.record.step == expected
         assert same_bits(model.params, a_state(expected).params)
         assert model.network == UNet(**FIELDS)
     restored = checkpoint.restore(workdir, 7, a_state(0))
@@ -68,7 +81,7 @@ def test_a_path_through_the_parent_folder(workdir):
 
 
 def test_saving_a_step_again_replaces_it(workdir):
-    checkpoint.save(workdir, a_state(99), a_description(7, 0.1))
+    checkpoint.save(workdir, a_state(99), a_record(7, 0.1))
     assert checkpoint.saved_steps(workdir) == [7]
     assert same_bits(load(workdir).params, a_state(99).params)
 
@@ -77,11 +90,51 @@ def test_an_unfinished_save_is_no_checkpoint(workdir):
     folder = workdir / "checkpoints"
     (folder / "000007" / "sha256.json").unlink()
     assert checkpoint.saved_steps(workdir) == [4]
-    assert load(workdir, "latest").description["step"] == 4
+    assert load(workdir, "latest").record.step == 4
     assert checkpoint.remove_unfinished(workdir) == [folder / "000007"]
     assert sorted(p.name for p in folder.iterdir()) == ["000004"]
-    checkpoint.save(workdir, a_state(), a_description(7))
+    checkpoint.save(workdir, a_state(), a_record(7))
     assert checkpoint.saved_steps(workdir) == [4, 7]
+
+
+def counted():
+    """A state of known numbers, whatever versions draw."""
+    return jax.tree.map(lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), a_state())
+
+
+@pytest.mark.parametrize("version", ["0.11.0", "0.12.8"])
+def test_what_the_oldest_and_the_newest_orbax_wrote_is_read(version):
+    """They lie here as `save(workdir, counted(), a_record(1))` wrote them with each."""
+    workdir = Path(__file__).parent / "reliability" / "orbax" / version
+    restored = checkpoint.restore(workdir, 1, a_state())
+    assert same_bits((restored.params, restored.opt_state), (counted().params, counted().opt_state))
+    assert same_bits(load(workdir).params, counted().params)
+
+
+@pytest.mark.parametrize("other", [{"use_zarr3": True}, {"use_ocdbt": False}])
+def test_a_layout_that_is_not_read_is_not_left_for_a_checkpoint(workdir, monkeypatch, other):
+    original = ocp.PyTreeCheckpointer
+    monkeypatch.setattr(ocp, "PyTreeCheckpointer", lambda **options: original(**options | other))
+    with pytest.raises(RunFailed, match="000009: cannot be saved .*no such array"):
+        checkpoint.save(workdir, a_state(), a_record(9))
+    assert checkpoint.saved_steps(workdir) == [4, 7]
+    assert not (workdir / "checkpoints" / "000009").exists()
+
+
+def test_what_is_saved_in_the_background_is_a_copy(tmp_path):
+    """The next step uses up the arrays of the one before, or writes over them."""
+    begin, state = threading.Event(), jax.tree.map(jnp.copy, a_state(5))
+    with checkpoint.Saver(tmp_path) as saver:
+        saver._background.submit(begin.wait)
+        saver.save(state, a_record(1))
+        jax.block_until_ready(jax.jit(overwritten, donate_argnums=0)(state))
+        begin.set()
+    assert all(x.is_deleted() for x in jax.tree.leaves(state)), "a view would keep it"
+    assert same_bits(load(tmp_path).params, a_state(5).params)
+
+
+def overwritten(state):
+    return jax.tree.map(lambda x: x + x.dtype.type(1), state)
 
 
 def refused(workdir, step="best"):
@@ -126,14 +179,14 @@ def test_every_damaged_file_is_found(workdir, damage):
         message = refused(workdir, 4)
         assert "damaged" in message or "no step 4" in message, file
         file.write_bytes(content)
-    assert load(workdir, 4).description["step"] == 4
+    assert load(workdir, 4).record.step == 4
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_steps_before(workdir, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise ValueError("RESOURCE_EXHAUSTED:\n No space left on device")
 
-    monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", full)
     with pytest.raises(RunFailed, match=r"000009: cannot be saved \(RESOURCE_EXHAUSTED: No space"):
-        checkpoint.save(workdir, a_state(), a_description(9))
+        checkpoint.save(workdir, a_state(), a_record(9))
     assert checkpoint.saved_steps(workdir) == [4, 7]

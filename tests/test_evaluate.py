@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import imagecodecs
 import jax
@@ -8,27 +9,23 @@ import pytest
 import tifffile
 
 from unet_jax import load, predict_tiled
+from unet_jax.checkpoint import load_members
 from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
-from unet_jax.evaluation import evaluate as evaluate_module
-from unet_jax.evaluation.evaluate import evaluate, tune_instances
-from unet_jax.evaluation.instance_tuning import tune
+from unet_jax.evaluation import images as images_module
+from unet_jax.evaluation.evaluate import evaluate
+from unet_jax.evaluation.images import Part, seen_before
+from unet_jax.evaluation.instance_tuning import tune, tune_instances
+from unet_jax.evaluation.scores import measure, score
+from unet_jax.evaluation.summary import summary, tuning_summary
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import pixel_error
 from unet_jax.metrics.scores import em_counts, em_scores, em_values, seg_score
 from unet_jax.run.fit import cross_validate, fit
+from unet_jax.settings import as_dict
+from unet_jax.sources import read_data
 
-DEFAULTS = dict(
-    step="best",
-    averaging=["none"],
-    split="held_out",
-    images=None,
-    labels=None,
-    mask_rule=None,
-    out=None,
-    overwrite=False,
-)
 METRICS = ("pixel_error", "rand_error", "warping_error", "warping_error_2016", "v_rand", "v_info")
 
 
@@ -40,7 +37,7 @@ def report(folder):
 @pytest.fixture
 def workdir(tiny_config, tmp_path):
     tiny_config.train.steps = tiny_config.train.validate_every = 4
-    fit(tiny_config, tmp_path / "run")
+    fit(tiny_config, tmp_path / "run", command="python train.py")
     return tmp_path / "run"
 
 
@@ -58,20 +55,29 @@ def own_data(tmp_path):
     return folders
 
 
+def as_json(value):
+    return json.loads(json.dumps(value))
+
+
 def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
-    assert evaluate(workdir, **DEFAULTS | dict(averaging=["none", "symmetries"])) == 0
+    evaluation = evaluate(workdir, averaging=["none", "symmetries"])
     result = report(workdir / "evaluation")
-    examples = read_splits(tiny_config.data, 2)["test"]
+    assert evaluation.report == workdir / "evaluation" / "report.html"
+    assert as_json(evaluation.record()) == result and result["command"] is None
+    page = evaluation.report.read_text(encoding="utf-8")
+    assert "Evaluated by" in page and "the command was not recorded" in page
+    examples = read_splits(read_data(tiny_config.data), 2)["test"]
     model = load(workdir)
     for averaging in ("none", "symmetries"):
         cell = [1 - predict_tiled(model, e.image, averaging=averaging)[..., 0] for e in examples]
         expected = em_scores(em_counts(examples, cell))
         for metric in METRICS:
-            score = result["scores"][averaging][metric]
-            assert score["value"] == expected[metric].value
-            assert score["values"] == list(expected[metric].values)
+            curve = result["scores"][averaging][metric]
+            assert curve["value"] == expected[metric].value
+            assert curve["values"] == list(expected[metric].values)
         cells = [find_cells(p, InstanceSettings()) for p in cell]
-        assert result["scores"][averaging]["seg"] == seg_score(examples, cells)
+        seg = seg_score(examples, cells)
+        assert result["scores"][averaging]["seg"] == as_json(seg._asdict())
     # Of single images, as the last averaging has them.
     assert [row["name"] for row in result["images"]] == ["picture 5", "picture 6"]
     (alone,) = em_counts(examples[1:], cell[1:])
@@ -81,21 +87,31 @@ def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
 
     assert set(result["baselines"]) == {"one class everywhere", "blurred grey value"}
     assert result["tile_side"] > 0 and result["step"] == 4 and "jax" in result["versions"]
-    assert result["training"]["command"].startswith("python ")
-    assert result["instances"] == {**InstanceSettings()._asdict(), "tuned": False}
-    printed = capsys.readouterr().out
-    assert f"{expected['v_rand'].value:.4g}" in printed and "report.html" in printed
+    assert result["training"]["command"] == "python train.py"
+    assert result["instances"] == {**as_dict(InstanceSettings()), "tuned": False}
+    assert capsys.readouterr().out == ""
+    text = summary(evaluation)
+    assert f"{expected['v_rand'].value:.4g}" in text and "report.html" in text
 
 
 def test_own_images_and_masks(workdir, own_data, tmp_path):
     images, labels = own_data
     out = tmp_path / "out"
-    settings = DEFAULTS | dict(images=images, labels=labels, out=out, averaging=["rotations"])
-    assert evaluate(workdir, **settings) == 0
+    evaluate(
+        str(workdir), images=str(images), labels=str(labels), out=str(out), averaging=["rotations"]
+    )
     result = report(out)
     assert [row["name"] for row in result["images"]] == ["0", "1"]
     assert result["averaging"] == "rotations" and list(result["scores"]) == ["rotations"]
     assert not list(workdir.glob("evaluation*"))
+
+
+def test_arrays_in_memory_are_scored_as_the_same_images_in_files(workdir, tiny_config):
+    evaluation = evaluate(workdir)
+    examples = read_splits(read_data(tiny_config.data), 2)["test"]
+    probabilities = [predict_tiled(load(workdir), example.image) for example in examples]
+    images = measure(examples, probabilities, InstanceSettings())
+    assert score(images, ["membrane", "cell"]).values() == evaluation.scores["none"].values()
 
 
 def negative_controls(own_data, numbers=(2, 3)):
@@ -106,15 +122,14 @@ def negative_controls(own_data, numbers=(2, 3)):
         tifffile.imwrite(own_data[1] / f"{i}.tif", np.zeros((44, 52), np.uint8))
 
 
-def test_images_without_a_cell_are_left_out_and_counted(workdir, own_data, tmp_path, capsys):
+def test_images_without_a_cell_are_left_out_and_counted(workdir, own_data, tmp_path):
     images, labels = own_data
-    settings = DEFAULTS | dict(images=images, labels=labels, overwrite=True)
-    evaluate(workdir, **settings | dict(out=tmp_path / "before"))
+    evaluation = evaluate(workdir, images=images, labels=labels, out=tmp_path / "before")
     before = report(tmp_path / "before")
     assert before["without_cells"] == before["with_one_cell"] == 0
-    assert "left out" not in capsys.readouterr().out
+    assert "left out" not in summary(evaluation)
     negative_controls(own_data)
-    evaluate(workdir, **settings | dict(out=tmp_path / "out"))
+    evaluation = evaluate(workdir, images=images, labels=labels, out=tmp_path / "out")
     result = report(tmp_path / "out")
     assert result["without_cells"] == 2
     scores = result["scores"]["none"]
@@ -125,26 +140,25 @@ def test_images_without_a_cell_are_left_out_and_counted(workdir, own_data, tmp_p
         assert row["cells"] == 0 and row["pixel_error"] in (0, 1) and row["warping_error"] == 0
         assert row["seg"] is None and row["mean_iou"] <= 1
     said = "2 of 4 images have no annotated cell and are left out of Rand error, V_rand and V_info"
-    assert said in capsys.readouterr().out
+    assert said in summary(evaluation)
     html = (tmp_path / "out" / "report.html").read_text()
     assert said in html and "Images without an annotated cell (2) were left out" in html
 
 
-def test_images_that_are_all_without_a_cell(workdir, own_data, tmp_path, capsys):
+def test_images_that_are_all_without_a_cell(workdir, own_data, tmp_path):
     images, labels = own_data
     negative_controls(own_data, (0, 1))
     for mask in labels.glob("*.png"):
         mask.unlink()
-    evaluate(workdir, **DEFAULTS | dict(images=images, labels=labels, out=tmp_path / "out"))
+    evaluation = evaluate(workdir, images=images, labels=labels, out=tmp_path / "out")
     result = report(tmp_path / "out")
     found = [row["found_cells"] for row in result["images"]]
     for scores in (result["scores"]["none"], *result["images"]):
         assert [scores[metric] for metric in (*METRICS, "seg")] == [None] * 7
     assert result["scores"]["none"]["mean_iou"]["value"] > 0
     assert list(result["baselines"].values()) == [{}, {}]
-    printed = capsys.readouterr().out
     said = "No cell is annotated in these 2 images, so that only IoU is defined; the network finds"
-    assert f"{said} {sum(found)} cell" in printed
+    assert f"{said} {sum(found)} cell" in summary(evaluation)
     html = (tmp_path / "out" / "report.html").read_text()
     assert said in html and "Ranked by mean IoU" in html and "by which cells are found" in html
 
@@ -158,11 +172,11 @@ def test_settings_are_tuned_on_the_validation_split_alone(
         seen.append(image)
         return predict_tiled(model, image, **settings)
 
-    monkeypatch.setattr(evaluate_module, "predict_tiled", predicting)
-    assert tune_instances(workdir, step="best", averaging="none", overwrite=False) == 0
+    monkeypatch.setattr(images_module, "predict_tiled", predicting)
+    tuning = tune_instances(workdir)
     with pytest.raises(InputError, match="instances.json: is there already; --overwrite"):
-        tune_instances(workdir, step="best", averaging="none", overwrite=False)
-    splits = read_splits(tiny_config.data, 2)
+        tune_instances(workdir)
+    splits = read_splits(read_data(tiny_config.data), 2)
     validation = splits["validation"]
     assert [i.tobytes() for i in seen] == [e.image.tobytes() for e in validation]
 
@@ -170,39 +184,42 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     assert chosen["images"] == [e.name for e in validation]
     cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in validation]
     settings, score = tune(validation, cell)
-    assert {name: chosen[name] for name in settings._fields} == settings._asdict()
-    assert chosen["seg_on_validation"] == score and f"{score:.4f}" in capsys.readouterr().out
+    assert {name: chosen[name] for name in as_dict(settings)} == as_dict(settings)
+    assert chosen["seg_on_validation"] == score
+    assert (tuning.file, tuning.images) == (workdir / "instances.json", chosen["images"])
+    assert (tuning.settings, tuning.seg) == (settings, score)
+    assert f"{score:.4f}" in tuning_summary(tuning) and capsys.readouterr().out == ""
 
-    evaluate(workdir, **DEFAULTS)
+    evaluate(workdir)
     with pytest.raises(InputError, match="report.html: is there already; --overwrite"):
-        evaluate(workdir, **DEFAULTS)
+        evaluate(workdir)
     result = report(workdir / "evaluation")
-    assert result["instances"] == {**settings._asdict(), "tuned": True}
+    assert result["instances"] == {**as_dict(settings), "tuned": True}
     cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in splits["test"]]
     expected = seg_score(splits["test"], [find_cells(p, settings) for p in cell])
-    assert result["scores"]["none"]["seg"] == expected
+    assert result["scores"]["none"]["seg"] == as_json(expected._asdict())
 
     (workdir / "instances.json").write_text("{}")
     with pytest.raises(InputError, match="instances.json: is damaged .* run --tune again"):
-        evaluate(workdir, **DEFAULTS)
+        evaluate(workdir)
 
 
-def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path, capsys):
+def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path):
     tiny_config.train.steps = tiny_config.train.validate_every = 4
     workdir = tmp_path / "run"
-    assert cross_validate(tiny_config, workdir, 3) == 0
-    splits = read_splits(tiny_config.data, 2)
+    assert [run.status for run in cross_validate(tiny_config, workdir, 3)] == [0, 0, 0]
+    splits = read_splits(read_data(tiny_config.data), 2)
     names = [e.name for e in splits["train"] + splits["validation"]]
     left_out = []
     for fold in range(3):
-        description = load(workdir / f"fold{fold}").description
-        assert description["splits"]["test"] == [e.name for e in splits["test"]]
-        assert sorted(description["splits"]["train"] + description["splits"]["validation"]) == names
-        left_out += description["splits"]["validation"]
+        of_fold = load(workdir / f"fold{fold}").record.training.splits
+        assert of_fold["test"] == [e.name for e in splits["test"]]
+        assert sorted(of_fold["train"] + of_fold["validation"]) == names
+        left_out += of_fold["validation"]
     assert left_out == names
 
     # Each network on the part that it was not trained on.
-    assert evaluate(workdir, **DEFAULTS | dict(split="validation")) == 0
+    evaluation = evaluate(workdir, split="validation")
     result = report(workdir / "evaluation_validation")
     assert [row["name"] for row in result["images"]] == names
     for fold, scores in enumerate(result["folds"]):
@@ -214,10 +231,10 @@ def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path, capsys):
             metric: score.value for metric, score in expected.items()
         }
     values = [scores["pixel_error"] for scores in result["folds"]]
-    assert f"pixel over 3 folds: {np.mean(values):.4g}" in capsys.readouterr().out
+    assert f"pixel over 3 folds: {np.mean(values):.4g}" in summary(evaluation)
 
     # All of them together on the test split.
-    assert evaluate(workdir, **DEFAULTS) == 0
+    evaluate(workdir)
     result = report(workdir / "evaluation")
     assert result["folds"] is None and result["step"] == [4, 4, 4]
     members = [load(workdir / f"fold{fold}") for fold in range(3)]
@@ -233,7 +250,7 @@ def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path, capsys):
 
     shutil.rmtree(workdir / "fold1")
     with pytest.raises(InputError, match="holds 2 of 3 folds"):
-        evaluate(workdir, **DEFAULTS)
+        evaluate(workdir)
 
 
 def test_bad_numbers_of_folds(tiny_config, tmp_path):
@@ -249,7 +266,7 @@ def test_bad_input_writes_nothing(workdir, own_data, tmp_path):
 
     def refused(**settings):
         with pytest.raises(InputError) as refusal:
-            evaluate(workdir, **DEFAULTS | dict(out=out) | settings)
+            evaluate(workdir, out=out, **settings)
         assert "\n" not in str(refusal.value) and not out.exists()
         return str(refusal.value)
 
@@ -263,6 +280,9 @@ def test_bad_input_writes_nothing(workdir, own_data, tmp_path):
     tifffile.imwrite(images / "0.tif", np.zeros((50, 60, 3), np.uint8) + np.uint8([1, 2, 3]))
     tifffile.imwrite(images / "1.tif", np.zeros((70, 40, 3), np.uint8) + np.uint8([1, 2, 3]))
     assert "channel" in refused(images=images, labels=labels)
+    with pytest.raises(ValueError, match="split is one of held_out, validation, test, not 'all'"):
+        evaluate(workdir, split="all", out=out)
+    assert not out.exists()
 
 
 def test_the_test_split_is_the_one_of_the_run(tiny_config, own_data, tmp_path):
@@ -275,29 +295,29 @@ def test_the_test_split_is_the_one_of_the_run(tiny_config, own_data, tmp_path):
     use_folder(tiny_config, images, labels, mask_rule="binary", ignore_value=-1)
     workdir = tmp_path / "run"
     fit(tiny_config, workdir)
-    names = load(workdir).description["splits"]["test"]
+    names = load(workdir).record.training.splits["test"]
     for i in range(5, 9):
         tifffile.imwrite(images / f"{i}.tif", picture)
         tifffile.imwrite(labels / f"{i}.tif", (instances > 0).astype(np.uint8) * 255)
-    evaluate(workdir, **DEFAULTS)
+    evaluate(workdir)
     assert [row["name"] for row in report(workdir / "evaluation")["images"]] == names
 
     for folder in own_data:
         next(folder.glob(f"{names[0]}.*")).unlink()
     with pytest.raises(InputError, match=f"{names[0]} of the run's test split"):
-        evaluate(workdir, **DEFAULTS)
+        evaluate(workdir)
 
 
 def test_pictures_that_the_network_has_seen_are_named(workdir, tiny_config, tmp_path, caplog):
     """In the split left out, where masks may differ, and among other images."""
-    splits = read_splits(tiny_config.data, 2)
+    splits = read_splits(read_data(tiny_config.data), 2)
     images, labels = tmp_path / "images", tmp_path / "masks"
     for folder in (images, labels):
         folder.mkdir()
     for name, example in zip(("new", "old"), (splits["test"][0], splits["train"][1]), strict=True):
         tifffile.imwrite(images / f"{name}.tif", example.image)
         tifffile.imwrite(labels / f"{name}.tif", (np.roll(example.labels, 1) > 0).astype(np.uint8))
-    assert evaluate(workdir, **DEFAULTS) == 0
+    evaluate(workdir)
     assert report(workdir / "evaluation")["duplicates"] == []
     assert "same picture" not in caplog.text
 
@@ -305,7 +325,7 @@ def test_pictures_that_the_network_has_seen_are_named(workdir, tiny_config, tmp_
         "1 of 2 images were seen in training or validation: old is the same picture as picture 1 "
         "(train); their scores are too good."
     )
-    assert evaluate(workdir, **DEFAULTS | dict(images=images, labels=labels)) == 0
+    evaluate(workdir, images=images, labels=labels)
     assert report(workdir / "evaluation_images")["duplicates"] == [["old", "picture 1", "train"]]
     assert line in caplog.messages
     assert "old is the same picture as picture 1 (train)" in (
@@ -313,12 +333,13 @@ def test_pictures_that_the_network_has_seen_are_named(workdir, tiny_config, tmp_
     ).read_text("utf-8")
 
     # A run of before: it knows a picture by its mask, too.
-    (model,) = evaluate_module.checkpoint.load_members(workdir)
-    del model.description["images"]
+    (model,) = load_members(workdir)
+    training = replace(model.record.training, images={})
+    model = replace(model, record=replace(model.record, training=training))
     again = splits["train"][1]._replace(name="again")
     other = again._replace(name="other", labels=np.roll(again.labels, 1))
     for split in ("held_out", "validation"):
-        found = evaluate_module._duplicates(model, [again, other, splits["validation"][0]], split)
+        found = seen_before([Part(model, [again, other, splits["validation"][0]])], split)
         expected = [("again", "picture 1", "train")]
         if split == "held_out":
             expected.append(("picture 3", "picture 3", "validation"))
@@ -335,7 +356,6 @@ def use_folder(config, images, labels, *, mask_rule, ignore_value):
             ignore_value=ignore_value,
             validation_fraction=0.25,
             test_fraction=0.25,
-            split_seed=0,
         )
     config.train.steps = config.train.validate_every = 4
 
@@ -355,11 +375,11 @@ def test_training_on_a_folder(tiny_config, own_data, tmp_path):
     tiny_config.class_names = ("background", "nucleus", "cell")
     use_folder(tiny_config, images, labels, mask_rule="classes", ignore_value=200)
     workdir = tmp_path / "run"
-    assert fit(tiny_config, workdir) == 0
-    assert evaluate(workdir, **DEFAULTS) == 0
+    assert fit(tiny_config, workdir).status == 0
+    evaluate(workdir)
     scores = report(workdir / "evaluation")["scores"]["none"]
     assert set(scores["intersection_over_union"]) <= {"background", "nucleus", "cell"}
-    (held_out,) = load(workdir).description["splits"]["test"]
+    (held_out,) = load(workdir).record.training.splits["test"]
     mask = tifffile.imread(labels / f"{held_out}.tif")
     true_pixels = np.sum(scores["confusion"], axis=1)
     np.testing.assert_array_equal(true_pixels, [(mask == value).sum() for value in range(3)])

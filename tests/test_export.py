@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import io
 import re
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.test_checkpoint import a_training
 from tests.test_command_line import call
 from tests.test_onnx_graph import picture, random_model
 from unet_jax import load, predict_tiled
 from unet_jax.errors import InputError
-from unet_jax.export.export import export
+from unet_jax.export.export import Exported, export
+from unet_jax.record import Record
 from unet_jax.run.fit import fit
 
 spec = pytest.importorskip("bioimageio.spec", reason="bioimageio.spec is not installed")
@@ -26,16 +29,6 @@ from unet_jax.export.onnx_graph import onnx_graph  # noqa: E402
 
 # bioimageio.spec leaves its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
-DEFAULTS = dict(step="best", image=None, name=None, authors=[], licence=None, overwrite=False)
-DESCRIPTION = {
-    "step": 3,
-    "scale": 1.0,
-    "percentiles": [1.0, 99.0],
-    "class_names": ["background", "cell body"],
-    "versions": {"unet-jax": "0.1.0"},
-    "validation": None,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +55,10 @@ def workdir(tiny_config, tmp_path):
     return tmp_path / "run"
 
 
-def described(model, **changes):
-    return model.__class__(**vars(model) | {"description": DESCRIPTION} | changes)
+def recorded(model, **changes):
+    training = a_training(model.network, class_names=("background", "cell body"))
+    record = Record(model.network, model.channels, step=3, training=training)
+    return dataclasses.replace(model, record=record, **changes)
 
 
 def packaged(model, image, name="a unet", authors=("A. Author",), licence="CC-BY-4.0"):
@@ -106,9 +101,11 @@ def run_as_described(description, folder):
 
 def test_a_run_becomes_a_valid_package(workdir, tmp_path, no_network, monkeypatch, capsys):
     out = tmp_path / "exported"
-    assert export(workdir, output=out, **DEFAULTS) == 0
+    exported = export(workdir, output=out)
+    files = out / "unet_run.onnx", out / "unet_run.zip"
+    assert exported == Exported({file: file.stat().st_size for file in files}, scale=1.0)
+    assert capsys.readouterr().out == ""
     assert {p.name for p in out.iterdir()} == {"unet_run.onnx", "unet_run.zip"}
-    assert f"{out / 'unet_run.zip'}: " in capsys.readouterr().out
     with spec.ValidationContext(perform_io_checks=True):
         assert spec.load_description(out / "unet_run.zip").validation_summary.status == (
             "valid-format"
@@ -144,7 +141,7 @@ def test_a_run_becomes_a_valid_package(workdir, tmp_path, no_network, monkeypatc
 
 
 def test_channels_scale_and_a_small_example(tmp_path, no_network, monkeypatch):
-    model = described(random_model(depth=2, channels=3, members=2), scale=0.5)
+    model = recorded(random_model(depth=2, channels=3, members=2), scale=0.5)
     # At half the size smaller than the smallest tile: mirrored.
     image = picture(20, 90, 3) * [1, 10, 1e-8]
     package = unpack(io.BytesIO(packaged(model, image)), tmp_path)
@@ -161,14 +158,14 @@ def test_channels_scale_and_a_small_example(tmp_path, no_network, monkeypatch):
 
 def test_an_example_without_outliers_needs_no_gain(tmp_path):
     """More than 1 % of the pixels are black, as many white: all count."""
-    model = described(random_model(depth=2))
+    model = recorded(random_model(depth=2))
     image = np.random.default_rng(0).integers(0, 2, (40, 40)) * 255
     package = unpack(io.BytesIO(packaged(model, image)), tmp_path)
     assert "scale_linear" not in {step.id for step in package.inputs[0].preprocessing}
 
 
 def test_what_the_zoo_would_refuse_is_said_at_once():
-    model = described(random_model(depth=2))
+    model = recorded(random_model(depth=2))
     with pytest.raises(InputError) as refusal:
         packaged(model, picture(40, 40)[..., 0], "a/b", ["", "B"], "free")
     assert len(refusal.value.args) == 3 and "\n" not in str(refusal.value)
@@ -181,7 +178,7 @@ def test_bad_input_writes_nothing(workdir, tmp_path):
 
     def refused(**settings):
         with pytest.raises(InputError) as refusal:
-            export(workdir, output=out, **DEFAULTS | settings)
+            export(workdir, output=out, **settings)
         assert not out.exists()
         return str(refusal.value)
 
@@ -197,24 +194,25 @@ def test_bad_input_writes_nothing(workdir, tmp_path):
     assert "holds a pixel of 1e+20" in refused(image=example(hot))
     assert "--name" in refused(name="../../escaped")
 
-    assert export(workdir, output=out, **DEFAULTS) == 0
+    export(workdir, output=out)
     before = (out / "unet_run.onnx").read_bytes()
     with pytest.raises(InputError, match="unet_run.onnx: is there already; --overwrite"):
-        export(workdir, output=out, **DEFAULTS)
-    assert export(workdir, output=out, **DEFAULTS | dict(overwrite=True)) == 0
+        export(workdir, output=out)
+    export(workdir, output=out, overwrite=True)
     assert (out / "unet_run.onnx").read_bytes() == before
 
 
 def test_a_missing_package_is_one_line(workdir, tmp_path, monkeypatch):
-    for module in [m for m in sys.modules if m.startswith("unet_jax.bioimage_package")]:
-        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "unet_jax.export.bioimage_package", raising=False)
     monkeypatch.setitem(sys.modules, "bioimageio.spec", None)
     with pytest.raises(InputError, match=r"bioimageio.spec is not .* pip install -e '.\[export\]'"):
-        export(workdir, output=tmp_path / "exported", **DEFAULTS)
+        export(workdir, output=tmp_path / "exported")
 
 
 def test_unet_jax_itself_needs_no_onnx():
-    code = "import sys, unet_jax.export; assert not {'onnx', 'bioimageio'} & set(sys.modules)"
+    code = (
+        "import sys, unet_jax.export.export; assert not {'onnx', 'bioimageio'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -222,7 +220,9 @@ def test_the_program(workdir, tmp_path):
     out = tmp_path / "exported"
     done = call("export.py", f"--checkpoint={workdir}", f"--output={out}", "--name=My U-Net (EM)")
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in out.iterdir()} == {"My U-Net (EM).onnx", "My U-Net (EM).zip"}
+    files = [out / "My U-Net (EM).onnx", out / "My U-Net (EM).zip"]
+    assert {*out.iterdir()} == {*files}
+    assert done.stdout.splitlines() == [f"{f}: {f.stat().st_size:,} bytes" for f in files]
     done = call("export.py", f"--checkpoint={workdir}", f"--output={tmp_path / 'x'}", "--licence=x")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "--licence" in done.stderr and not (tmp_path / "x").exists()

@@ -12,6 +12,8 @@ from unet_jax.figures import (
     save_examples,
     save_training_curves,
 )
+from unet_jax.model import Model
+from unet_jax.network import UNet
 
 
 def pixels(file):
@@ -20,11 +22,6 @@ def pixels(file):
 
 def contains(picture, colour):
     return (picture == colour).all(-1).sum()
-
-
-def described(classes, **config):
-    names = [f"_${i}$" for i in range(classes)]  # neither hidden nor a formula
-    return {"class_names": names, "config": {"model": {"classes": classes}} | config}
 
 
 COLOURS = SEVERAL_COLOUR, UNMATCHED_COLOUR
@@ -40,7 +37,9 @@ def test_examples_show_splits_red_merges_blue_and_ignored_grey(tmp_path):
     def colours(cell, name):
         probabilities = np.stack([1 - cell, cell], axis=-1)
         example = Example(name, np.eye(40, 60), labels, labels)
-        save_examples(tmp_path / name, [example, example], [probabilities] * 2, described(2))
+        save_examples(
+            tmp_path / name, [example] * 2, [probabilities] * 2, ["a", "b"], class_colours(2)
+        )
         picture = pixels(tmp_path / name)
         assert picture.shape[0] > 400 and picture.shape[1] > 1000
         return [contains(picture, colour) for colour in (RED, BLUE, GREY)]
@@ -74,8 +73,9 @@ def test_examples_of_several_classes_are_in_their_colours(tmp_path):
     found[12:16] = 3
     probabilities = np.eye(4, dtype=np.float32)[found]
     example = Example("x", np.eye(40, 60), labels, labels)
-    description = described(4, class_colours=chosen)
-    save_examples(tmp_path / "a.png", [example], [probabilities], description)
+    names = [f"_${i}$" for i in range(4)]  # neither hidden nor a formula
+    colours = class_colours(4, chosen)
+    save_examples(tmp_path / "a.png", [example], [probabilities], names, colours)
     picture = pixels(tmp_path / "a.png")
     legend = [(16, 32, 48), (0, 255, 0), (0, 0, 254), (255, 0, 255)]
     *columns, last = np.array_split(picture, 4, axis=1)
@@ -88,16 +88,15 @@ def test_examples_of_several_classes_are_in_their_colours(tmp_path):
 
 @pytest.mark.parametrize("classes", [2, 3, 30])
 def test_usual_colours_differ_and_begin_with_black(classes):
-    for description in (described(classes), {"model": {"classes": classes}}):
-        colours = class_colours(description)
+    for chosen in ((), Model(UNet(classes=classes), params={}, channels=1).class_colours):
+        colours = class_colours(classes, chosen)
         assert colours.shape == (classes, 3) and colours.dtype == np.uint8
         assert not colours[0].any() and len(np.unique(colours, axis=0)) == classes
-    np.testing.assert_array_equal(class_colours(described(2)), [[0, 0, 0], [255] * 3])
+    np.testing.assert_array_equal(class_colours(2), [[0, 0, 0], [255] * 3])
 
 
 def test_chosen_colours():
-    description = described(3, class_colours=["black", "#ff8000", "white"])
-    colours = class_colours(description)
+    colours = class_colours(3, ["black", "#ff8000", "white"])
     np.testing.assert_array_equal(colours, [[0, 0, 0], [255, 128, 0], [255, 255, 255]])
     labels = np.array([[1, IGNORED]])
     np.testing.assert_array_equal(class_picture(labels, colours), [[[255, 128, 0], GREY]])
@@ -110,6 +109,6 @@ def test_found_cells_have_the_colour_of_the_cell_that_they_cover_by_more_than_ha
     assert [c for c in range(8) if true_colours[c].any()] == [1, 3, 4, 7]
     assert len(np.unique(true_colours[[1, 3, 4, 7]], axis=0)) == 4
     np.testing.assert_array_equal(found_colours[2], true_colours[1])
-    chosen = np.array([class_colours(described(2, class_colours=["k", c])) for c in COLOURS])[:, 1]
+    chosen = np.array([class_colours(2, ["k", colour])[1] for colour in COLOURS])
     np.testing.assert_array_equal(found_colours[9], chosen[0])  # it covers 4 and 7
     np.testing.assert_array_equal(found_colours[[5, 6, 10]], chosen[[1, 1, 1]])  # 6 covers half

@@ -4,8 +4,9 @@ from scipy import ndimage, stats
 from scipy.spatial.distance import cdist
 
 from configs import dic_hela, em, folder
-from unet_jax.data.findings import doubts, duplicates, explained, finding, smallest_gap, table
+from unet_jax.data.findings import doubts, duplicates, finding, smallest_gap, table
 from unet_jax.data.folder import read_folder
+from unet_jax.data.mask_fit import explained
 from unet_jax.data.splits import read_splits
 from unet_jax.example import IGNORED, Example, image_sha256
 

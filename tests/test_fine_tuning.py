@@ -1,23 +1,28 @@
 import hashlib
 import json
+import logging
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
 from tests.reliability.conftest import ROOT
-from tests.test_checkpoint import FIELDS, a_description, a_state, same_bits
-from tests.test_evaluate import DEFAULTS
+from tests.test_augmentation import OFF
+from tests.test_checkpoint import FIELDS, a_record, a_state, same_bits
 from tests.test_fit import interrupt_at, latest_state, log_without_time
-from tests.test_training import SCHEDULE, STILL, a_batch
+from tests.test_train_step import SCHEDULE, STEPS, a_batch
 from unet_jax import checkpoint, load
+from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.errors import InputError
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.network import UNet, contracting_path
-from unet_jax.optimiser import create_optimiser
+from unet_jax.optimiser import sgd
+from unet_jax.record import StartedFrom, Training
 from unet_jax.run.fit import fit
 from unet_jax.run.start_from import first_state
+from unet_jax.sources import Isbi2012
 from unet_jax.train_step import create_train_state, make_train_step
 
 NETWORK = UNet(**FIELDS)
@@ -27,38 +32,42 @@ NETWORK = UNet(**FIELDS)
 def source(tmp_path):
     """A run whose best step is 4 and whose latest is 6."""
     for step, loss in [(4, 0.3), (6, 0.4)]:
-        checkpoint.save(tmp_path / "source", a_state(step), a_description(step, loss))
+        checkpoint.save(tmp_path / "source", a_state(step), a_record(step, loss))
     return tmp_path / "source"
 
 
 def random_state(network=NETWORK, channels=1):
-    optimiser, _ = create_optimiser(**SCHEDULE)
+    optimiser = sgd(SCHEDULE, steps=STEPS)
     return create_train_state(jax.random.key(9), network, optimiser, channels)
 
 
-def begin(source, state, **changed):
+def begin(source, state, *, network=NETWORK, channels=1, scale=1.0, freeze=False):
     """What a run that has not been saved yet begins with."""
-    settings = dict(
-        freeze_contracting_path=False, network=NETWORK, channels=1, scale=1.0, held_out={}
+    configuration = Configuration(
+        model=network,
+        class_names=tuple("abc"[: network.classes]),
+        data=Isbi2012(scale=scale),
+        train=TrainSettings(start_from=str(source), freeze_contracting_path=freeze),
     )
     new = source / "there is no such run"
-    return first_state(new, state, start_from=str(source), **settings | changed)
+    return first_state(new, state, configuration, channels=channels, held_out={})
 
 
-def test_everything_is_taken_over_from_the_best_step(source, capsys):
+def test_everything_is_taken_over_from_the_best_step(source, caplog):
+    caplog.set_level(logging.INFO, "unet_jax")
     random = random_state()
     state, record = begin(source, random)
     assert same_bits(state.params, a_state(4).params)
     assert same_bits(state.opt_state, random.opt_state) and state.step == 0
     manifest = source / "checkpoints" / "000004" / "sha256.json"
-    assert record == {
-        "checkpoint": str(source),
-        "step": 4,
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-        "new_layers": [],
-        "seen": [],
-    }
-    assert capsys.readouterr().out == f"Starting from {source}, step 4: takes over 8 layers.\n"
+    assert record == StartedFrom(
+        checkpoint=str(source),
+        step=4,
+        manifest_sha256=hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        new_layers=[],
+        seen=[],
+    )
+    assert caplog.messages == [f"Starting from {source}, step 4: takes over 8 layers."]
 
 
 @pytest.mark.parametrize(
@@ -69,12 +78,16 @@ def test_everything_is_taken_over_from_the_best_step(source, capsys):
     ],
 )
 def test_a_layer_that_does_not_fit_begins_at_random_and_is_named(
-    source, capsys, changed, layer, reason
+    source, caplog, changed, layer, reason
 ):
+    caplog.set_level(logging.INFO, "unet_jax")
     random = random_state(**changed)
     state, record = begin(source, random, **changed)
-    assert record["new_layers"] == [layer]
-    assert f"takes over 7 layers.\n  {layer} begins at random: {reason}." in capsys.readouterr().out
+    assert record.new_layers == [layer]
+    assert caplog.messages == [
+        f"Starting from {source}, step 4: takes over 7 layers.",
+        f"  {layer} begins at random: {reason}.",
+    ]
     expected = a_state(4).params | {layer: random.params[layer]}
     assert same_bits(state.params, expected)
 
@@ -103,28 +116,41 @@ def test_another_width_or_depth_is_refused(source, changed):
 
 
 def test_a_cross_validation_is_no_single_network(tmp_path):
+    training = Training(
+        config=Configuration(model=NETWORK),
+        class_weights=[1.0, 1.0],
+        splits={"train": [], "validation": [], "test": []},
+        data={},
+        images={},
+        started_from=None,
+        fold=0,
+        folds=2,
+        command=None,
+        versions={"unet-jax": "0.1.0"},
+    )
     for fold in range(2):
-        description = a_description(4) | {"folds": 2}
-        checkpoint.save(tmp_path / "five" / f"fold{fold}", a_state(fold), description)
+        record = replace(a_record(4), training=replace(training, fold=fold))
+        checkpoint.save(tmp_path / "five" / f"fold{fold}", a_state(fold), record)
     with pytest.raises(InputError, match="start from one of them, such as .*fold0"):
         begin(tmp_path / "five", None)
     state, record = begin(tmp_path / "five" / "fold1", random_state())
-    assert same_bits(state.params, a_state(1).params) and record["step"] == 4
+    assert same_bits(state.params, a_state(1).params) and record.step == 4
 
 
 def test_a_first_convolution_at_random_cannot_be_frozen(source):
     with pytest.raises(InputError, match="contracting1_conv1 begins at random"):
-        begin(source, None, channels=3, freeze_contracting_path=True)
+        begin(source, None, channels=3, freeze=True)
 
 
-def test_another_scale_is_told(source, capsys):
+def test_another_scale_is_told(source, caplog):
+    caplog.set_level(logging.INFO, "unet_jax")
     begin(source, random_state(), scale=0.5)
-    assert "at 1 times their resolution, these are at 0.5" in capsys.readouterr().out
+    assert "at 1 times their resolution, these are at 0.5" in caplog.messages[-1]
 
 
 def test_a_frozen_step_is_a_plain_one_without_the_contracting_path():
-    optimiser, _ = create_optimiser(**SCHEDULE)
-    settings = dict(tile_side=36, augmentation=STILL)
+    optimiser = sgd(SCHEDULE, steps=STEPS)
+    settings = dict(tile_side=36, augmentation=OFF)
     plain_step = make_train_step(NETWORK, optimiser, **settings)
     frozen_step = make_train_step(NETWORK, optimiser, **settings, freeze_contracting_path=True)
 
@@ -159,34 +185,35 @@ def test_interrupted_and_without_its_source_it_ends_with_the_same_bits(
     begun = load(source).params
     tiny_config.train.start_from = str(source)
     tiny_config.train.freeze_contracting_path = True
-    assert fit(tiny_config, whole) == 0
+    assert fit(tiny_config, whole).status == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6)
-        assert fit(tiny_config, parts) == 130
+        assert fit(tiny_config, parts).status == 130
     shutil.rmtree(source)
-    assert fit(tiny_config, parts) == 0
+    assert fit(tiny_config, parts).status == 0
     assert log_without_time(parts) == log_without_time(whole)
     (step, params), (other_step, other_params) = latest_state(whole), latest_state(parts)
     assert step == other_step == 12 and same_bits(params, other_params)
     assert same_bits(contracting_path(params), contracting_path(begun))
     assert not same_bits(params["classes"], begun["classes"])
-    records = [load(folder, "latest").description["started_from"] for folder in (whole, parts)]
-    assert records[0] == records[1] and records[0]["checkpoint"] == str(source)
+    records = [load(folder, "latest").record.training.started_from for folder in (whole, parts)]
+    assert records[0] == records[1] and records[0].checkpoint == str(source)
 
 
-def test_the_report_says_where_the_run_started_from(tiny_config, tmp_path, capsys):
+def test_the_report_says_where_the_run_started_from(tiny_config, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "unet_jax")
     tiny_config.train.steps = tiny_config.train.validate_every = 4
     fit(tiny_config, tmp_path / "source")
     tiny_config.train.start_from = str(tmp_path / "source")
     tiny_config.train.freeze_contracting_path = True
     # One image that the source was trained on is held out now.
     tiny_config.data.train, tiny_config.data.validation = (0, 2), (2, 4)
-    assert fit(tiny_config, tmp_path / "run") == 0
+    assert fit(tiny_config, tmp_path / "run").status == 0
     assert (
         "it has seen 2 of the 4 images that this run validates or tests on, the first is picture 2"
-        in capsys.readouterr().out
+        in caplog.text
     )
-    evaluate(tmp_path / "run", **DEFAULTS)
+    evaluate(tmp_path / "run")
     folder = tmp_path / "run" / "evaluation"
     record = json.loads((folder / "report.json").read_text())["training"]["started_from"]
     assert record["step"] == 4 and record["seen"] == ["picture 2", "picture 3"]
@@ -232,11 +259,11 @@ def test_a_run_of_an_earlier_version_goes_on_and_can_be_started_from(tiny_config
     (folder / "sha256.json").write_text(json.dumps(manifest))
 
     tiny_config.train.steps = 8
-    assert fit(tiny_config, old) == 0
+    assert fit(tiny_config, old).status == 0
     assert checkpoint.saved_steps(old)[-1] == 8
 
     (golden,) = (ROOT / "tests" / "reliability" / "golden").glob("0.1.0")
-    train = load(golden / "run").description["config"]["train"]
-    assert (train["start_from"], train["freeze_contracting_path"]) == ("", False)
+    train = load(golden / "run").record.training.config.train
+    assert (train.start_from, train.freeze_contracting_path) == ("", False)
     tiny_config.train.start_from = str(golden / "run")
-    assert fit(tiny_config, tmp_path / "new") == 0
+    assert fit(tiny_config, tmp_path / "new").status == 0

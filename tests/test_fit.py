@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from unet_jax import checkpoint, load, predict_tiled
+from unet_jax import checkpoint, load, loop, predict_tiled
 from unet_jax.data import splits as data_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED
 from unet_jax.run import fit as fit_module
-from unet_jax.run.fit import fit
+from unet_jax.run.fit import Run, fit
 from unet_jax.run.log import RunLog, read_log
 
 
@@ -30,19 +30,22 @@ def latest_state(workdir):
 
 def interrupt_at(monkeypatch, step, number=signal.SIGINT):
     """Sends the signal while the batch of a step is put together."""
-    original = fit_module.batch_indices
+    original = loop.draw
 
-    def interrupting(current, *args):
-        if current == step - 1:
+    def interrupting(key, current, *args):
+        if current == step:
             signal.raise_signal(number)
-        return original(current, *args)
+        return original(key, current, *args)
 
-    monkeypatch.setattr(fit_module, "batch_indices", interrupting)
+    monkeypatch.setattr(loop, "draw", interrupting)
 
 
-def test_a_run_leaves_what_it_promises(tiny_config, tmp_path, capsys):
+def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     workdir = tmp_path / "run"
-    assert fit(tiny_config, workdir) == 0
+    done = fit(tiny_config, workdir, command="as typed")
+    assert done == Run(workdir, begun_after=0, step=12, steps=12) and done.status == 0
+    evaluate = f"Evaluate it: python eval.py --checkpoint={workdir}"
+    assert str(done) == f"Finished: {workdir}. {evaluate}"
     assert {p.name for p in workdir.iterdir()} == {
         "checkpoints",
         "log.jsonl",
@@ -59,32 +62,37 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path, capsys):
     assert checkpoint.saved_steps(workdir) == sorted({best, 12})
 
     model = load(str(workdir))
-    assert model.description["step"] == best
-    assert model.description["splits"]["test"] == ["picture 5", "picture 6"]
-    assert model.description["class_names"] == ["membrane", "cell"]
-    assert model.description["config"] == json.loads(json.dumps(tiny_config.to_dict()))
-    assert "jax" in model.description["versions"]
+    training = model.record.training
+    assert model.record.step == best
+    assert training.splits["test"] == ["picture 5", "picture 6"]
+    assert model.class_names == ("membrane", "cell")
+    assert training.config.to_dict() == tiny_config.to_dict()
+    assert training.config.to_json() == json.loads(json.dumps(tiny_config.to_dict()))
+    assert training.command == "as typed" and "jax" in training.versions
     assert predict_tiled(model, np.eye(33)).shape == (33, 33, 2)
 
-    assert fit(tiny_config, workdir) == 0
-    assert "finished" in capsys.readouterr().out
+    again = fit(tiny_config, workdir)
+    assert again == Run(workdir, begun_after=12, step=12, steps=12) and again.status == 0
+    assert str(again) == f"This run is finished. {evaluate}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_continued_ends_with_the_same_bits(
-    tiny_config, tmp_path, monkeypatch, capsys, number
+    tiny_config, tmp_path, monkeypatch, number
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert fit(tiny_config, whole) == 0
+    assert fit(tiny_config, whole).status == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6, number)
-        assert fit(tiny_config, parts) == 128 + number
-    assert "same command" in capsys.readouterr().out
+        stopped = fit(tiny_config, parts)
+    assert stopped == Run(parts, begun_after=0, step=6, steps=12, stop_signal=number)
+    assert stopped.status == 128 + number
+    assert str(stopped) == ("Stopped and saved after step 6. The same command goes on from there.")
     assert checkpoint.saved_steps(parts)[-1] == 6
     with monkeypatch.context() as patch:
         interrupt_at(patch, 9, number)
-        assert fit(tiny_config, parts) == 128 + number
-    assert fit(tiny_config, parts) == 0
+        assert fit(tiny_config, parts).status == 128 + number
+    assert fit(tiny_config, parts) == Run(parts, begun_after=9, step=12, steps=12)
     assert log_without_time(parts) == log_without_time(whole)
 
     (step, params), (other_step, other_params) = latest_state(whole), latest_state(parts)
@@ -147,7 +155,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("train.validate_every", 0, "train.validate_every"),
         ("train.seed", -1, "train.seed"),
         ("weight_map.sigma", 0.0, "weight_map.sigma"),
-        ("data.scale", 0.0, "data.scale must be above 0"),
+        ("data.scale", 0.0, "config.data.scale must be above 0, at most 10, not 0.0."),
         ("augmentation.shift", -1.0, "augmentation.shift"),
         ("augmentation.mirror_probability", 2.0, "mirror_probability must be at most 1"),
         ("weight_map.w0", float("inf"), "weight_map.w0 must be finite"),
@@ -192,43 +200,66 @@ def test_an_infinite_loss_stops_and_keeps_the_last_good_step(
         assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
 
 
-def test_a_slow_cpu_is_told_of_the_small_configuration(tiny_config, tmp_path, monkeypatch, capsys):
+def test_a_slow_cpu_is_told_of_the_small_configuration(tiny_config, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fit_module, "_PATIENCE_HOURS", 0)
     fit(tiny_config, tmp_path / "run")
-    assert "configs/em_small.py" in capsys.readouterr().err
+    (notice,) = [r for r in caplog.records if "configs/em_small.py" in r.getMessage()]
+    assert notice.levelno == logging.WARNING
 
 
 def test_an_absent_class_trains_with_a_notice(tiny_config, tmp_path, caplog):
     tiny_config.model.classes = 3
     tiny_config.class_names = ("membrane", "cell", "nothing")
     with caplog.at_level(logging.WARNING, "unet_jax"):
-        assert fit(tiny_config, tmp_path / "run") == 0
+        assert fit(tiny_config, tmp_path / "run").status == 0
     assert "Class 2 does not occur" in caplog.text
 
 
-def test_missing_parts_of_a_configuration_are_named(tiny_config, tmp_path):
-    with tiny_config.unlocked():
-        del tiny_config.data["height"]
-    with pytest.raises(InputError, match="data.height is missing"):
-        fit(tiny_config, tmp_path / "run")
-    with tiny_config.unlocked():
-        del tiny_config["optimiser"]
-    with pytest.raises(InputError, match="config.optimiser is missing"):
-        fit(tiny_config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+def test_what_a_configuration_does_not_give_is_as_by_default(tiny_config, tmp_path):
+    tiny_config.train.steps = tiny_config.train.validate_every = 2
+    tiny_config.optimiser.warmup_steps = 1
+    fit(tiny_config, tmp_path / "all")
+    given = tiny_config.to_dict()
+    # The paper's; in the tiny configuration they are the same.
+    del given["weight_map"], given["augmentation"]["shift"], given["train"]["seed"]
+    del given["model"]["classes"], given["class_names"], given["class_colours"]
+    del given["optimiser"]["momentum"], given["data"]["scale"]
+    fit(given, tmp_path / "given")
+    configs = [load(tmp_path / name).record.training.config for name in ("all", "given")]
+    assert configs[0] == configs[1]
+    config = configs[1].to_json()
+    assert config["weight_map"] == {"w0": 10.0, "sigma": 5.0}
+    assert config["augmentation"]["shift"] == 1.0 and config["train"]["seed"] == 0
+    assert config["class_names"] == ["membrane", "cell"] and config["class_colours"] == []
+    assert config["optimiser"]["momentum"] == 0.99 and config["data"]["scale"] == 1.0
+    assert log_without_time(tmp_path / "all") == log_without_time(tmp_path / "given")
 
 
 def test_every_bad_key_is_told_at_once(tiny_config, tmp_path):
     with tiny_config.unlocked():
-        del tiny_config.augmentation["shift"]
+        tiny_config.augmentation.shifts = 1.0
         tiny_config.weight_map.w1 = 1.0
-        del tiny_config.train["seed"]
+        tiny_config.train.sead = 1
+        tiny_config.data.hight = 3
+        tiny_config.optimiser.momentum = 1.0
     with pytest.raises(InputError) as refusal:
         fit(tiny_config, tmp_path / "run")
-    shift, w1, seed = sorted(refusal.value.args)
-    assert shift == "config.augmentation.shift is missing."
-    assert w1 == "config.train.seed is missing."
-    assert seed == "config.weight_map.w1 is not known, only w0, sigma."
+    shifts, hight, momentum, seed, w1 = sorted(refusal.value.args)
+    assert shifts == (
+        "config.augmentation.shifts is not known, only elastic_pixels, rotation_degrees, shift, "
+        "mirror_probability, contrast_std, brightness_std."
+    )
+    assert hight == (
+        "config.data.hight is not known, only source, scale, seed, height, width, train, "
+        "validation, test."
+    )
+    assert momentum == "config.optimiser.momentum must be in [0, 1), not 1.0."
+    assert seed.startswith("config.train.sead is not known, only seed, steps, tile_side, ")
+    assert w1 == "config.weight_map.w1 is not known, only w0, sigma."
+    with tiny_config.unlocked():
+        tiny_config.optimizer = tiny_config.optimiser
+    with pytest.raises(InputError, match=r"^config\.optimizer is not known; see configs/em\.py\.$"):
+        fit(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -279,9 +310,9 @@ def test_sparse_strokes_train_without_cells(tiny_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(data_splits, "read_splits", stroked)
     workdir = tmp_path / "run"
-    assert fit(tiny_config, workdir) == 0
+    assert fit(tiny_config, workdir).status == 0
     rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     assert all(row["loss"] > 0 for row in rows if "loss" in row)
     (validation, *_) = [row["validation"] for row in rows if "validation" in row]
     assert set(validation) == {"loss", "pixel_error", "mean_iou"}
-    assert "blank" not in load(workdir).description["splits"]["train"]
+    assert "blank" not in load(workdir).record.training.splits["train"]

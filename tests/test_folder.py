@@ -7,13 +7,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from unet_jax.data.folder import (
-    connected_cells,
-    read_folder,
-    read_images,
-    split_by_stem,
-    stem_and_page,
-)
+from unet_jax.data.file_names import stem_and_page
+from unet_jax.data.folder import connected_cells, read_folder, read_images
+from unet_jax.data.random_split import split_by_stem
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example
 

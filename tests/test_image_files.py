@@ -10,8 +10,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from unet_jax.errors import InputError
-from unet_jax.files.images import grey_as_one_channel, one_line, read_image, read_mask
+from unet_jax.errors import InputError, one_line
+from unet_jax.files.images import grey_as_one_channel, read_image, read_mask
 
 STACK = np.random.default_rng(0).integers(0, 200, (5, 20, 30), np.uint8)
 RGB = np.random.default_rng(1).integers(0, 255, (20, 30, 3), np.uint8)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -17,7 +19,7 @@ def picture(*rows):
 
 
 def found(probability, **settings):
-    return find_cells(probability, NOTHING_ELSE._replace(**settings))
+    return find_cells(probability, dataclasses.replace(NOTHING_ELSE, **settings))
 
 
 def test_components_at_a_threshold():

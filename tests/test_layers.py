@@ -9,6 +9,8 @@ from unet_jax.layers import UpConv2x2, compiler_options, conv3x3, max_pool2x2
 RNG = np.random.default_rng(0)
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
+pytestmark = pytest.mark.usefixtures("strict")
+
 
 def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
@@ -63,6 +65,34 @@ def test_vmapped_layer_equals_the_plain_one(layer, reference, inputs):
     x, *kernels = inputs
     one_by_one = jax.vmap(lambda image: layer(image[None], *kernels)[0])(x)
     np.testing.assert_allclose(one_by_one, layer(x, *kernels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["forward over reverse", "reverse over reverse"])
+def test_the_gradient_of_the_gradient_is_that_of_flax(channels, mode):
+    """The product of the Hessian with a vector, as methods of second order and penalties ask."""
+    inputs = normal(2, 7, 9, channels), normal(3, 3, channels, 5)
+    vectors = normal(2, 7, 9, channels), normal(3, 3, channels, 5)
+    layer = nn.Conv(5, (3, 3), padding="VALID", use_bias=False)
+
+    def hessian_times_vector(convolution):
+        gradient = jax.grad(lambda *inputs: jnp.tanh(convolution(*inputs)).sum(), (0, 1))
+        if mode == "forward over reverse":
+            return jax.jvp(gradient, inputs, vectors)[1]
+
+        def along_the_vectors(*inputs):
+            return sum(map(jnp.vdot, gradient(*inputs), vectors))
+
+        return jax.grad(along_the_vectors, (0, 1))(*inputs)
+
+    expected = hessian_times_vector(
+        lambda x, kernel: layer.apply({"params": {"kernel": kernel}}, x)
+    )
+    for transform in (lambda f: f, jax.jit):
+        found = hessian_times_vector(transform(conv3x3))
+        for a, b in zip(found, expected, strict=True):
+            assert abs(b).max() > 1
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_up_convolution_by_hand():

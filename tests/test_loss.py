@@ -7,6 +7,8 @@ from scipy.special import log_softmax
 from unet_jax.example import IGNORED
 from unet_jax.loss import mean_over_pixels, weighted_cross_entropy
 
+pytestmark = pytest.mark.usefixtures("strict")
+
 
 @pytest.fixture
 def batch():
@@ -50,7 +52,8 @@ def test_gradient_is_the_weighted_difference_of_probability_and_truth(batch):
     gradient = jax.grad(batch_loss)(*batch)
     counted = (labels != IGNORED)[..., None]
     truth = np.eye(3)[np.where(labels == IGNORED, 0, labels)]
-    expected = weights[..., None] * (jax.nn.softmax(logits) - truth) * counted / counted.sum()
+    probability = np.asarray(jax.nn.softmax(logits))
+    expected = weights[..., None] * (probability - truth) * counted / counted.sum()
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from unet_jax.compiled import compiled
 from unet_jax.metrics import THRESHOLDS, pixel_error, rand_error, v_info, v_rand, warping_error
-from unet_jax.metrics.compiled import compiled
 
 
 def warping_error_2016(labels, probabilities):

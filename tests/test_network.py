@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unet_jax.network import UNet, context, init_params, valid_input_sides
+from unet_jax.network import UNet, centre_crop, context, init_params, valid_input_sides
 
 # Fig. 1, from the top left to the top right: (kernel height, width, in, out).
 CONVOLUTIONS = [
@@ -131,7 +131,7 @@ def test_prediction_needs_no_key_and_drops_nothing():
     )
 
 
-def test_plain_jitted_and_vmapped_agree():
+def test_plain_jitted_and_vmapped_agree(strict):
     network = UNet(width=4, depth=3)
     side = valid_input_sides(0, 3)[0]
     images = jax.random.normal(jax.random.key(1), (3, side, side, 1))
@@ -143,6 +143,30 @@ def test_plain_jitted_and_vmapped_agree():
     plain = np.stack([one(image) for image in images])
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(images), plain, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(network.apply(variables, images), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_centre_crop(strict):
+    x = np.arange(7 * 8).reshape(1, 7, 8, 1)
+    middle = centre_crop(x, (3, 5))
+    assert np.array_equal(middle, x[:, 2:5, 1:6])
+    assert np.array_equal(jax.jit(centre_crop, static_argnums=1)(x, (3, 5)), middle)
+    stack = np.stack([x, 2 * x])
+    found = jax.vmap(lambda one: centre_crop(one, (3, 5)))(stack)
+    assert np.array_equal(found, [middle, 2 * middle])
+
+
+def test_forward_mode_differentiation_is_refused_in_words_of_jax():
+    """The convolutions have a gradient of their own, which JAX takes in reverse mode only."""
+    network = UNet(width=2, depth=1)
+    params = init_params(jax.random.key(0), network, 1)
+
+    def predict(image):
+        return network.apply({"params": params}, image)
+
+    image = np.ones((1, 6, 6, 1), np.float32)
+    with pytest.raises(TypeError, match=r"can't apply forward-mode .* to a custom_vjp"):
+        jax.jvp(predict, [image], [image])
+    assert jax.grad(lambda image: predict(image).sum())(image).any()
 
 
 def test_bfloat16_computes_close_to_float32_and_returns_float32():

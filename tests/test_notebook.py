@@ -51,7 +51,7 @@ def test_all_cells_run(notebook, tmp_path):
     assert (run.with_suffix(".zip")).stat().st_size > 10_000
     assert (run / "evaluation" / "report.html").exists()
     report = json.loads((run / "evaluation" / "report.json").read_text())
-    assert report["training"]["command"] == "python unet_jax.ipynb"
+    assert report["command"] == report["training"]["command"] == "python unet_jax.ipynb"
     # What is stored shows what a run of today shows.
     for fresh, old in zip(cells, code_cells(stored), strict=True):
         assert len(pictures([fresh])) == len(pictures([old]))

@@ -6,7 +6,7 @@ import pytest
 
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, init_params
-from unet_jax.normalisation import PERCENTILES, grey_value_statistics, normalise
+from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.overlap_tile import predict_tiled
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -25,7 +25,7 @@ def random_model(width=2, depth=5, channels=1, classes=2, members=1, dtype="floa
     params = jax.tree.map(
         lambda x: x if x.ndim > 2 else rng.normal(0, 0.1, x.shape).astype(np.float32), params
     )
-    return Model(network, params, channels, 1.0, PERCENTILES, {})
+    return Model(network, params, channels)
 
 
 def session(model):

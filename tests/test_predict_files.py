@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.test_checkpoint import a_description, a_state
+from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
+from tests.test_command_line import call
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
 from unet_jax.data.folder import read_folder
-from unet_jax.errors import RunFailed
 from unet_jax.files import hyperstack
 from unet_jax.files.images import read_image
+from unet_jax.network import UNet
 from unet_jax.prediction import predict_files as module
-from unet_jax.prediction.predict_files import KINDS, predict_files
+from unet_jax.prediction import results
+from unet_jax.prediction.predict_files import Predictions, predict_files
+from unet_jax.prediction.results import KINDS
+from unet_jax.settings import as_dict
 
-DEFAULTS = dict(kinds=[*KINDS], step="best", averaging="none", overwrite=False)
 RESULTS = [*(f"{kind}.tif" for kind in KINDS if kind != "overlay"), "overlay.png"]
 RECORD = "predictions.jsonl"
 RNG = np.random.default_rng(0)
@@ -37,8 +40,8 @@ def workdir(tmp_path):
     state = a_state()
     state.params["classes"]["kernel"] = jax.numpy.array([[[[5.0, -5.0], [-5.0, 5.0]]]])
     folder = tmp_path / "run"
-    checkpoint.save(folder, state, a_description(3) | {"class_names": ["membrane", "cell"]})
-    (folder / "instances.json").write_text(json.dumps(SETTINGS._asdict()))
+    checkpoint.save(folder, state, a_record(3, training=a_training(UNet(**FIELDS))))
+    (folder / "instances.json").write_text(json.dumps(as_dict(SETTINGS)))
     return folder
 
 
@@ -54,8 +57,8 @@ def images(tmp_path):
 @pytest.fixture
 def predict(workdir, images, tmp_path):
     def predict(pattern=images, **options):
-        options = DEFAULTS | {"output": tmp_path / "out"} | options
-        return predict_files(workdir, images=str(pattern), **options)
+        options = {"kinds": KINDS, "output": tmp_path / "out"} | options
+        return predict_files(workdir, images=pattern, **options)
 
     return predict
 
@@ -71,9 +74,9 @@ def rows(folder):
 
 
 def test_results_are_those_of_predict_tiled(predict, workdir, tmp_path, capsys):
-    assert predict() == 0
-    assert "results of 3 of 3 image file(s), 0 there before" in capsys.readouterr().out
     model, out = load(workdir), tmp_path / "out"
+    assert predict() == Predictions(out, files=3, done=3, skipped=0, problems=())
+    assert capsys.readouterr().out == ""
     seen = set()
     for name, image in IMAGES.items():
         pages = image.reshape(-1, *image.shape[-2:])
@@ -130,12 +133,14 @@ def test_patterns_files_and_folders(predict, images, tmp_path):
         assert {path.name[0] for path in out.glob("*.tif")} == set(names)
 
 
-def test_what_is_finished_is_skipped(predict, tmp_path, monkeypatch, capsys):
+def test_what_is_finished_is_skipped(predict, tmp_path, monkeypatch):
     predict()
     before = contents(tmp_path / "out")
     monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
-    assert predict() == predict(kinds=["cells"]) == 0
-    assert "results of 3 of 3 image file(s), 3 there before" in capsys.readouterr().out
+    out = tmp_path / "out"
+    all_there = Predictions(out, files=3, done=3, skipped=3, problems=())
+    assert predict() == predict(kinds=["cells"]) == all_there
+    assert str(all_there) == f"{out}: results of 3 of 3 image file(s), 3 there before."
     after = contents(tmp_path / "out")
     assert after.pop(RECORD)[0] == before.pop(RECORD)[0] and after == before
 
@@ -146,9 +151,9 @@ def test_what_fails_is_told_at_the_end_and_the_rest_goes_on(predict, images, tmp
     spoilt[1, 3, 4] = 1e20
     tifffile.imwrite(images / "c.tif", spoilt, photometric="minisblack")
     tifffile.imwrite(images / "d.tif", np.zeros((9, 9, 3), np.uint8) + np.arange(3, dtype="u1"))
-    with pytest.raises(RunFailed) as end:
-        predict()
-    empty, far, coloured = end.value.args
+    predictions = predict()
+    empty, far, coloured = predictions.problems
+    assert (predictions.files, predictions.done, predictions.skipped) == (4, 1, 0)
     assert empty == f"{images / 'a.tif'}: is empty, expected a TIFF or PNG image"
     assert far.startswith(f"{images / 'c.tif'}: page 1: The image holds a pixel of 1e+20")
     assert coloured == f"{images / 'd.tif'}: has 3 channel(s), expected 1 as in training"
@@ -159,7 +164,7 @@ def test_what_fails_is_told_at_the_end_and_the_rest_goes_on(predict, images, tmp
         tifffile.imwrite(images / f"{name}.tif", IMAGES[name], photometric="minisblack")
     (images / "d.tif").unlink()
     before = contents(tmp_path / "out")
-    assert predict() == 0
+    assert not predict().problems
     after = contents(tmp_path / "out")
     assert all(after[name] == before[name] for name in after if name[0] == "b")
 
@@ -188,9 +193,7 @@ def test_another_image_of_the_same_name_replaces_nothing(
         os.utime(folder / file, (0, 0))
     predict(first)
     before = contents(tmp_path / "out")
-    with pytest.raises(RunFailed) as end:
-        predict(second, kinds=["classes"])
-    assert end.value.args == (
+    assert predict(second, kinds=["classes"]).problems == (
         f"{second / other}: {tmp_path / 'out'} holds the results of another image of this name; "
         "give another --output, or --overwrite.",
     )
@@ -201,14 +204,15 @@ def test_another_image_of_the_same_name_replaces_nothing(
     (second / other).unlink()
     (second / name).write_bytes((first / name).read_bytes())
     monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
-    assert predict(second, kinds=["classes"]) == 0
+    assert not predict(second, kinds=["classes"]).problems
     monkeypatch.undo()
     # Asked to, it replaces this one, and still knows the others.
     (second / name).unlink()
     (imagecodecs if "png" in other else tifffile).imwrite(second / other, IMAGES["b"])
-    assert predict(second / other, overwrite=True) == 0
+    assert not predict(second / other, overwrite=True).problems
     monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
-    assert predict(second, kinds=["classes"]) == predict(first / "a.tif") == 0
+    assert not predict(second, kinds=["classes"]).problems
+    assert not predict(first / "a.tif").problems
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,8 @@ def test_the_record_of_an_earlier_version_is_not_trusted(predict, images, tmp_pa
     with pytest.raises(InputError, match="out: holds results of an earlier version, which did not"):
         predict(images / "a.tif")
     assert contents(tmp_path / "out") == before
-    assert predict(images / "a.tif", overwrite=True) == predict(images / "a.tif") == 0
+    assert not predict(images / "a.tif", overwrite=True).problems
+    assert predict(images / "a.tif").skipped == 1
 
 
 def test_results_of_another_network_are_not_mixed(predict, workdir, images, tmp_path):
@@ -252,16 +257,16 @@ def test_results_of_another_network_are_not_mixed(predict, workdir, images, tmp_
     before = contents(tmp_path / "out")
     with pytest.raises(InputError, match="holds results with averaging = none, not rotations"):
         predict(averaging="rotations")
-    checkpoint.save(workdir, a_state(7), a_description(4) | {"class_names": ["membrane", "cell"]})
+    checkpoint.save(workdir, a_state(7), a_record(4))
     with pytest.raises(InputError, match="holds results with step = 3, not 4; give another"):
         predict()
     assert contents(tmp_path / "out") == before
-    assert predict(images / "a.tif", overwrite=True) == 0
+    assert not predict(images / "a.tif", overwrite=True).problems
     assert contents(tmp_path / "out")["a_challenge.tif"][0] != before["a_challenge.tif"][0]
     # Those of the former network are still there, and not known any more.
     with pytest.raises(InputError, match=r"b_cells.tif: is there already; --overwrite replaces it"):
         predict()
-    assert predict(overwrite=True) == 0
+    assert not predict(overwrite=True).problems
 
 
 @pytest.mark.parametrize("name", ["b_cells.tif", "B_challenge.TIF", "c_overlay_0001.png"])
@@ -340,27 +345,50 @@ def test_input_that_cannot_be_used(predict, images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_record_cut_off_by_a_kill(predict, tmp_path, capsys):
+def test_unknown_words_are_refused_before_anything_is_written(predict, tmp_path):
+    for wrong in (dict(kinds=["cell"]), dict(kinds="cells"), dict(averaging="rotation")):
+        with pytest.raises(InputError, match=f"{[*wrong][0]}: expected .*, not '"):
+            predict(**wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_program_and_its_defaults(workdir, images, tmp_path):
+    """They are those of the function; what is missing comes after what was done."""
+    (images / "a.tif").write_bytes(b"")
+    program, function = tmp_path / "program", tmp_path / "function"
+    done = call(
+        "predict.py", f"--checkpoint={workdir}", f"--images={images}", f"--output={program}"
+    )
+    assert done.returncode == 1
+    assert done.stdout == f"{program}: results of 2 of 3 image file(s), 0 there before.\n"
+    predictions = predict_files(str(workdir), images=str(images), output=str(function))
+    (problem,) = predictions.problems
+    assert done.stderr.splitlines()[-1] == f"predict.py: {problem}"
+    assert {name: written for name, (written, _) in contents(program).items()} == {
+        name: written for name, (written, _) in contents(function).items()
+    }
+    assert {*rows(function)["b"]["kinds"]} == {"probabilities", "classes", "cells", "overlay"}
+
+
+def test_record_cut_off_by_a_kill(predict, tmp_path):
     predict()
     record = tmp_path / "out" / RECORD
     lines = record.read_text().splitlines(keepends=True)
     record.write_text("".join(lines)[:-9])
-    predict()
-    assert ", 2 there before" in capsys.readouterr().out
+    assert predict().skipped == 2
     assert [json.loads(line) for line in record.read_text().splitlines()] == list(
         map(json.loads, lines)
     )
-    record.write_text(lines[0] + "{\n" + lines[1])
-    with pytest.raises(InputError, match="predictions.jsonl: is damaged; give another --output"):
-        predict()
+    for damaged in (lines[0] + "{\n" + lines[1], ""):
+        record.write_text(damaged)
+        with pytest.raises(InputError, match="predictions.jsonl: is damaged; give another --out"):
+            predict()
 
 
 def test_too_large_for_single_cells(predict, images, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "host_memory_bytes", lambda: 2 * 64 * 3000)
     for _ in range(2):  # it is told again, and nothing is predicted for it
-        with pytest.raises(RunFailed) as end:
-            predict()
-        (line,) = end.value.args
+        (line,) = predict().problems
         assert f"{images / 'a.tif'}: has 3,500 pixels a page, too many to find single cells" in line
         assert line.endswith("expected at most 3,000; the rest is written")
         monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
@@ -372,7 +400,7 @@ def test_too_large_for_single_cells(predict, images, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_of_result_that_fails_is_missing_alone(predict, tmp_path, monkeypatch, kind, moment):
     """The error may be any; the next run writes what is missing, and nothing else."""
-    original = module.complete if kind == "overlay" else module.result_file
+    original = results.complete if kind == "overlay" else results.result_file
 
     @contextlib.contextmanager
     def failing(file, *args, **options):
@@ -383,19 +411,18 @@ def test_a_kind_of_result_that_fails_is_missing_alone(predict, tmp_path, monkeyp
             if f"_{kind}" in file.name:
                 raise RuntimeError("broken")
 
-    monkeypatch.setattr(module, original.__name__, failing)
-    with pytest.raises(RunFailed) as end:
-        predict()
+    monkeypatch.setattr(results, original.__name__, failing)
+    problems = predict().problems
     line = "{}: its {} cannot be written: broken"
     files = [tmp_path / "images" / f"{name}.tif" for name in IMAGES]
-    assert end.value.args == tuple(line.format(file, kind) for file in files)
+    assert problems == tuple(line.format(file, kind) for file in files)
     out = tmp_path / "out"
     before = contents(out)
     assert len(before) == 1 + len(IMAGES) * len(KINDS) + 1 - len(IMAGES) - (kind == "overlay")
     for name in IMAGES:
         assert rows(out)[name]["kinds"] == [k for k in KINDS if k != kind]
     monkeypatch.undo()
-    assert predict() == 0
+    assert not predict().problems
     after = contents(out)
     assert len(after) == 1 + len(IMAGES) * len(KINDS) + 1
     assert all(after[name] == before[name] for name in before if name != RECORD)
@@ -410,7 +437,7 @@ def many_cells(workdir, images, monkeypatch):
     """Makes b.tif one of 600 x 600 pixels with 180,000 cells, a pixel each; returns their ids."""
     tifffile.imwrite(images / "b.tif", np.zeros((600, 600), np.uint8))
     settings = InstanceSettings(0.5, 0, 0.0, 1, 0.0)
-    (workdir / "instances.json").write_text(json.dumps(settings._asdict()))
+    (workdir / "instances.json").write_text(json.dumps(as_dict(settings)))
     is_cell = np.indices((600, 600)).sum(0) % 2
 
     def made_up(model, image, *, averaging, out):
@@ -441,26 +468,23 @@ def test_more_cells_than_16_bits_hold(predict, images, tmp_path, monkeypatch, ma
 
 def test_more_cells_than_imagej_holds(predict, images, tmp_path, monkeypatch, many_cells):
     monkeypatch.setattr(hyperstack, "_MAX_IMAGEJ_NUMBER", 179_999)
-    with pytest.raises(RunFailed) as end:
-        predict(images / "b.tif")
-    assert end.value.args == (
+    assert predict(images / "b.tif").problems == (
         f"{images / 'b.tif'}: its cells cannot be written: numbers up to 180,000, expected at most "
         "179,999 in ImageJ's format; cut the image into parts",
     )
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {RECORD, *(f"b_{result}" for result in RESULTS)} - {"b_cells.tif"}
     monkeypatch.setattr(hyperstack, "_MAX_IMAGEJ_BYTES", 1000)  # OME holds them
-    assert predict(images / "b.tif") == 0
+    assert not predict(images / "b.tif").problems
     assert tifffile.imread(tmp_path / "out" / "b_cells.tif").max() == 180_000
 
 
 def test_another_scale_is_not_predicted_in_pieces(predict, workdir, images, monkeypatch):
-    description = a_description(9) | {"scale": 0.5, "class_names": ["membrane", "cell"]}
-    checkpoint.save(workdir, a_state(), description)
-    assert predict(images / "b.tif", step="9") == 0
+    checkpoint.save(workdir, a_state(), a_record(9, scale=0.5))
+    assert not predict(images / "b.tif", step="9").problems
     monkeypatch.setattr(module, "device_memory_bytes", lambda: 2 * 32 * 3000)
-    with pytest.raises(RunFailed, match="expected at most 3,000 for a network of scale 0.5"):
-        predict(images / "a.tif", step="9")
+    (line,) = predict(images / "a.tif", step="9").problems
+    assert "expected at most 3,000 for a network of scale 0.5" in line
 
 
 def test_large_images_are_neither_read_nor_written_as_a_whole(predict, images, monkeypatch):
@@ -489,10 +513,9 @@ def test_a_full_disk_is_one_line(predict, monkeypatch, tmp_path):
     def reserve(file, size):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "reserve", reserve)
-    with pytest.raises(RunFailed) as end:
-        predict(kinds=["classes"])
-    assert [line.split(": ", 1)[1] for line in end.value.args] == [
+    monkeypatch.setattr(results, "reserve", reserve)
+    problems = predict(kinds=["classes"]).problems
+    assert [line.split(": ", 1)[1] for line in problems] == [
         "[Errno 28] No space left on device"
     ] * 3
     assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORD]
@@ -503,5 +526,5 @@ def test_output_that_is_not_finite_is_told(predict, workdir, images, monkeypatch
         out[:] = np.nan
 
     monkeypatch.setattr(module, "predict_tiled", broken)
-    with pytest.raises(RunFailed, match="a.tif: page 0: the network's output is not finite; use"):
-        predict(images / "a.tif")
+    (line,) = predict(images / "a.tif").problems
+    assert "a.tif: page 0: the network's output is not finite; use" in line

@@ -1,7 +1,9 @@
 import logging
 import shutil
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
@@ -37,29 +39,30 @@ def test_a_preview_shows_the_tiles_that_the_run_trains_on(tiny_config, tmp_path,
         shown.append((tile, coordinates))
         draw(axes, tile, coordinates, config)
 
-    def recorded(key, example, **settings):
-        tile = augment(key, example, **settings)
-        jax.debug.callback(lambda **tile: trained.append(tile), **tile)
+    def recorded(*arguments, **options):
+        tile = augment(*arguments, **options)
+        jax.debug.callback(trained.append, tile)
         return tile
 
     monkeypatch.setattr(preview_module, "_draw_tile", record)
-    assert preview(tiny_config, tmp_path) == 0
+    found = preview(tiny_config, tmp_path)
+    assert found.picture == tmp_path / "preview.png" and f"Look at {found.picture}" in str(found)
     assert {p.name for p in tmp_path.iterdir()} == {"preview.png", "preview.txt"}
     first = (tmp_path / "preview.png").stat()
 
     # The folder is not taken for that of a run.
     monkeypatch.setattr(training, "augment", recorded)
-    assert fit(tiny_config, tmp_path) == 0
+    assert fit(tiny_config, tmp_path).status == 0
     jax.effects_barrier()
     assert len(shown) == len(trained) == 6
     for tile, _ in shown:
-        (same,) = [t for t in trained if np.allclose(t["image"], tile["image"], atol=1e-4)]
-        assert (same["labels"] == tile["labels"]).mean() > 0.999
-        np.testing.assert_allclose(same["weights"], tile["weights"], rtol=1e-4)
+        (same,) = [t for t in trained if np.allclose(t.image, tile.image, atol=1e-4)]
+        assert (same.labels == tile.labels).mean() > 0.999
+        np.testing.assert_allclose(same.weights, tile.weights, rtol=1e-4)
 
     # Again in the folder of a run: the preview is replaced, the run stays.
     monkeypatch.setattr(preview_module, "_figure", lambda *arguments: Figure())
-    assert preview(tiny_config, tmp_path) == 0
+    preview(tiny_config, tmp_path)
     assert (tmp_path / "preview.png").stat().st_ino != first.st_ino
     assert saved_steps(tmp_path)
 
@@ -69,17 +72,17 @@ def test_the_grid_is_that_of_the_tile(tiny_config, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(preview_module, "_draw_tile", lambda *arguments: seen.append(arguments))
     ramp = np.arange(60.0)[:, None] + np.zeros((1, 60))
-    arrays = preview_module.training_arrays
+    original = preview_module.annotated_images
 
     def with_ramp(*arguments):
-        dataset = arrays(*arguments)
-        return dataset | {"image": np.resize(ramp, dataset["image"].shape)}
+        images = original(*arguments)
+        return replace(images, image=jnp.resize(ramp, images.image.shape))
 
-    monkeypatch.setattr(preview_module, "training_arrays", with_ramp)
+    monkeypatch.setattr(preview_module, "annotated_images", with_ramp)
     preview(tiny_config, tmp_path)
     assert len(seen) == 6
     for _, tile, (rows, _), _ in seen:  # an image of its row numbers shows where it was taken
-        np.testing.assert_allclose(tile["image"][..., 0], rows, atol=1e-3)
+        np.testing.assert_allclose(tile.image[..., 0], rows, atol=1e-3)
 
 
 def folder_config(path, *, count=5, size=(40, 48), image=lambda grey: grey, mask=None):
@@ -108,7 +111,7 @@ def test_several_channels_and_classes_with_names_shares_and_ignored_pixels(tmp_p
     config.model.classes = 3
     config.class_names = ("membrane", "soma", "axon")
     config.data.mask_rule, config.data.ignore_value = "classes", 255
-    assert preview(config, tmp_path / "run") == 0
+    assert preview(config, tmp_path / "run").picture == tmp_path / "run" / "preview.png"
     picture = pixels(tmp_path / "run" / "preview.png")
     for colour in (*class_colours({"model": {"classes": 3}}), rgb(IGNORED_COLOUR)):
         assert contains(picture, colour) > 1000
@@ -126,7 +129,7 @@ def test_two_channels_one_scale_and_a_single_training_image(tmp_path):
         mask=lambda cells: np.stack([cells] * 2).astype(np.uint16),
     )
     config.data.mask_rule, config.data.scale = "instances", 1.5
-    assert preview(config, tmp_path / "run") == 0
+    preview(config, tmp_path / "run")
     text = (tmp_path / "run" / "preview.txt").read_text()
     assert "scaled by 1.5" in text
     assert pixels(tmp_path / "run" / "preview.png").shape[1] > 2000
@@ -138,17 +141,18 @@ def inverted(cells):
     return mask
 
 
-def test_warnings_are_in_the_picture_and_in_the_text(tmp_path, capsys):
+def test_warnings_are_in_the_picture_and_in_the_text(tmp_path):
     config = folder_config(tmp_path, mask=inverted)
     config.data.mask_rule = "binary"
-    assert preview(config, tmp_path / "run") == 0
+    found = preview(config, tmp_path / "run")
+    assert any("wrong way round" in doubt for doubt in found.doubts)
     text = (tmp_path / "run" / "preview.txt").read_text()
     assert "Warning: " in text and "wrong way round" in text
-    assert text in capsys.readouterr().out
+    assert text == found.text + "\n" and str(found).startswith(text)
     assert contains(pixels(tmp_path / "run" / "preview.png"), (0xB0, 0, 0)) > 100
 
 
-def test_training_tells_once_what_the_preview_doubts(tmp_path, caplog, capsys):
+def test_training_tells_once_what_the_preview_doubts(tmp_path, caplog):
     config = folder_config(tmp_path, mask=inverted)
     picture = tmp_path / "images" / "again.tif"
     tifffile.imwrite(picture, tifffile.imread(tmp_path / "images" / "0.tif"))
@@ -156,14 +160,15 @@ def test_training_tells_once_what_the_preview_doubts(tmp_path, caplog, capsys):
     config.data.mask_rule = "binary"
     config.train.steps = config.train.validate_every = 2
     config.optimiser.warmup_steps = 0
-    assert preview(config, tmp_path / "run") == 0
-    told = [" ".join(line.split()) for line in capsys.readouterr().out.split("\n\n")]
+    found = preview(config, tmp_path / "run")
+    told = [" ".join(line.split()) for line in str(found).split("\n\n")]
     told = [line for line in told if line.startswith("Warning")]
+    assert told == [f"Warning: {doubt}" for doubt in found.doubts]
     assert "wrong way round" in told[0] and "is the same picture as" in told[-1]
 
     def warnings(train, **settings):
         caplog.clear()
-        assert train(config, tmp_path / "run", **settings) == 0
+        train(config, tmp_path / "run", **settings)
         return [message for message in caplog.messages if message.startswith("Warning")]
 
     assert warnings(fit) == told

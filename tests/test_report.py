@@ -5,8 +5,10 @@ import re
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from xml.etree import ElementTree
 
 import imagecodecs
@@ -15,9 +17,20 @@ import pytest
 from scipy import ndimage
 
 from configs import dic_hela, em
-from unet_jax.evaluation.report import Picture, left_out_words, save_report, worst_windows
+from unet_jax.configuration import read_configuration
+from unet_jax.evaluation.report.page import save_report
+from unet_jax.evaluation.report.pictures import Picture
+from unet_jax.evaluation.report.words import left_out_words
+from unet_jax.evaluation.report.zooms import worst_windows
+from unet_jax.evaluation.result import Evaluation
+from unet_jax.evaluation.scores import FoldScores, ImageScores, Scores
 from unet_jax.example import IGNORED
-from unet_jax.metrics import THRESHOLDS
+from unet_jax.instances import InstanceSettings
+from unet_jax.metrics import THRESHOLDS, Score, SegScore
+from unet_jax.metrics.scores import ClassScores
+from unet_jax.network import UNet
+from unet_jax.record import Training
+from unet_jax.sources import Synthetic
 
 EM_METRICS = (
     "pixel_error",
@@ -54,91 +67,82 @@ def picture(name, height, width, seed=0):
 
 
 def curve(value, threshold):
-    values = [min(value + abs(t - threshold), 1.0) for t in THRESHOLDS]
-    return {"value": value, "threshold": threshold, "thresholds": THRESHOLDS, "values": values}
+    values = tuple(min(value + abs(t - threshold), 1.0) for t in THRESHOLDS)
+    return Score(value, threshold, THRESHOLDS, values)
 
 
-def scores(shift, seg):
+def scores(shift):
     em = {
         metric: curve(0.0123 * (k + 1) + shift, THRESHOLDS[3 + k])
         for k, metric in enumerate(EM_METRICS)
     }
-    return em | {
-        "seg": seg,
-        "intersection_over_union": {"membrane": 0.7111 + shift, "cell": 0.9222 + shift},
-        "mean_iou": {"value": 0.8333 + shift},
-        "confusion": [[30, 10], [0, 60]],
-        "prediction_seconds": 12.34,
-    }
+    overlaps = {"membrane": 0.7111 + shift, "cell": 0.9222 + shift}
+    classes = ClassScores(overlaps, 0.8333 + shift, np.array([[30, 10], [0, 60]]))
+    return Scores(em, SegScore(0.6543, (0.0, 0.9, 0.95)), classes)
+
+
+def image_scores(name, k):
+    em = {metric: 0.0456 + 0.01 * k for metric in EM_METRICS}
+    return ImageScores(name, em | {"seg": 0.7 - 0.01 * k, "mean_iou": 0.8 - 0.01 * k}, 12, 13)
 
 
 def em_result(names):
-    images = [
-        {"name": name}
-        | {metric: 0.0456 + 0.01 * k for metric in EM_METRICS}
-        | {"seg": 0.7 - 0.01 * k, "mean_iou": 0.8 - 0.01 * k, "cells": 12, "found_cells": 13}
-        for k, name in enumerate(names)
-    ]
     log = [
         {"step": s, "seconds": s, "loss": 1 / s, "gradient_norm": 1, "learning_rate": 0.1}
         for s in range(1, 200)
     ]
     log.append({"step": 199, "validation": {"loss": 0.1, "pixel_error": 0.2, "rand_error": 0.3}})
-    seg = {"value": 0.6543, "per_object": [0.0, 0.9, 0.95]}
-    return {
-        "checkpoint": "runs/em",
-        "command": "python eval.py --checkpoint=runs/em",
-        "step": 39500,
-        "data": "images that the run left out",
-        "split": "held_out",
-        "averaging": "symmetries",
-        "scores": {
-            "none": scores(0.02, seg),
-            "rotations": scores(0.01, seg),
-            "symmetries": scores(0.0, seg),
-        },
-        "annotated": 1.0,
-        "sparse": False,
-        "duplicates": [],
-        "without_cells": 0,
-        "with_one_cell": 0,
-        "images": images,
-        "folds": None,
-        "baselines": {
-            name: {
-                "pixel_error": {"value": 0.1105, "threshold": 0.0},
-                "rand_error": {"value": value, "threshold": 0.0},
-            }
+    return Evaluation(
+        checkpoint=Path("runs/em"),
+        report=Path("report.html"),
+        command="python eval.py --checkpoint=runs/em",
+        step=39500,
+        data="images that the run left out",
+        split="held_out",
+        averaging="symmetries",
+        scores={"none": scores(0.02), "rotations": scores(0.01), "symmetries": scores(0.0)},
+        prediction_seconds={"none": 12.34, "rotations": 12.34, "symmetries": 12.34},
+        annotated=1.0,
+        sparse=False,
+        duplicates=[],
+        without_cells=0,
+        with_one_cell=0,
+        images=[image_scores(name, k) for k, name in enumerate(names)],
+        folds=[],
+        baselines={
+            name: {"pixel_error": curve(0.1105, 0.0), "rand_error": curve(value, 0.0)}
             for name, value in (("one class everywhere", 0.9073), ("blurred grey value", 0.4021))
         },
-        "instances": {
-            "threshold": 0.5,
-            "largest_hole": 20,
-            "neck": 0.0,
-            "smallest_cell": 20,
-            "border": 1.0,
-            "tuned": False,
-        },
-        "tile_side": 444,
-        "training": {
-            "data_sha256": "0123456789abcdef" * 4,
-            "command": "python train.py --config=configs/em.py --workdir=runs/em",
-            "config": em.get_config().to_dict(),
-            "started_from": None,
-            "splits": {"train": ["a", "b"], "validation": ["c"], "test": list(names)},
-            "versions": VERSIONS,
-            "log": log,
-        },
-        "versions": VERSIONS,
-    }
+        instances=InstanceSettings(0.5, 20, 0.0, 20, 1.0),
+        tuned=False,
+        tile_side=444,
+        training=Training(
+            command="python train.py --config=configs/em.py --workdir=runs/em",
+            config=read_configuration(em.get_config()),
+            class_weights=[3.0, 0.6],
+            splits={"train": ["a", "b"], "validation": ["c"], "test": list(names)},
+            data={"a": "0123456789abcdef" * 4},
+            images={},
+            started_from=None,
+            fold=0,
+            folds=1,
+            versions=VERSIONS,
+        ),
+        log=log,
+        versions=VERSIONS,
+    )
 
 
 def cell_result(names):
     result = em_result(names)
-    result["training"]["config"] = dic_hela.get_config().to_dict()
-    result["training"]["log"] = []
-    result["instances"] |= {"neck": 2.5, "tuned": True}
-    return result
+    training = replace(result.training, config=read_configuration(dic_hela.get_config()))
+    settings = replace(result.instances, neck=2.5)
+    return replace(result, training=training, log=[], instances=settings, tuned=True)
+
+
+def with_config(result, **parts):
+    config = replace(result.training.config, **parts)
+    return replace(result, training=replace(result.training, config=config))
 
 
 class Page(HTMLParser):
@@ -172,7 +176,7 @@ class Page(HTMLParser):
 
 def saved(tmp_path, result, pictures):
     file = tmp_path / "report.html"
-    save_report(file, result, pictures)
+    save_report(replace(result, report=file), pictures)
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
     html = file.read_text(encoding="utf-8")
     page = Page(html)
@@ -205,10 +209,10 @@ def test_em_report_has_all_figures(tmp_path):
     names = [f"slice {k}" for k in range(7)]
     result = em_result(names)
     page = saved(tmp_path, result, [picture(name, 130, 150) for name in names])
-    for figures in result["scores"].values():
+    for figures in result.scores.values():
         for metric in EM_METRICS:
-            assert f"{figures[metric]['value']:.4f} threshold" in page.text
-        for value in figures["intersection_over_union"].values():
+            assert f"{figures.em[metric].value:.4f} threshold" in page.text
+        for value in figures.classes.intersection_over_union.values():
             assert f"{value:.4f}" in page.text
     # From 0.0246 + 0.02 and 0.0615 + 0.02: the averages are below, which is better for an error.
     assert page.text.count("▼ 0.0200 better") == 4
@@ -225,13 +229,13 @@ def test_em_report_has_all_figures(tmp_path):
 
 
 def test_paper_is_comparable_on_its_test_stack_only(tmp_path):
-    result = em_result(["slice 0"]) | {"split": "test"}
+    result = replace(em_result(["slice 0"]), split="test")
     text = saved(tmp_path, result, [picture("slice 0", 60, 60)]).text
     assert "on this test stack" in text and "not comparable" not in text
-    text = saved(tmp_path, result | {"split": "images"}, [picture("slice 0", 60, 60)]).text
+    text = saved(tmp_path, replace(result, split="images"), [picture("slice 0", 60, 60)]).text
     assert "the paper's" not in text and "1 other annotated image." in text
-    result["training"]["config"]["data"]["source"] = "synthetic"
-    text = saved(tmp_path, result | {"split": "held_out"}, [picture("slice 0", 60, 60)]).text
+    result = with_config(replace(result, split="held_out"), data=Synthetic())
+    text = saved(tmp_path, result, [picture("slice 0", 60, 60)]).text
     assert "the paper's" not in text and "0.0382" not in text
 
 
@@ -254,19 +258,19 @@ def test_cell_report_leads_with_seg_and_colours_cells(tmp_path):
 def test_missing_seg_is_a_dash_with_its_reason(tmp_path):
     names = ["a", "b"]
     result = cell_result(names)
-    result["images"][0]["seg"] = None
+    result.images[0].values["seg"] = None
     pictures = [picture(name, 60, 80) for name in names]
     text = saved(tmp_path, result, pictures).text
     assert "SEG – (no cell annotated)" in text
-    for figures in result["scores"].values():
-        figures["seg"] = None
+    without = {name: replace(figures, seg=None) for name, figures in result.scores.items()}
+    result = replace(result, scores=without)
     text = saved(tmp_path, result, pictures).text
     assert "SEG is not defined: no cell is annotated in these images." in text
     assert "– no cell is annotated" in text
 
 
 def row(rand_error=0.1, v_info=0.9, found_cells=3):
-    return {"rand_error": rand_error, "v_info": v_info, "found_cells": found_cells}
+    return ImageScores("a", {"rand_error": rand_error, "v_info": v_info}, 3, found_cells)
 
 
 ONE_CELL = row(v_info=None)
@@ -310,10 +314,11 @@ def test_images_left_out_in_words(images, words):
 
 def test_images_without_a_cell_come_after_the_worst(tmp_path):
     names = [f"slice {k}" for k in range(9)]
-    result = em_result(names) | {"without_cells": 3}
+    result = replace(em_result(names), without_cells=3)
     for k in (1, 4, 6):
-        result["images"][k] |= dict.fromkeys(("rand_error", "v_rand", "v_info", "seg"))
-        result["images"][k] |= {"cells": 0, "found_cells": k}
+        undefined = dict.fromkeys(("rand_error", "v_rand", "v_info", "seg"))
+        values = result.images[k].values | undefined
+        result.images[k] = ImageScores(names[k], values, cells=0, found_cells=k)
     text = saved(tmp_path, result, [picture(name, 60, 60) for name in names]).text
     assert "3 of 9 images have no annotated cell" in text and "11 cells in 3 of them" in text
     assert "Images without an annotated cell (3) were left out" in text
@@ -330,9 +335,9 @@ def test_images_without_a_cell_come_after_the_worst(tmp_path):
 
 def test_folds_with_mean_and_spread(tmp_path):
     names = list("abcd")
-    fold = {"images": ["a", "b"], **dict.fromkeys(EM_METRICS, 0.2), "seg": None, "mean_iou": 0.5}
-    result = em_result(names) | {"split": "validation", "step": [30, 40]}
-    result["folds"] = [fold, fold | {"images": ["c", "d"], "rand_error": 0.4}]
+    values = {**dict.fromkeys(EM_METRICS, 0.2), "seg": None, "mean_iou": 0.5}
+    folds = [FoldScores(["a", "b"], values), FoldScores(["c", "d"], values | {"rand_error": 0.4})]
+    result = replace(em_result(names), split="validation", step=[30, 40], folds=folds)
     page = saved(tmp_path, result, [picture(name, 60, 60) for name in names])
     table = page.text.split("Cross-validation")[1].split("How the scores")[0]
     assert "mean 0.3000 0.2000" in table
@@ -355,21 +360,29 @@ def test_one_picture_without_split_merge_log_or_labels(tmp_path):
         found_cells=zeros,
     )
     for result in (em_result([name]), cell_result([name])):
-        result["training"] |= {"log": [], "command": None}
-        result["scores"] = {"symmetries": result["scores"]["symmetries"]}
+        result = replace(
+            result,
+            training=replace(result.training, command=None),
+            log=[],
+            scores={"symmetries": result.scores["symmetries"]},
+            prediction_seconds={"symmetries": 12.34},
+        )
         text = saved(tmp_path, result, [one]).text
         assert "Nowhere: at the threshold" in text
         assert "was not recorded" in text and "Median, dashed" not in text
 
 
 def test_each_class_has_its_colour_and_row(tmp_path):
-    result = em_result(["a"])
-    config = result["training"]["config"]
-    config["model"]["classes"], config["class_names"] = 3, ("background", "cell", "nucleus")
-    config["class_colours"] = ["black", "#abcdef", "white"]
-    for figures in result["scores"].values():
-        figures["intersection_over_union"] = {"background": 0.8, "cell": 0.6}
-        figures["confusion"] = [[3000, 0, 0], [100, 300, 0], [0, 0, 0]]
+    result = with_config(
+        em_result(["a"]),
+        model=UNet(classes=3),
+        class_names=("background", "cell", "nucleus"),
+        class_colours=("black", "#abcdef", "white"),
+    )
+    confusion = np.array([[3000, 0, 0], [100, 300, 0], [0, 0, 0]])
+    for name, figures in result.scores.items():
+        classes = ClassScores({"background": 0.8, "cell": 0.6}, figures.classes.mean_iou, confusion)
+        result.scores[name] = replace(figures, classes=classes)
     one = picture("a", 60, 60)
     labels = one.labels.copy()
     labels[:30] *= 2
@@ -389,7 +402,7 @@ def test_each_class_has_its_colour_and_row(tmp_path):
 
 def test_sparse_masks_are_scored_without_cells(tmp_path):
     names = ["a", "b"]
-    result = em_result(names) | {"annotated": 0.0523, "sparse": True}
+    result = replace(em_result(names), annotated=0.0523, sparse=True)
     pictures = [picture(name, 60, 60) for name in names]
     text = saved(tmp_path, result, pictures).text
     assert "5.2 % of the pixels of these images are annotated" in text
@@ -399,14 +412,13 @@ def test_sparse_masks_are_scored_without_cells(tmp_path):
     for absent in ("Rand", "rand", "V_info", "SEG ↑", "warping"):
         assert absent not in scores
     assert "split or merged" not in text and "cells annotated, 13 found" not in text
-    result = cell_result(names) | {"annotated": 0.1}  # few cells, but whole ones
+    result = replace(cell_result(names), annotated=0.1)  # few cells, but whole ones
     assert "Sparse annotation" not in saved(tmp_path, result, pictures).text
 
 
 def test_names_are_escaped_and_large_images_shrunk(tmp_path):
     name = '<b>"x" & y</b> $_{ 図.tif'
-    result = em_result([name, "plain"])
-    result["checkpoint"] = "runs/<script>"
+    result = replace(em_result([name, "plain"]), checkpoint=Path("runs/<script>"))
     page = saved(tmp_path, result, [picture(name, 700, 1100), picture("plain", 30, 40)])
     assert name in page.text and "runs/<script>" in page.text
     assert "b" not in [tag for tag, attributes in page.tags if attributes]
@@ -415,15 +427,15 @@ def test_names_are_escaped_and_large_images_shrunk(tmp_path):
 def test_a_failure_leaves_the_former_report(tmp_path):
     file = tmp_path / "report.html"
     file.write_text("before")
-    with pytest.raises(KeyError):
-        save_report(file, {}, [])
+    with pytest.raises(IndexError):
+        save_report(replace(em_result(["a"]), report=file), [])
     assert file.read_text() == "before"
 
 
 def test_same_result_same_file(tmp_path):
     result, pictures = em_result(["a", "b"]), [picture(name, 60, 60) for name in "ab"]
-    save_report(tmp_path / "1.html", copy.deepcopy(result), pictures)
-    save_report(tmp_path / "2.html", result, pictures)
+    save_report(replace(copy.deepcopy(result), report=tmp_path / "1.html"), pictures)
+    save_report(replace(result, report=tmp_path / "2.html"), pictures)
     assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
 
 
@@ -452,12 +464,15 @@ def browser():
 @pytest.mark.skipif(browser() is None, reason="there is no chromium or chrome")
 def test_browser_shows_it_wide_and_narrow_without_complaint(tmp_path):
     names = ["a_name_without_any_space_" * 6, "b"]
-    result = em_result(names)
-    result["folds"] = [
-        {"images": [name], **dict.fromkeys(EM_METRICS, 0.2), "seg": 0.5} for name in names
-    ]
-    result |= {"step": [1, 2], "command": "python " + "x" * 300}
-    save_report(tmp_path / "report.html", result, [picture(name, 90, 120) for name in names])
+    values = {**dict.fromkeys(EM_METRICS, 0.2), "seg": 0.5}
+    result = replace(
+        em_result(names),
+        report=tmp_path / "report.html",
+        folds=[FoldScores([name], values) for name in names],
+        step=[1, 2],
+        command="python " + "x" * 300,
+    )
+    save_report(result, [picture(name, 90, 120) for name in names])
     # A headless window cannot be made as narrow as a telephone, but a frame can.
     (tmp_path / "frames.html").write_text(
         """<iframe src="report.html" style="width: 1400px"></iframe>

@@ -14,7 +14,7 @@ from unet_jax.metrics.scores import (
     em_scores,
     em_values,
 )
-from unet_jax.run.fit import _validation_scores
+from unet_jax.run import validation
 
 
 def example(labels, image=None):
@@ -126,21 +126,20 @@ def test_an_image_of_which_all_is_ignored_is_left_out_of_everything():
 def test_em_errors_equal_the_metrics():
     examples, cell = some_examples()
     scores = em_scores(em_counts(examples, cell))
-    expected = {
-        name: {"value": scores[name].value, "threshold": scores[name].threshold}
-        for name in ("pixel_error", "rand_error")
+    assert em_errors(examples, cell) == {
+        name: scores[name] for name in ("pixel_error", "rand_error")
     }
-    assert em_errors(examples, cell) == expected
     assert em_errors([example(EMPTY)] * 2, [EMPTY + 0.5] * 2) == {}
 
 
-def test_a_validation_split_without_a_cell_has_no_errors():
+def test_a_validation_split_without_a_cell_has_no_errors(monkeypatch):
     split, weights = [example(EMPTY)], [np.ones(EMPTY.shape, np.float32)]
-    probabilities = [np.stack([EMPTY + 0.75, EMPTY + 0.25], axis=-1).astype(np.float32)]
-    scores = _validation_scores(split, probabilities, weights, ["background", "cell"])
+    probability = np.stack([EMPTY + 0.75, EMPTY + 0.25], axis=-1).astype(np.float32)
+    monkeypatch.setattr(validation, "predict_tiled", lambda model, image: probability)
+    scores = validation.validate(None, split, weights, ["background", "cell"]).scores
     assert scores == {"loss": pytest.approx(-np.log(0.75), rel=1e-5), "mean_iou": 1.0}
     sparse = [example(np.where(np.arange(35) < 3, 0, IGNORED) + EMPTY)]
-    assert "rand_error" not in _validation_scores(sparse, probabilities, weights, ["a", "b"])
+    assert "rand_error" not in validation.validate(None, sparse, weights, ["a", "b"]).scores
 
 
 def test_images_of_different_sizes_by_hand():
@@ -154,30 +153,30 @@ def test_images_of_different_sizes_by_hand():
     for e, p in zip(examples, cell, strict=True):
         counts += np.sum((p > 0.5) & (e.labels > 0)), np.sum(p > 0.5), np.sum(e.labels > 0)
     at_half = 1 - 2 * counts[0] / (counts[1] + counts[2])
-    assert em_errors(examples, cell)["pixel_error"]["value"] <= at_half
+    assert em_errors(examples, cell)["pixel_error"].value <= at_half
     assert em_scores(em_counts(examples, cell))["pixel_error"].values[5] == pytest.approx(at_half)
     exact = [e.labels.astype(float) for e in examples]
-    assert em_errors(examples, exact)["pixel_error"]["value"] == 0
-    assert em_errors(examples, exact)["rand_error"]["value"] == 0
+    assert em_errors(examples, exact)["pixel_error"].value == 0
+    assert em_errors(examples, exact)["rand_error"].value == 0
 
 
 def test_ignored_pixels_do_not_count():
     truth = example([[1, 1, 0, IGNORED, IGNORED]])
     good = [np.array([[1.0, 1.0, 0.0, 1.0, 0.0]])]
-    assert em_errors([truth], good)["pixel_error"]["value"] == 0
+    assert em_errors([truth], good)["pixel_error"].value == 0
 
 
 def test_class_scores():
     truth = example([[0, 1, 2, 2, IGNORED]])
     probabilities = np.eye(4)[[0, 1, 1, 2, 0]][None]
     scores = class_scores([truth], [probabilities], ["a", "b", "c", "d"])
-    assert scores["intersection_over_union"] == {"a": 1.0, "b": 0.5, "c": 0.5}
-    assert scores["mean_iou"] == {"value": pytest.approx(2 / 3)}
+    assert scores.intersection_over_union == {"a": 1.0, "b": 0.5, "c": 0.5}
+    assert scores.mean_iou == pytest.approx(2 / 3)
     # Rows are the true classes.
     confusion = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
-    assert scores["confusion"] == confusion
+    assert scores.confusion.tolist() == confusion
     nothing = class_scores([example([[IGNORED]])], [np.ones((1, 1, 2))], ["a", "b"])
-    assert nothing["mean_iou"] == {"value": None} and not nothing["intersection_over_union"]
+    assert nothing.mean_iou is None and not nothing.intersection_over_union
 
 
 def test_baselines_on_a_picture_where_they_are_known():
@@ -188,10 +187,10 @@ def test_baselines_on_a_picture_where_they_are_known():
     dark = example(labels, (200 - labels * 100).astype(np.uint8))
     for picture in (bright, dark):
         found = baselines([picture])
-        assert found["one class everywhere"]["pixel_error"]["value"] == pytest.approx(1 / 3)
-        assert found["blurred grey value"]["pixel_error"]["value"] < 0.01
+        assert found["one class everywhere"]["pixel_error"].value == pytest.approx(1 / 3)
+        assert found["blurred grey value"]["pixel_error"].value < 0.01
     constant = baselines([example(labels)])["blurred grey value"]
-    assert constant["pixel_error"]["value"] == pytest.approx(1 / 3)
+    assert constant["pixel_error"].value == pytest.approx(1 / 3)
 
 
 def test_baselines_take_several_channels():
@@ -199,4 +198,4 @@ def test_baselines_take_several_channels():
     labels[:10] = 1
     image = np.stack([labels * 7.0, labels * 9.0], axis=-1)
     found = baselines([example(labels, image)])
-    assert found["blurred grey value"]["pixel_error"]["value"] < 0.05
+    assert found["blurred grey value"]["pixel_error"].value < 0.05

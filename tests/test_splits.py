@@ -5,6 +5,7 @@ from unet_jax.data import splits
 from unet_jax.data.splits import read_run
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example
+from unet_jax.sources import read_data
 
 REMEDIES = {
     "folder": "annotate more images, or try another config.data.split_seed.",
@@ -29,7 +30,7 @@ def run_of(monkeypatch):
             "test": [example("d", test)],
         }
         monkeypatch.setattr(splits, "read_splits", lambda data, classes: stored)
-        return read_run({"source": source}, 3)
+        return read_run(read_data({"source": source}), 3)
 
     return run_of
 

@@ -9,12 +9,19 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from unet_jax.data import arrays
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.example import IGNORED, Example
-from unet_jax.weight_map import class_weights, two_nearest_cells, weight_map
+from unet_jax.weight_map import (
+    WeightMapSettings,
+    class_weights,
+    two_nearest_cells,
+    weight_map,
+    weight_maps,
+)
 
 NO_CLASS_WEIGHT = np.zeros(2, np.float32)
+
+pytestmark = pytest.mark.usefixtures("strict")
 
 
 def separation_by_brute_force(instances, w0=10.0, sigma=5.0):
@@ -27,7 +34,7 @@ def separation_by_brute_force(instances, w0=10.0, sigma=5.0):
 
 def separation(instances, **settings):
     labels = (instances > 0).astype(np.int32)
-    return np.asarray(weight_map(labels, instances, NO_CLASS_WEIGHT, **settings))
+    return np.asarray(weight_map(labels, instances, NO_CLASS_WEIGHT, WeightMapSettings(**settings)))
 
 
 def assert_equals_brute_force(instances, **settings):
@@ -100,7 +107,7 @@ def test_plain_jitted_and_vmapped_agree():
 
 def test_images_of_any_sizes_are_weighed_by_one_compilation(caplog):
     """In blocks, which see the cells of their neighbours: bit for bit as the image in one piece."""
-    settings = dict(w0=10.0, sigma=2.3)  # of no other test
+    settings = WeightMapSettings(sigma=2.3)  # of no other test
     examples = []
     for height, width in ((1, 1), (40, 127), (128, 128), (129, 300), (257, 50)):
         _, cells = synthetic_em(height, height=height, width=width)
@@ -108,10 +115,10 @@ def test_images_of_any_sizes_are_weighed_by_one_compilation(caplog):
         labels[:3, :3] = IGNORED
         examples.append(Example("", cells, labels, cells))
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        weights = arrays.weight_maps(examples, np.float32([2, 0.5]), **settings)
+        weights = weight_maps(examples, np.float32([2, 0.5]), settings)
     compiled = [r for r in caplog.messages if re.match(r"Compiling (jit\()?weight_map\b", r)]
     assert len(compiled) == 1
-    whole = jax.jit(partial(weight_map, **settings))
+    whole = jax.jit(partial(weight_map, settings=settings))
     for example, found in zip(examples, weights, strict=True):
         expected = whole(example.labels, example.instances, np.float32([2, 0.5]))
         assert found.dtype == np.float32 and np.array_equal(found, expected)

@@ -7,6 +7,8 @@ from .configuration import TrainSettings as TrainSettings
 from .data.folder import read_images as read_images
 from .errors import InputError as InputError
 from .errors import RunFailed as RunFailed
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.instance_tuning import tune_instances as tune_instances
 from .example import Example as Example
 from .instances import InstanceSettings as InstanceSettings
 from .instances import find_cells as find_cells
@@ -17,6 +19,10 @@ from .network import UNet as UNet
 from .optimiser import OptimiserSettings as OptimiserSettings
 from .optimiser import sgd as sgd
 from .overlap_tile import predict_tiled as predict_tiled
+from .prediction.predict_files import predict_files as predict_files
+from .run.fit import cross_validate as cross_validate
+from .run.fit import fit as fit
+from .run.preview import preview as preview
 from .train_step import TrainState as TrainState
 from .train_step import create_train_state as create_train_state
 from .train_step import make_train_step as make_train_step

@@ -156,13 +156,13 @@ def tile_coordinates(
 def _origin(shift_key, size, places, tile_side, context, shift):
     """Where in the image the first row and column of a tile lie that is not turned."""
     # Whole pixels, so that a shift alone does not blur.
-    unmoved, room = (size - tile_side) // 2, size
+    unmoved, room = (size - tile_side) // 2, jnp.float32(size)
     if places is not None:
         place = jax.random.choice(jax.random.fold_in(shift_key, 1), places)
         # So near that it lies within the output at any angle.
         unmoved, room = place - tile_side // 2, 2 * int((tile_side - 2 * context) / math.sqrt(8))
     moved = jnp.round(shift * room * jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5))
-    return unmoved + moved
+    return jnp.float32(unmoved) + moved
 
 
 def reached_side(tile_side: int, settings: AugmentationSettings) -> int:
@@ -204,8 +204,8 @@ def part_corner(
     centre = origin + (tile_side - 1) / 2
     # Mirrored pixels are no further from the mirrored centre than they were from the centre.
     centre = jnp.floor(mirrored(centre, size)).astype(jnp.int32)
-    part = jnp.array(part)
-    return jnp.clip(centre - part // 2, 0, jnp.maximum(size - part, 0))
+    sides = jnp.array(part)
+    return jnp.clip(centre - sides // 2, 0, jnp.maximum(size - sides, 0))
 
 
 def elastic_displacement(key: jax.Array, tile_side: int, strength: float) -> jax.Array:
@@ -228,14 +228,19 @@ def elastic_displacement(key: jax.Array, tile_side: int, strength: float) -> jax
 
 def mirrored(coordinates: jax.Array, size: jax.Array) -> jax.Array:
     """Coordinates in pixels mirrored into [0, size - 1], without repeating the edge."""
-    period = jnp.maximum(2 * (size - 1), 1)
+    last = jnp.asarray(size - 1, coordinates.dtype)
+    period = jnp.maximum(2 * last, 1)
     coordinates = jnp.mod(coordinates, period)
-    return jnp.minimum(jnp.minimum(coordinates, period - coordinates), size - 1)
+    return jnp.minimum(jnp.minimum(coordinates, period - coordinates), last)
 
 
 def sample(array: jax.Array, coordinates: jax.Array, *, order: int) -> jax.Array:
     """[H, W] at float32 [2, h, w] coordinates inside of it; order 0 nearest, 1 linear."""
-    return map_coordinates(array, list(coordinates), order=order, mode="nearest")
+    if order == 1:
+        return map_coordinates(array, list(coordinates), order=1, mode="nearest")
+    # Not by `map_coordinates`, which makes floats of labels in between.
+    y, x = jax.lax.round(coordinates).astype(jnp.int32)
+    return jnp.asarray(array)[y.clip(0, array.shape[0] - 1), x.clip(0, array.shape[1] - 1)]
 
 
 def vary_grey_values(

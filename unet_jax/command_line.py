@@ -1,12 +1,13 @@
 """What the command line programs share: flags, what is printed, and the exit status."""
 
 import contextlib
+import io
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import pooch
@@ -47,8 +48,8 @@ def run(main: Callable[[], Outcome]) -> None:
     logging.getLogger("unet_jax").setLevel(logging.INFO)
     # A console may have no letter for what a file is called; it is no error to print it.
     with contextlib.suppress(AttributeError):  # of a notebook
-        sys.stdout.reconfigure(errors="replace")
-    if not jax.config.jax_compilation_cache_dir:
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
+    if not jax.config.values["jax_compilation_cache_dir"]:
         # The second start takes a third of the first one's time.
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("unet_jax") / "compiled"))
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -82,7 +83,7 @@ def run(main: Callable[[], Outcome]) -> None:
             print(text, end="\n" if text else "")
         for problem in problems:
             _say(problem)
-        status = status or bool(problems)
+        status = status or int(bool(problems))
     except InputError as error:
         for problem in error.args:
             _say(problem)

@@ -1,15 +1,16 @@
 """All settings of a training run in one; the page of values is `docs/configuration.md`."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from unet_jax.augmentation import AugmentationSettings
-from unet_jax.data.sources import Data, Isbi2012, read_data
 from unet_jax.errors import InputError, Problems
 from unet_jax.network import UNet, valid_input_sides
 from unet_jax.optimiser import OptimiserSettings
 from unet_jax.settings import as_dict, check, read, setting
+from unet_jax.sources import Data, Isbi2012, read_data
 from unet_jax.weight_map import WeightMapSettings
 
 
@@ -115,22 +116,29 @@ class Configuration:
         if problems:
             raise InputError(*problems)
 
+    def to_json(self) -> dict[str, Any]:
+        """All values as JSON has them, with lists for tuples."""
+        return json.loads(json.dumps(self.to_dict()))
+
     def to_dict(self) -> dict[str, Any]:
         """All values, as `read_configuration` takes them."""
         return {n: as_dict(p) if is_dataclass(p) else p for n, p in vars(self).items()}
 
 
-def read_configuration(values: Mapping[str, Any]) -> Configuration:
+def read_configuration(values: Mapping[str, Any] | Configuration) -> Configuration:
     """The configuration that a `configs/*.py` gives, or that was saved; the rest is as by default.
 
     Raises:
       InputError: a line for each key that is not known, and each value that makes no sense.
     """
+    if isinstance(values, Configuration):
+        return values
     texts = ("class_names", "class_colours")
     unknown = [key for key in values if key not in (*_PARTS, *texts, "data")]
     if unknown:
         raise InputError(*(f"config.{key} is not known; see configs/em.py." for key in unknown))
-    problems, parts = Problems(), {}
+    problems = Problems()
+    parts: dict[str, Any] = {}
     for name, kind in _PARTS.items():
         with problems.collected():
             parts[name] = read(kind, values.get(name, {}), f"config.{name}")
@@ -148,8 +156,10 @@ def _are_texts(value) -> bool:
 
 
 def _are_colours(value) -> bool:
-    if value == ():
+    if not _are_texts(value):
+        return False
+    if not value:
         return True
     from matplotlib.colors import is_color_like  # slow to load
 
-    return _are_texts(value) and all(map(is_color_like, value))
+    return all(map(is_color_like, value))

@@ -76,14 +76,16 @@ def annotated_images(examples: Sequence[Example], weights: Sequence[np.ndarray])
     if is_sparse(examples):
         annotated = [np.argwhere(e.labels != IGNORED).astype(np.int32) for e in examples]
         places = np.stack([np.random.default_rng(0).choice(at, _PLACES) for at in annotated])
-    labels = np.concatenate([e.labels.ravel() for e in examples])
-    weights = np.concatenate([w.ravel() for w in weights])
-    arrays = pixels, labels, weights
+    arrays = [
+        pixels,
+        np.concatenate([e.labels.ravel() for e in examples]),
+        np.concatenate([w.ravel() for w in weights]),
+    ]
+    fits = sum(a.nbytes for a in arrays) <= device_memory_bytes() // 2
     # JAX counts pixels in 32 bits.
-    if sum(a.nbytes for a in arrays) <= device_memory_bytes() // 2 and ends[-1] < 2**31:
-        arrays = jax.device_put(arrays)
+    image, labels, weight = jax.device_put(arrays) if fits and ends[-1] < 2**31 else arrays
     sizes = np.array([e.labels.shape for e in examples], np.int32)
-    return AnnotatedImages(*arrays, sizes, first, places)
+    return AnnotatedImages(image, labels, weight, sizes, first, places)
 
 
 def batches(
@@ -179,7 +181,9 @@ _compiled_parts = jax.jit(_parts, static_argnames=("height", "width"))
 
 @partial(jax.jit, static_argnames=("settings", "part", "tile_side", "context"))
 def _corners(keys, sizes, places, settings, **options):
-    corner = partial(part_corner, settings=settings, **options)
+    def corner(key, size, places):
+        return part_corner(key, size, places, settings, **options)
+
     return jax.vmap(corner)(keys, sizes, places)
 
 

@@ -20,7 +20,7 @@ def device_memory_bytes() -> int:
 def cpu_cores() -> int:
     """As many as this process may use."""
     # It may be confined to some of them; macOS and Windows do not tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:

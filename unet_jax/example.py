@@ -42,14 +42,14 @@ def sha256(example: Example) -> str:
     digest = hashlib.sha256()
     for array in (example.image, example.labels, example.instances):
         digest.update(f"{array.shape} {array.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def image_sha256(image: np.ndarray) -> str:
     """The digest of an image's pixels, with its shape and dtype: known again by nothing else."""
     digest = hashlib.sha256(f"{image.shape} {image.dtype.str}".encode())
-    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The pictures that training and evaluation write."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ _NAME_SHOWN = 30  # characters that fit beside a picture
 
 def save_examples(
     file: Path,
-    examples: list[Example],
-    probabilities: list[np.ndarray],
-    description: Mapping[str, Any],
+    examples: Sequence[Example],
+    probabilities: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    colours: np.ndarray,
     *,
     threshold: float = 0.5,
 ) -> None:
@@ -47,17 +48,17 @@ def save_examples(
       file: PNG to write.
       examples: at least one.
       probabilities: float [H, W, classes] for each.
-      description: the checkpoint's, for the classes' names and colours.
+      class_names: by class.
+      colours: of the classes, see `class_colours`.
       threshold: of the probability of cell, 1 - p(class 0), for the last column of two classes.
     """
-    colours = class_colours(description)
     several = len(colours) > 2
     figure = Figure(figsize=(13, 3.4 * len(examples)), layout="constrained")
     rows = figure.subplots(len(examples), 4, squeeze=False)
     titles = ["image", "truth", "probability of cell", "errors: red splits, blue merges"]
     if several:
         titles[2:] = ["most probable class", "red: another class than in truth"]
-        _add_legend(figure, description["class_names"], colours)
+        _add_legend(figure, class_names, colours)
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title)
     for axes, example, probability in zip(rows, examples, probabilities, strict=True):
@@ -82,7 +83,7 @@ def save_examples(
         figure.savefig(unfinished, dpi=110)
 
 
-def _add_legend(figure, names, colours):
+def _add_legend(figure: Figure, names: Sequence[str], colours: np.ndarray) -> None:
     # The space is for names that begin with an underscore, which matplotlib would leave out.
     patches = [
         Patch(facecolor=colour / 255, edgecolor="grey", label=f" {name[:_NAME_SHOWN]}")
@@ -138,9 +139,9 @@ def draw_validation_errors(axes: Axes, rows: list[dict[str, Any]]) -> None:
         ("rand_error", "Rand error"),
         ("mean_iou", "1 − mean IoU"),
     ):
-        values = [row["validation"].get(name, np.nan) for row in validation]
+        values = np.array([row["validation"].get(name, np.nan) for row in validation])
         if not np.isnan(values).all():
-            values = 1 - np.array(values) if name == "mean_iou" else values
+            values = 1 - values if name == "mean_iou" else values
             axes.plot(steps, values, "o-", label=label)
     axes.set(xlabel="step", ylim=(0, None), title="validation errors")
     axes.legend()
@@ -202,21 +203,20 @@ def class_error_picture(labels: np.ndarray, found: np.ndarray) -> np.ndarray:
     return colours[np.where(labels == IGNORED, 2, labels != found)]
 
 
-def class_colours(description: Mapping[str, Any]) -> np.ndarray:
-    """The colours of the classes in all pictures: those of the configuration, or the usual ones.
+def class_colours(classes: int, colours: Sequence[str] = ()) -> np.ndarray:
+    """The colours of the classes in all pictures: those given, or the usual ones.
 
     The usual ones are black for the background, white for a single other class.
 
     Args:
-      description: the checkpoint's, see `model.Model`.
+      classes: number of them.
+      colours: one for each, as Matplotlib takes them.
 
     Returns:
       uint8 [classes, 3].
     """
-    config = description.get("config", description)  # without one there is the network's part
-    if config.get("class_colours"):  # older checkpoints know nothing of them
-        return _rgb(*config["class_colours"])
-    classes = config["model"]["classes"]
+    if colours:
+        return _rgb(*colours)
     return np.vstack([_rgb("black"), _palette(classes - 1) if classes > 2 else _rgb("white")])
 
 
@@ -293,7 +293,7 @@ def grey_values(image: np.ndarray) -> np.ndarray:
     return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
-def _edges(array):
+def _edges(array: np.ndarray) -> np.ndarray:
     """bool [H, W]: a pixel beside it differs."""
     cross = ndimage.generate_binary_structure(2, 1)
     return ndimage.maximum_filter(array, footprint=cross) != ndimage.minimum_filter(
@@ -301,7 +301,7 @@ def _edges(array):
     )
 
 
-def _palette(count):
+def _palette(count: int) -> np.ndarray:
     """uint8 [count, 3] colours of which neighbours differ."""
     k = np.arange(count)
     hue = 0.618034 * k % 1
@@ -311,6 +311,6 @@ def _palette(count):
     return np.round(255 * colours).astype(np.uint8)
 
 
-def _rgb(*colours):
+def _rgb(*colours: str) -> np.ndarray:
     """uint8 [len(colours), 3]."""
     return np.round(255 * np.array([to_rgb(colour) for colour in colours])).astype(np.uint8)

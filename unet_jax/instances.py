@@ -1,20 +1,15 @@
 """From the probability of cell to single cells."""
 
-import json
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.errors import InputError, one_line
-from unet_jax.files.untrusted import read_small
-
-#: Where `eval.py --tune` keeps what it has chosen, in the run's folder.
-SETTINGS = "instances.json"
+from unet_jax.settings import check, setting
 
 
-class InstanceSettings(NamedTuple):
+@dataclass(frozen=True)
+class InstanceSettings:
     """What `find_cells` goes by; all in pixels of the image, but for the threshold.
 
     Attributes:
@@ -25,28 +20,15 @@ class InstanceSettings(NamedTuple):
       border: how far a cell grows back over the background that separates it from others.
     """
 
-    threshold: float = 0.5
-    largest_hole: int = 20
-    neck: float = 0.0
-    smallest_cell: int = 20
-    border: float = 0.0
+    threshold: float = setting(0.5, at_least=0, at_most=1)
+    largest_hole: int = setting(20, at_least=0)
+    neck: float = setting(0.0, at_least=0)
+    smallest_cell: int = setting(20, at_least=0)
+    border: float = setting(0.0, at_least=0)
 
-
-def read_settings(workdir: Path) -> tuple[InstanceSettings, bool]:
-    """What `eval.py --tune` has chosen for a run, or else the defaults; and whether it has.
-
-    Raises:
-      InputError: what is there is damaged.
-    """
-    file = workdir / SETTINGS
-    try:
-        record = json.loads(read_small(file))
-        values = [float(record[name]) for name in InstanceSettings._fields]
-    except FileNotFoundError:
-        return InstanceSettings(), False
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(f"{file}: is damaged ({one_line(error)}); run --tune again.") from None
-    return InstanceSettings(*values), True
+    def __post_init__(self):
+        """Raises InputError for a value that makes no sense."""
+        check(self)
 
 
 def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarray:
@@ -69,7 +51,13 @@ def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarra
             f"Probabilities must lie in [0, 1], not from {probability.min()} to "
             f"{probability.max()}."
         )
-    cells, distance = growing_cells(probability, *settings[:-1])
+    cells, distance = growing_cells(
+        probability,
+        settings.threshold,
+        settings.largest_hole,
+        settings.neck,
+        settings.smallest_cell,
+    )
     return np.where(distance <= settings.neck + settings.border, cells, 0)
 
 

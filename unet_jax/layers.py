@@ -111,7 +111,7 @@ def _nine_products(x, kernel):
     """Of a single channel. They compile to one loop, ten times as fast as a sum over channels."""
     height, width = x.shape[1] - 2, x.shape[2] - 2
     taps = [(i, j) for i in range(3) for j in range(3)]
-    return sum(x[:, i : i + height, j : j + width] * kernel[i, j] for i, j in taps)
+    return sum(x[:, i : i + height, j : j + width] * kernel[i : i + 1, j : j + 1] for i, j in taps)
 
 
 def _backward(inputs, gradient):

@@ -92,8 +92,9 @@ def train(
     )
     first = int(state.step) + 1
     numbers = itertools.count(first) if last is None else range(first, last + 1)
-    key = training_key(settings)
-    draws = (draw(key, number, len(examples), settings) for number in numbers)
+    key, count = training_key(settings), len(examples)
+    # It must not hold the examples: their memory is free once the images are there.
+    draws = (draw(key, number, count, settings) for number in numbers)
     steps = batches(images, draws, configuration.augmentation, **geometry)
     return _steps(state, steps, train_step, network)
 

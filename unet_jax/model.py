@@ -1,6 +1,6 @@
 """A trained network with all that prediction needs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
+from unet_jax.record import Record
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Model:
       channels: channels of the images it was trained on.
       scale: of the images that the network sees: 0.5 = half the resolution.
       percentiles: of the grey value normalisation, see `unet_jax.normalisation`.
-      description: the checkpoint's record: `step`, `config`, `class_names`, `versions`, ...
+      record: what the checkpoint says of its run; None for a model that was made in memory.
     """
 
     network: UNet
@@ -28,7 +29,20 @@ class Model:
     channels: int
     scale: float = 1.0
     percentiles: tuple[float, float] = PERCENTILES
-    description: dict[str, Any] = field(default_factory=dict)
+    record: Record | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By class, the background first."""
+        if self.record and self.record.training:
+            return self.record.training.config.class_names
+        return tuple(f"class {label}" for label in range(self.network.classes))
+
+    @property
+    def class_colours(self) -> tuple[str, ...]:
+        """Of pictures, by class; () = the usual ones."""
+        training = self.record and self.record.training
+        return training.config.class_colours if training else ()
 
     @classmethod
     def of(cls, network: UNet, params: Any) -> "Model":

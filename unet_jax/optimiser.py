@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import optax
 
+from unet_jax.errors import InputError
 from unet_jax.settings import check, setting
 
 
@@ -46,7 +47,12 @@ def sgd(
       settings: see there.
       steps: of the whole run, more than warmup_steps; None where its end is not known: the ratio
         then stays at its peak.
+
+    Raises:
+      InputError: the warm-up would take all steps.
     """
+    if steps is not None and steps <= settings.warmup_steps:
+        raise InputError(f"warmup_steps must be below {steps} steps, not {settings.warmup_steps}.")
     warmup, peak = settings.warmup_steps, settings.peak_learning_rate
     nominal = (
         optax.warmup_constant_schedule(0.0, peak, warmup)

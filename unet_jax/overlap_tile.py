@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -134,7 +134,7 @@ def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, out
     tiles, count = _tiles(image, output, averaging, side, model.network.depth)
     predict = tile_probabilities(model.network)
     progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
-    ahead = None
+    before = None
     for batch in _batched(progress, batch_size):
         # The last batch is filled up, so that there is one compilation for each tile side.
         inputs = np.zeros((batch_size, side, side, model.channels), np.float32)
@@ -142,15 +142,16 @@ def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, out
             inputs[i] = normalise(tile, *statistics)
         # The device computes while the host writes what came before.
         probabilities = predict(model.params, inputs)
-        if ahead:
-            _write(*ahead)
-        ahead = batch, probabilities
-    _write(*ahead)
+        if before:
+            _write(*before)
+        before = batch, probabilities
+    if before:
+        _write(*before)
     np.clip(output, 0, 1, out=output)  # averages may exceed 1 by rounding
 
 
 @functools.cache
-def tile_probabilities(network: UNet) -> Callable[[Any, jax.Array], jax.Array]:
+def tile_probabilities(network: UNet) -> Callable[[Any, jax.Array | np.ndarray], jax.Array]:
     """The compiled predict(params, tiles [N, side, side, C]) -> probabilities, float32.
 
     Soft-max of the network's output for normalised tiles, and its mean over the ensemble, which is
@@ -158,8 +159,10 @@ def tile_probabilities(network: UNet) -> Callable[[Any, jax.Array], jax.Array]:
     """
 
     def predict(params, tiles):
-        members = jax.lax.map(lambda p: jax.nn.softmax(network.apply({"params": p}, tiles)), params)
-        return members.mean(0)
+        def member(p):
+            return jax.nn.softmax(cast(jax.Array, network.apply({"params": p}, tiles)))
+
+        return jax.lax.map(member, params).mean(0)
 
     return jax.jit(predict, compiler_options=compiler_options())
 
@@ -314,8 +317,8 @@ def _upright_tiles(image, output, weight, step, side, depth) -> Iterator[_Tile]:
 
 def _rotated_origins(height, width, angle, step, depth):
     """Origins of the tiles that cover the image turned by `angle` about its centre."""
-    corners = [(y, x) for y in (0, height - 1) for x in (0, width - 1)]
-    y, x = _turned(*np.array(corners, float).T, -angle, height, width)
+    corners = np.array([(y, x) for y in (0, height - 1) for x in (0, width - 1)], float)
+    y, x = _turned(corners[:, 0], corners[:, 1], -angle, height, width)
     grid = 2 ** (depth - 1)
 
     def starts(low, high):
@@ -342,10 +345,8 @@ def _rotated_tiles(image, output, angle, origins, step, side, depth) -> Iterator
         def write(probabilities, top=top, left=left):
             # The pixels of the image that lie in the turned tile, each in one tile only.
             ends = np.array([(a, b) for a in (top, top + step) for b in (left, left + step)], float)
-            y, x = _turned(*ends.T, angle, height, width)
-            rows = slice(max(math.floor(y.min()), 0), max(math.ceil(y.max()) + 1, 0))
-            columns = slice(max(math.floor(x.min()), 0), max(math.ceil(x.max()) + 1, 0))
-            rows, columns = np.arange(height)[rows], np.arange(width)[columns]
+            y, x = _turned(ends[:, 0], ends[:, 1], angle, height, width)
+            rows, columns = _within(y, height), _within(x, width)
             y, x = _turned(rows[:, None], columns[None, :], -angle, height, width)
             y, x = y - top, x - left
             inside = (y >= 0) & (y < step) & (x >= 0) & (x < step)
@@ -356,6 +357,12 @@ def _rotated_tiles(image, output, angle, origins, step, side, depth) -> Iterator
             output[rows[:, None], columns[None, :]] = target
 
         yield tile, write
+
+
+def _within(coordinates, size):
+    """The pixels of a line that lie between the least and the largest coordinate."""
+    first, last = math.floor(coordinates.min()), math.ceil(coordinates.max())
+    return np.arange(size)[max(first, 0) : max(last + 1, 0)]
 
 
 def _turned(y, x, angle, height, width):

@@ -14,7 +14,12 @@ from unet_jax.errors import InputError
 
 Settings = TypeVar("Settings")
 
-_TYPES = {int: "a whole number", float: "finite and a number", bool: "True or False", str: "a text"}
+_TYPES: dict[Any, str] = {
+    int: "a whole number",
+    float: "finite and a number",
+    bool: "True or False",
+    str: "a text",
+}
 _BOUNDS = {
     "at_least": ("at least", lambda value, bound: value >= bound),
     "above": ("above", lambda value, bound: value > bound),

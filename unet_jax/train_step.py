@@ -1,8 +1,8 @@
 """Training of the paper (Sect. 3): one compiled step from the images to the updated network."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, cast
 
 import flax
 import jax
@@ -71,11 +71,11 @@ def make_train_step(
         def loss(params):
             if freeze_contracting_path:
                 params |= jax.lax.stop_gradient(contracting_path(params))
-            logits = network.apply(
-                {"params": params}, tiles.image, train=True, rngs={"dropout": dropout_key}
-            )
+            rngs = {"dropout": dropout_key}
+            logits = network.apply({"params": params}, tiles.image, train=True, rngs=rngs)
+            entropies = jax.vmap(weighted_cross_entropy)
             return mean_over_pixels(
-                *jax.vmap(weighted_cross_entropy)(logits, tiles.labels, tiles.weights)
+                *entropies(cast(jax.Array, logits), tiles.labels, tiles.weights)
             )
 
         value, gradient = jax.value_and_grad(loss)(state.params)
@@ -96,4 +96,12 @@ def _on_auto_axes(function):
     """The function with replicated results in a mesh whose axes are Explicit, JAX's default."""
     if not hasattr(jax.sharding, "auto_axes"):  # an older JAX, which has no such axes
         return function
-    return jax.sharding.auto_axes(function, out_sharding=jax.sharding.PartitionSpec())
+    replicated = jax.sharding.auto_axes(function, out_sharding=jax.sharding.PartitionSpec())
+
+    @wraps(function)
+    def in_any_mesh(*arguments):
+        # JAX 0.7 and 0.8 refuse `auto_axes` outside of a mesh.
+        outside = jax.sharding.get_abstract_mesh().empty
+        return (function if outside else replicated)(*arguments)
+
+    return in_any_mesh

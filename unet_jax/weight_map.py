@@ -44,7 +44,7 @@ def class_weights(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
     Returns:
       float32 [classes]; 0, with a notice, for a class that does not occur.
     """
-    pixels = sum(np.bincount(a[a != IGNORED], minlength=classes) for a in labels)
+    pixels = np.sum([np.bincount(a[a != IGNORED], minlength=classes) for a in labels], axis=0)
     for absent in np.flatnonzero(pixels == 0):
         logger.warning("Class %d does not occur in the training labels: its weight is 0.", absent)
     weights = pixels.sum() / (classes * np.maximum(pixels, 1))

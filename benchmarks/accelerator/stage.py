@@ -36,7 +36,7 @@ _HELA_SCORES = "python eval.py --checkpoint=RUNS/hela --averaging=none --averagi
 _TESTS = "XLA_PYTHON_CLIENT_PREALLOCATE=false python -m pytest -q -n 6 --dist loadfile" + "".join(
     f" tests/test_{name}.py"
     for name in (
-        *("layers", "loss", "network", "training", "augmentation", "overlap_tile", "weight_map"),
+        *("layers", "loss", "network", "train_step", "augmentation", "overlap_tile", "weight_map"),
         *("torch_parity", "fit", "checkpoint", "evaluate", "predict_files", "benchmarks"),
     )
 )

@@ -31,7 +31,7 @@ from tests.test_image_files import png_bytes, png_of_header, tiff_bytes, with_ta
 from unet_jax import load, predict_tiled, read_images
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
-from unet_jax.files import images as image_files
+from unet_jax.files import decoding
 from unet_jax.run.log import read_log
 
 HEIGHT, WIDTH = 40, 48
@@ -306,7 +306,7 @@ def test_colour_is_taken_by_a_network_for_colour(folder):
 # Row: 8, 16, 32 bit, float.
 def test_the_range_of_grey_values_is_that_of_the_whole_image(trained, folder):
     model = load(trained)
-    assert list(model.percentiles) == model.description["percentiles"] == [1, 99]
+    assert model.percentiles == model.record.percentiles == (1, 99)
     picture = np.tile(PICTURE.astype(float), (3, 3))
     picture[:, WIDTH:] /= 8  # a tile on its own would be brightened
     expected = predict_tiled(model, picture)
@@ -492,7 +492,7 @@ def test_images_of_any_size(arguments, trained, folder):
 
 # Row: larger than memory.
 def test_files_beyond_the_budget(refusals, folder, monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 10_000)
     file = folder / "images" / "c.tif"
     tifffile.imwrite(file, np.zeros((101, 100), np.uint8))
     says = "declares 10,100 bytes of pixels, expected at most 10,000"

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import faulthandler
 import functools
+import importlib
 import io
 import itertools
 import json
@@ -16,6 +17,7 @@ import math
 import os
 import re
 import struct
+import subprocess
 import sys
 import time
 import warnings
@@ -30,6 +32,7 @@ import tifffile
 from tests.reliability.conftest import peak_bytes
 from unet_jax.errors import InputError
 from unet_jax.files.images import read_image, read_mask
+from unet_jax.files.tiff_pages import LZW_IS_UNSAFE
 
 SEED = int(os.environ.get("UNET_JAX_FUZZ_SEED", "0"))
 MAX_SECONDS = 10  # for one file
@@ -322,11 +325,12 @@ def read_mutated_files(kind, count, seed, folder):
     logging.basicConfig(level=logging.DEBUG)  # whatever a library logs is printed
     logging.getLogger("unet_jax").propagate = False
     logging.getLogger("unet_jax").addHandler(logging.NullHandler())
-    np.empty = never_empty
     rng = np.random.default_rng(seed)
     path = folder / "file"
     path.write_bytes(tiff_of(np.zeros((9, 9), np.uint8), compression="lzw"))
-    read_or_refused(path)  # loads Numba
+    assert not isinstance(read_or_refused(path), str)  # loads Numba
+    importlib.import_module("numpy.ma")  # which cannot be loaded any more
+    np.empty = never_empty
     start = peak_bytes()
     with (folder / "results.jsonl").open("w") as results:
         for index in range(count):
@@ -476,18 +480,37 @@ def test_tags_that_cannot_be_are_refused(tmp_path, tile, tags, reason):
 )
 def test_lzw_codes_that_lead_to_memory_never_written_are_refused(tmp_path, codes, pixels, is_old):
     """They ended the process."""
-    bits = "".join(f"{code:09b}" for code in (reversed(codes) if is_old else codes))
-    if is_old:
-        strip = int(bits, 2).to_bytes(7, "little")
-    else:
-        strip = int(bits.ljust(56, "0"), 2).to_bytes(7, "big")
+    strip = lzw_of(codes, is_old)
     tiff = tiff_of(iter([strip]), shape=(1, 4), dtype=np.uint8, compression="lzw")
     (tmp_path / "file").write_bytes(tiff)
     found = read_or_refused(tmp_path / "file")
     if pixels:
         assert found.ravel().tolist() == pixels
-    else:
+    elif LZW_IS_UNSAFE:
         assert found == "page 0 cannot be decoded, its LZW data is damaged"
+    else:
+        assert found.startswith("cannot be decoded, is damaged (")
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_lzw_data_is_looked_through_just_where_the_decoder_needs_it(is_old):
+    """If not, `LZW_IS_UNSAFE` names a wrong version."""
+    script = "import imagecodecs, sys; imagecodecs.lzw_decode(bytes.fromhex(sys.argv[1]))"
+    strip = lzw_of([256, 300, 7, 8, 9, 257], is_old).hex()
+    run = subprocess.run([sys.executable, "-c", script, strip], capture_output=True, text=True)
+    assert ("returned IMCD_LZW_CORRUPT" in run.stderr) != LZW_IS_UNSAFE, (
+        run.returncode,
+        run.stderr,
+    )
+
+
+def lzw_of(codes, is_old):
+    """LZW data of up to 253 codes."""
+    bits = "".join(f"{code:09b}" for code in (reversed(codes) if is_old else codes))
+    length = -(-len(bits) // 8)
+    if is_old:
+        return int(bits, 2).to_bytes(length, "little")
+    return int(bits.ljust(8 * length, "0"), 2).to_bytes(length, "big")
 
 
 def test_refused_png_gives_everything_back(tmp_path):

@@ -1,23 +1,26 @@
 """The numerical guard: a step that is not finite stops the run and can be replayed."""
 
 import json
+import logging
 
 import jax
 import numpy as np
 import pytest
-from unet_jax.data.arrays import batch_indices, take, training_arrays, weight_maps
 
+from tests.test_checkpoint import a_record, a_state
 from unet_jax import checkpoint
+from unet_jax.configuration import read_configuration
+from unet_jax.crops import Draw, annotated_images, batch_indices, take
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example, separated
-from unet_jax.network import UNet, context
-from unet_jax.optimiser import create_optimiser
+from unet_jax.network import context
+from unet_jax.optimiser import sgd
 from unet_jax.run.fit import fit
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import read_log
 from unet_jax.train_step import create_train_state, make_train_step, tile_keys
-from unet_jax.weight_map import class_weights
+from unet_jax.weight_map import class_weights, weight_maps
 
 
 @pytest.fixture
@@ -41,34 +44,28 @@ def test_the_step_that_failed_is_named_recorded_and_replayed(failing_config, tmp
     assert [row["step"] for row in read_log(workdir / "log.jsonl")] == list(range(1, step))
 
     # The batches before it are those of its seed, and its own is what was recorded.
-    examples = [separated(e) for e in read_splits(config.data, 2)["train"]]
+    settings = read_configuration(config)
+    network, tile_side = settings.model, settings.train.tile_side
+    examples = [separated(e) for e in read_splits(settings.data, 2)["train"]]
     weights = class_weights([e.labels for e in examples], 2)
-    dataset = training_arrays(examples, weight_maps(examples, weights, **config.weight_map))
-    tiles = dict(
-        tile_side=config.train.tile_side,
-        context=context(config.model.depth),
-        augmentation=config.augmentation.to_dict(),
-    )
-    network = UNet(**config.model)
-    optimiser, _ = create_optimiser(steps=config.train.steps, **config.optimiser)
+    images = annotated_images(examples, weight_maps(examples, weights, settings.weight_map))
+    tiles = dict(settings=settings.augmentation, tile_side=tile_side, context=context(2))
+    optimiser = sgd(settings.optimiser, steps=settings.train.steps)
     initial_key, training_key = jax.random.split(jax.random.key(record["seed"]))
     state = create_train_state(initial_key, network, optimiser, 1)
     train_step = make_train_step(
-        network,
-        optimiser,
-        tile_side=config.train.tile_side,
-        augmentation=config.augmentation.to_dict(),
+        network, optimiser, tile_side=tile_side, augmentation=settings.augmentation
     )
     for before in range(1, step):
         indices = batch_indices(before - 1, len(examples), 1, record["seed"])
         key = jax.random.fold_in(training_key, before)
-        batch = take(dataset, indices, tile_keys(key, 1), **tiles)
+        batch = take(images, indices, tile_keys(key, 1), **tiles)
         state, metrics = train_step(state, batch, key)
         assert np.isfinite(metrics["loss"])
     names = [e.name for e in examples]
     indices = np.array([names.index(name) for name in record["examples"]])
     key = jax.random.wrap_key_data(np.array(record["key"], np.uint32))
-    batch = take(dataset, indices, tile_keys(key, 1), **tiles)
+    batch = take(images, indices, tile_keys(key, 1), **tiles)
     _, metrics = train_step(state, batch, key)
     assert {name: str(float(metrics[name])) for name in ("loss", "gradient_norm")} == {
         name: record[name] for name in ("loss", "gradient_norm")
@@ -76,8 +73,9 @@ def test_the_step_that_failed_is_named_recorded_and_replayed(failing_config, tmp
 
 
 def test_the_same_command_meets_the_same_failure_after_the_last_good_step(
-    failing_config, tmp_path, capsys
+    failing_config, tmp_path, caplog
 ):
+    caplog.set_level(logging.INFO, "unet_jax")
     config, workdir = failing_config, tmp_path / "run"
     # The first step, whose learning rate is 0, is good.
     config.train.validate_every = 1
@@ -87,15 +85,16 @@ def test_the_same_command_meets_the_same_failure_after_the_last_good_step(
             fit(config, workdir)
         errors.append(str(end.value))
     assert errors[0] == errors[1]
-    assert "Going on after step 1." in capsys.readouterr().out
+    assert caplog.messages.count("Going on after step 1.") == 1
     assert checkpoint.saved_steps(workdir) == [1]
 
 
 def failure(tmp_path, norms):
     log = [{"step": i, "gradient_norm": norm} for i, norm in enumerate(norms)]
     row = {"step": 50, "loss": float("nan"), "gradient_norm": 1.0, "learning_rate": 0.1}
-    batch = {"seed": 0, "examples": ["a", "b"], "key": [0, 1]}
-    return str(record_failure(tmp_path, row, log, 40, batch))
+    checkpoint.save(tmp_path, a_state(), a_record(40))
+    drawn = Draw(50, np.array([0, 2]), jax.random.wrap_key_data(np.array([0, 1], np.uint32)))
+    return str(record_failure(tmp_path, row, log, drawn, ["a", "not this one", "b"], 7))
 
 
 def test_the_likely_cause_is_the_learning_rate_if_the_gradient_grew(tmp_path):
@@ -108,6 +107,7 @@ def test_the_likely_cause_is_the_images_if_nothing_announced_it(tmp_path):
     assert "look at the images of the step, a, b" in failure(tmp_path, [1.0, 1.2, 0.9] * 10)
     record = json.loads((tmp_path / "failure.json").read_text())
     assert record["loss"] == "nan" and record["examples"] == ["a", "b"] and record["key"] == [0, 1]
+    assert record["step"] == 50 and record["last_saved"] == 40 and record["seed"] == 7
 
 
 def example(labels):
@@ -126,7 +126,9 @@ def test_collapse_to_one_class_is_said():
     assert collapse([ignored], [only_cell], names) is None, "there is but one class to find"
 
 
-def test_collapse_is_said_during_training(tiny_config, tmp_path, monkeypatch, capsys):
+def test_collapse_is_said_during_training(tiny_config, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("unet_jax.run.fit.collapse", lambda *_: "every pixel is taken for 'cell'")
     fit(tiny_config, tmp_path / "run")
-    assert "Step 4: every pixel is taken for 'cell'" in capsys.readouterr().err
+    said = [r.levelname for r in caplog.records if "every pixel is taken" in r.getMessage()]
+    assert said == ["WARNING"] * 3
+    assert "Step 4: every pixel is taken for 'cell'" in caplog.messages

@@ -172,7 +172,7 @@ def test_full_disk_ends_the_run_with_the_last_step_intact(start, run, small_disk
     assert "No space left" in errors.splitlines()[-1] and "Traceback" not in errors
     assert newest(workdir) <= filled_at + 20
     kept = newest(workdir)
-    assert load(workdir, "latest").description["step"] == kept
+    assert load(workdir, "latest").record.step == kept
 
     (small_disk / "filler").unlink()
     status, output, errors = run("train.py", *options(workdir, steps=kept + 10))

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.reliability.conftest import ROOT, TINY
-from tests.test_evaluate import DEFAULTS
 from unet_jax.errors import InputError
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.files.output import complete, lock
-from unet_jax.run.fit import cross_validate, fit
+from unet_jax.run.fit import fit
 from unet_jax.run.log import read_log
 
 OUTPUTS = ["examples.png", "report.json", "report.html"]
@@ -64,7 +63,7 @@ def test_an_evaluation_that_ends_before_a_file_is_complete_does_not_show_it(
 
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(Killed):
-        evaluate(tmp_path / "run", **DEFAULTS)
+        evaluate(tmp_path / "run")
     out = tmp_path / "run" / "evaluation"
     assert sorted(p.name for p in out.iterdir()) == sorted(OUTPUTS[:written]) == sorted(replaced)
 
@@ -77,7 +76,7 @@ def test_no_output_is_replaced_unasked(tiny_config, tmp_path, name):
     out.mkdir()
     (out / name).write_text("my own")
     with pytest.raises(InputError, match=f"{name}: is there already; --overwrite replaces it"):
-        evaluate(tmp_path / "run", **DEFAULTS | dict(out=out))
+        evaluate(tmp_path / "run", out=out)
     assert (out / name).read_text() == "my own" and len(list(out.iterdir())) == 1
 
 
@@ -97,14 +96,15 @@ def test_a_second_run_in_the_same_folder_is_refused(tiny_config, tmp_path, run):
     assert read_log(tmp_path / "run" / "log.jsonl") == before
 
 
-def test_printed_commands_are_what_a_shell_takes(tiny_config, tmp_path, capsys):
+def test_printed_commands_are_what_a_shell_takes(tiny_config, tmp_path, run):
     """Of `fit` at its end and where it has ended before, and of a cross-validation."""
     tiny_config.train.steps = tiny_config.train.validate_every = 4
     workdir = tmp_path / "my runs (2) \u00e4 & 'co'"
-    fit(tiny_config, workdir)
-    fit(tiny_config, workdir)
-    cross_validate(tiny_config, workdir / "five", 2)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "python " in line]
+    runs = [fit(tiny_config, workdir), fit(tiny_config, workdir)]
+    options = [*TINY, "--config.train.steps=4", "--config.train.validate_every=4", "--folds=2"]
+    status, output, errors = run("train.py", *options, f"--workdir={workdir / 'five'}")
+    assert status == 0, errors
+    lines = [*map(str, runs), *(line for line in output.splitlines() if "python " in line)]
     folders = [workdir, workdir, *(workdir / "five" / f"fold{fold}" for fold in (0, 1))]
     expected = [["python", "eval.py", f"--checkpoint={folder}"] for folder in folders]
     expected.append([*expected[0][:2], f"--checkpoint={workdir / 'five'}", "--split=validation"])

@@ -1,11 +1,13 @@
 """Going on with a run: only as it was, but for what the user names as wanted."""
 
 import hashlib
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -15,9 +17,10 @@ import tifffile
 from tests.reliability.conftest import ROOT, rows
 from tests.test_evaluate import use_folder
 from unet_jax import checkpoint, load, predict_tiled
+from unet_jax.checkpoint import saving
+from unet_jax.configuration import read_configuration
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.network import UNet
-from unet_jax.optimiser import create_optimiser
+from unet_jax.optimiser import sgd
 from unet_jax.run.fit import cross_validate, fit
 from unet_jax.run.log import RunLog
 from unet_jax.train_step import create_train_state, make_train_step
@@ -33,6 +36,12 @@ def refused(config, workdir, **settings):
         fit(config, workdir, **settings)
     assert snapshot(workdir) == before
     return refusal.value.args
+
+
+@pytest.fixture(autouse=True)
+def notices(caplog):
+    """What the library says on the way is of the lowest level that a program shows."""
+    caplog.set_level(logging.INFO, "unet_jax")
 
 
 @pytest.fixture
@@ -55,32 +64,34 @@ def test_every_changed_key_is_told(tiny_config, workdir):
     assert "--allow_change=config.train.steps" in told
 
 
-def test_a_change_named_as_wanted_is_made_and_told(tiny_config, workdir, capsys):
+def test_a_change_named_as_wanted_is_made_and_told(tiny_config, workdir, caplog):
     tiny_config.train.steps = 12
     tiny_config.augmentation.shift = 0.5
     tiny_config.weight_map.w0 = 3.0
     wanted = ["config.augmentation.shift"]
     assert "w0" in " ".join(refused(tiny_config, workdir, allow_change=wanted))
-    assert fit(tiny_config, workdir, allow_change=[*wanted, "config.weight_map"]) == 0
-    output = capsys.readouterr().out
-    assert "config.augmentation.shift = 0.5 instead of 1.0" in output
-    assert load(workdir, "latest").description["config"]["weight_map"]["w0"] == 3.0
+    assert fit(tiny_config, workdir, allow_change=[*wanted, "config.weight_map"]).step == 12
+    assert caplog.messages[-4:] == [
+        "Going on after step 8.",
+        "  with config.augmentation.shift = 0.5 instead of 1.0",
+        "  with config.weight_map.w0 = 3.0 instead of 10.0",
+        "  with config.train.steps = 12 instead of 8",
+    ]
+    assert load(workdir, "latest").record.training.config.weight_map.w0 == 3.0
     # What has been saved since is the run as it is now.
-    assert fit(tiny_config, workdir) == 0
+    assert fit(tiny_config, workdir).status == 0
 
 
-def test_a_run_without_colours_goes_on_with_some(tiny_config, workdir, capsys):
+def test_a_run_without_colours_goes_on_with_some(tiny_config, workdir, caplog):
     tiny_config.class_colours = ("#102030", "white")
-    assert fit(tiny_config, workdir) == 0
-    assert "with config.class_colours = ['#102030', 'white'] instead of nothing" in (
-        capsys.readouterr().out
-    )
+    assert fit(tiny_config, workdir).status == 0
+    assert "with config.class_colours = ['#102030', 'white'] instead of nothing" in caplog.text
 
 
-def test_more_steps_are_no_conflict_and_fewer_are(tiny_config, workdir, capsys):
+def test_more_steps_are_no_conflict_and_fewer_are(tiny_config, workdir, caplog):
     tiny_config.train.steps = 12
-    assert fit(tiny_config, workdir) == 0
-    assert "config.train.steps = 12 instead of 8" in capsys.readouterr().out
+    assert fit(tiny_config, workdir).step == 12
+    assert "config.train.steps = 12 instead of 8" in caplog.text
     assert [r["step"] for r in rows(workdir) if "loss" in r] == list(range(1, 13))
     tiny_config.train.steps = 10
     lines = refused(tiny_config, workdir, allow_change=["config.train.steps"])
@@ -100,7 +111,7 @@ def test_other_pixels_are_other_data(tiny_config, folder_data, tmp_path):
     use_folder(tiny_config, images, masks, mask_rule="binary", ignore_value=-1)
     tiny_config.train.steps = 4
     workdir = tmp_path / "run"
-    assert fit(tiny_config, workdir) == 0
+    assert fit(tiny_config, workdir).status == 0
     tiny_config.train.steps = 8
     pixels = tifffile.imread(images / "3.tif")
     pixels[0, 0] ^= 1
@@ -113,7 +124,7 @@ def test_other_pixels_are_other_data(tiny_config, folder_data, tmp_path):
     moved = images.rename(tmp_path / "moved")
     tiny_config.data.images = str(moved)
     assert "config.data.images" in refused(tiny_config, workdir)[0]
-    assert fit(tiny_config, workdir, allow_change=["config.data.images"]) == 0
+    assert fit(tiny_config, workdir, allow_change=["config.data.images"]).status == 0
 
 
 def test_many_differences_are_counted(tiny_config, workdir):
@@ -129,9 +140,8 @@ def test_a_damaged_newest_step_stops_and_names_the_last_good_one(tiny_config, wo
     if best == newest:  # keep both
         state = create_train_state(jax.random.key(0), *network_and_optimiser(tiny_config), 1)
         saved = checkpoint.describe(workdir, newest)
-        checkpoint.save(
-            workdir, state, saved | {"step": good, "validation": saved["validation"] | {"loss": 0}}
-        )
+        validation = saved.validation | {"loss": 0.0}
+        checkpoint.save(workdir, state, replace(saved, step=good, validation=validation))
     file = workdir / "checkpoints" / "000008" / "params" / "_METADATA"
     file.write_bytes(file.read_bytes() + b" ")
     tiny_config.train.steps = 12
@@ -141,15 +151,15 @@ def test_a_damaged_newest_step_stops_and_names_the_last_good_one(tiny_config, wo
 
 
 def network_and_optimiser(config):
-    optimiser, _ = create_optimiser(steps=config.train.steps, **config.optimiser)
-    return UNet(**config.model), optimiser
+    settings = read_configuration(config)
+    return settings.model, sgd(settings.optimiser, steps=settings.train.steps)
 
 
-def test_an_unfinished_step_is_removed_with_a_message(tiny_config, workdir, capsys):
+def test_an_unfinished_step_is_removed_with_a_message(tiny_config, workdir, caplog):
     (workdir / "checkpoints" / "000009" / "params").mkdir(parents=True)
     tiny_config.train.steps = 12
-    assert fit(tiny_config, workdir) == 0
-    assert "000009: removed, a save that was never finished." in capsys.readouterr().out
+    assert fit(tiny_config, workdir).step == 12
+    assert "000009: removed, a save that was never finished." in caplog.text
     assert not (workdir / "checkpoints" / "000009").exists()
 
 
@@ -157,7 +167,7 @@ def test_folders_that_are_no_steps_are_left_alone(tiny_config, workdir):
     kept = workdir / "checkpoints" / "000008_for_the_paper" / "notes"
     kept.mkdir(parents=True)
     tiny_config.train.steps = 12
-    assert fit(tiny_config, workdir) == 0
+    assert fit(tiny_config, workdir).status == 0
     assert kept.exists()
 
 
@@ -189,9 +199,9 @@ def test_the_step_is_compiled_once_in_a_run_that_goes_on(tiny_config, workdir, m
         made.append(original(*args, **settings))
         return made[0]
 
-    monkeypatch.setattr("unet_jax.run.fit.make_train_step", noting)
+    monkeypatch.setattr("unet_jax.loop.make_train_step", noting)
     tiny_config.train.steps = 12
-    assert fit(tiny_config, workdir) == 0
+    assert fit(tiny_config, workdir).status == 0
     assert made[0]._cache_size() == 1
 
 
@@ -200,16 +210,18 @@ def test_a_stop_request_in_the_last_step_ends_a_cross_validation(
 ):
     original = checkpoint.save
 
-    def stopping(workdir, state, description):
-        original(workdir, state, description)
-        if description["step"] == 4:
+    def stopping(workdir, state, record):
+        original(workdir, state, record)
+        if record.step == 4:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(checkpoint, "save", stopping)
+    monkeypatch.setattr(saving, "save", stopping)
     tiny_config.train.steps = tiny_config.train.validate_every = 4
-    assert cross_validate(tiny_config, tmp_path, 2) == 128 + signal.SIGTERM
+    (run,) = cross_validate(tiny_config, tmp_path, 2)
+    assert run.status == 128 + signal.SIGTERM and run.step == 4
     assert [p.name for p in tmp_path.iterdir()] == ["fold0"]
-    assert cross_validate(tiny_config, tmp_path, 2) == 128 + signal.SIGTERM  # stopped in fold 1
+    runs = cross_validate(tiny_config, str(tmp_path), 2)
+    assert [run.status for run in runs] == [0, 128 + signal.SIGTERM]
     assert checkpoint.saved_steps(tmp_path / "fold1") == [4]
 
 
@@ -230,7 +242,7 @@ def digest_of(model):
 SAVE_ON_FOUR = """
 import jax, numpy as np, sys
 from pathlib import Path
-from tests.test_checkpoint import a_description, a_state
+from tests.test_checkpoint import a_record, a_state
 from unet_jax import checkpoint, load
 assert len(jax.devices()) == 4
 mesh = jax.sharding.Mesh(np.array(jax.devices()), "x")
@@ -242,7 +254,7 @@ def spread(x):
 state = jax.tree.map(spread, a_state(5))
 assert any(not x.is_fully_replicated for x in jax.tree.leaves(state.params))
 with checkpoint.Saver(Path(sys.argv[1])) as saver:
-    saver.save(state, a_description(3))
+    saver.save(state, a_record(3))
 """
 LOAD = """
 import sys
@@ -287,20 +299,20 @@ def test_the_checkpoint_of_an_earlier_release_predicts_the_same():
         np.testing.assert_allclose(
             predict_tiled(model, expected["image"]), expected["probabilities"], atol=1e-5
         )
-        assert model.description["versions"]["unet-jax"] == release.name
+        assert model.record.training.versions["unet-jax"] == release.name
 
 
 def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):
     """While a save takes a second, the steps up to the next one go on."""
     original, times = checkpoint.save, {}
 
-    def slow_save(workdir, state, description):
-        times[description["step"]] = time.perf_counter()
+    def slow_save(workdir, state, record):
+        times[record.step] = time.perf_counter()
         time.sleep(1)
-        original(workdir, state, description)
-        times[-description["step"]] = time.perf_counter()
+        original(workdir, state, record)
+        times[-record.step] = time.perf_counter()
 
-    monkeypatch.setattr(checkpoint, "save", slow_save)
+    monkeypatch.setattr(saving, "save", slow_save)
     write = RunLog.write
 
     def noting_write(log, new_rows):
@@ -309,7 +321,7 @@ def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):
         write(log, new_rows)
 
     monkeypatch.setattr(RunLog, "write", noting_write)
-    assert fit(tiny_config, tmp_path / "run") == 0
+    assert fit(tiny_config, tmp_path / "run").status == 0
     assert times["logged 8"] < times[-4], "step 8 was done before step 4 was saved"
     assert checkpoint.saved_steps(tmp_path / "run")[-1] == 12
 
@@ -317,12 +329,12 @@ def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):
 def test_an_error_of_a_background_save_ends_the_run(tiny_config, tmp_path, monkeypatch):
     original = checkpoint.save
 
-    def failing_save(workdir, state, description):
-        if description["step"] == 8:
+    def failing_save(workdir, state, record):
+        if record.step == 8:
             raise RunFailed("000008: cannot be saved (No space left on device).")
-        original(workdir, state, description)
+        original(workdir, state, record)
 
-    monkeypatch.setattr(checkpoint, "save", failing_save)
+    monkeypatch.setattr(saving, "save", failing_save)
     tiny_config.train.steps = 100
     with pytest.raises(RunFailed, match="No space left"):
         fit(tiny_config, tmp_path / "run")
@@ -334,7 +346,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny_config, workdir):
     state = create_train_state(jax.random.key(0), *network_and_optimiser(tiny_config), 1)
     broken = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
     with pytest.raises(RunFailed, match="no longer finite"):
-        checkpoint.save(workdir, broken, checkpoint.describe(workdir, 8) | {"step": 9})
+        checkpoint.save(workdir, broken, replace(checkpoint.describe(workdir, 8), step=9))
     assert checkpoint.saved_steps(workdir)[-1] == 8
 
 
@@ -356,4 +368,4 @@ def test_a_hundred_flips_and_truncations_are_all_found(workdir, seed):
         with pytest.raises(InputError, match="damaged"):
             load(workdir, step)
         file.write_bytes(content)
-    assert load(workdir, step).description["step"] == step
+    assert load(workdir, step).record.step == step

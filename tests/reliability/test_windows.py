@@ -14,13 +14,13 @@ import numpy as np
 import psutil
 import pytest
 import tifffile
-from unet_jax.data.arrays import training_arrays
 
 from tests.reliability.conftest import ROOT, TINY
-from tests.test_checkpoint import FIELDS, a_description, a_state
+from tests.test_checkpoint import FIELDS, a_record, a_state
 from unet_jax import checkpoint
 from unet_jax import device as environment
-from unet_jax.errors import InputError, RunFailed
+from unet_jax.crops import annotated_images
+from unet_jax.errors import InputError
 from unet_jax.example import Example
 from unet_jax.files.hyperstack import Frame, result_file
 from unet_jax.files.output import complete, lock, unlocking
@@ -125,6 +125,7 @@ def test_pages_are_gone_after_the_file_is_written(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
+from unet_jax.crops import annotated_images
 from unet_jax.errors import InputError
 from unet_jax.files.output import lock
 try:
@@ -262,28 +263,27 @@ def test_each_limit_goes_by_the_memory_that_it_is_of(machine, tmp_path, host, gp
     on_device = SMALL not in (gpu, gpu or host)
     network = UNet(**FIELDS | {"width": 64})
     largest = choose_tile_side(network, 1000, 1000)
-    checkpoint.save(tmp_path / "run", a_state(), a_description(1))
+    checkpoint.save(tmp_path / "run", a_state(), a_record(1))
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images" / "a.tif", np.eye(60, dtype=np.uint8))
 
     machine(host, gpu)
     assert (choose_tile_side(network, 1000, 1000) == largest) == on_device
     zeros = np.zeros((100, 100), np.int32)
-    arrays = training_arrays([Example("", zeros, zeros, zeros)], [np.ones((100, 100), np.float32)])
-    assert isinstance(arrays["image"], np.ndarray) != on_device
+    example, weights = Example("", zeros, zeros, zeros), np.ones((100, 100), np.float32)
+    images = annotated_images([example], [weights])
+    assert isinstance(images.image, np.ndarray) != on_device
     # Cells are found by the host.
-    options = dict(images=str(tmp_path / "images"), output=tmp_path / "out", kinds=["cells"])
-    options |= dict(step="best", averaging="none", overwrite=False)
-    if host == SMALL:
-        with pytest.raises(RunFailed, match="expected at most 781"):
-            predict_files(tmp_path / "run", **options)
-    else:
-        assert predict_files(tmp_path / "run", **options) == 0
+    predictions = predict_files(
+        tmp_path / "run", images=tmp_path / "images", output=tmp_path / "out", kinds=["cells"]
+    )
+    problems = ["expected at most 781" in problem for problem in predictions.problems]
+    assert problems == ([True] if host == SMALL else [])
     assert (tmp_path / "out" / "a_cells.tif").exists() == (host != SMALL)
 
 
 def test_stored_paths_are_those_of_any_system(tmp_path):
-    checkpoint.save(tmp_path, a_state(), a_description(1))
+    checkpoint.save(tmp_path, a_state(), a_record(1))
     folder = tmp_path / "checkpoints" / "000001"
     for name in ("sha256.json", "checkpoint.json"):
         assert b"\r" not in (folder / name).read_bytes()

@@ -102,13 +102,10 @@ def read_sequence(
             if number not in images:
                 raise InputError(f"{path}: has no image t{number}.tif in {dataset / sequence}.")
             image, cells = _read_frame(images[number], path)
-            if not cells.any():
-                continue
-            name = f"{sequence}/{number}"
-            labels = (cells > 0).astype(np.int32)
-            if "all" in partly_annotated or name in partly_annotated:
-                labels[distance_transform_edt(cells == 0) > ANNOTATED_REACH] = IGNORED
-            examples.append(Example(name, image, labels, cells.astype(np.int32)))
+            if cells.any():
+                name = f"{sequence}/{number}"
+                partly = "all" in partly_annotated or name in partly_annotated
+                examples.append(Example(name, image, _labels(cells, partly), cells))
     problems.raise_all()
     if not examples:
         raise InputError(f"{folder}: holds no frame with an annotated cell.")
@@ -129,7 +126,7 @@ def _numbered(folder: Path, pattern: str, problems: Problems) -> dict[str, Path]
 
 
 def _read_frame(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image and cells, [H, W] each."""
+    """The image, number [H, W], and its cells, int32 [H, W]."""
     problems = Problems()
     with problems.collected():
         image = _read_plane(image_file)
@@ -146,7 +143,15 @@ def _read_frame(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarr
         raise InputError(
             f"{mask_file}: is {cells.shape} pixels, expected {image.shape} as in {image_file.name}."
         )
-    return image, cells
+    return image, cells.astype(np.int32)
+
+
+def _labels(cells: np.ndarray, partly_annotated: bool) -> np.ndarray:
+    """int32 [H, W]: 1 = cell, 0 = background, `IGNORED` where cells may not be annotated."""
+    labels = (cells > 0).astype(np.int32)
+    if partly_annotated:
+        labels[distance_transform_edt(cells == 0) > ANNOTATED_REACH] = IGNORED
+    return labels
 
 
 def _read_plane(path: Path) -> np.ndarray:

@@ -22,10 +22,10 @@ def download(address: str, file: Path, *, max_bytes: int) -> None:
     """
 
     class Bounded(tqdm):
-        def __bool__(self):
+        def __bool__(self) -> bool:
             return True  # else pooch reports no progress of a download of unknown length
 
-        def update(self, n=1):
+        def update(self, n: float | None = 1) -> bool | None:
             if file.stat().st_size > max_bytes:
                 raise InputError(f"{address}: sends more than {max_bytes:,} bytes, not loaded.")
             return super().update(n)

@@ -13,11 +13,29 @@ from unet_jax.errors import InputError, listed
 logger = logging.getLogger("unet_jax")
 
 MASK_RULES = ("binary", "classes", "instances")
+_MINUS_ONE = ("", "background", "ignored")
 _FEW = 20  # classes that masks may be thought to have
 _MARKS = (255, 65535)  # what programs write where nothing is annotated
 # Pieces are looked for in the middle of some pages only: that takes less than a second.
 _PAGES, _SIDE = 20, 1000
 _SPECK = 5  # pixels; fewer are connected by chance
+
+
+def check_settings(mask_rule: str, ignore_value: int, minus_one: str) -> None:
+    """Refuses settings that mean nothing, whatever the masks hold; for these see ``read_folder``.
+
+    Raises:
+      InputError: one is unknown, or the background would be ignored.
+    """
+    if mask_rule not in MASK_RULES:
+        raise InputError(f"mask_rule is {mask_rule!r}, expected one of {', '.join(MASK_RULES)}")
+    if minus_one not in _MINUS_ONE:
+        raise InputError(f"minus_one is {minus_one!r}, expected 'background', 'ignored' or ''")
+    if ignore_value == 0 and mask_rule != "classes" and minus_one != "background":
+        raise InputError(
+            f"ignore_value is 0, the background under mask_rule {mask_rule!r}; expected another, or"
+            " mask_rule 'classes', whose classes then begin at 1"
+        )
 
 
 def check_masks(
@@ -49,7 +67,7 @@ def check_masks(
     """
     ignored = ignored_numbers(ignore_value, minus_one)
     counts = {stem: _counted(mask, ignored) for stem, mask in masks.items()}
-    values = set().union(*counts.values())
+    values: set[int] = set().union(*counts.values())
     background = 1 if ignore_value == 0 and mask_rule == "classes" else 0
     if minus_one == "background" and -1 in values:
         background = -1
@@ -57,20 +75,10 @@ def check_masks(
         return background
 
     fits = _fits(mask_rule, values, classes, background)
-    top, is_few = max(values), len(values) > 1 and max(values) < _FEW
-    from_one = background == 0 and min(values) == 1 and is_few and ignore_value == -1
-    if fits and mask_rule == "binary":
-        if values - {background, background + 1}:
-            logger.warning(
-                "%s: mask values %d and %d are read as classes 0 and 1", folder, background, top
-            )
-        return background
-    if fits and mask_rule == "classes":
-        if from_one:
-            logger.warning(
-                "%s: no mask holds 0, the background; where classes begin at 1, ignore_value is 0",
-                folder,
-            )
+    top = max(values)
+    from_one = background == 0 and min(values) == 1 < top < _FEW and ignore_value == -1
+    if fits and mask_rule != "instances":
+        _notice_classes(folder, values, mask_rule, background, from_one)
         return background
 
     misfit = _misfit(files, counts, folder, mask_rule, classes, background)
@@ -99,31 +107,8 @@ def check_masks(
         )
     if not fits:
         remedies = _remedies(values, mask_rule, classes, background, ignore_value, connected)
-        if remedies:
-            raise InputError(f"{misfit}; all masks fit {', or '.join(remedies)}")
-        if connected or min(values) < 0:
-            raise InputError(f"{misfit}; no rule fits all masks")
-        if len(values) < _FEW:
-            raise InputError(
-                f"{misfit}; no rule fits all masks; if they are classes, number them from 0 to"
-                f" {len(values) - 1}"
-            )
-        raise InputError(
-            f"{misfit}: like grey values, most of them lie in pieces; no rule fits all masks"
-        )
-
-    if not connected and each_one:
-        logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
-    elif _is_mark(top, values):
-        logger.warning(
-            "%s: %d is read as a cell; where it means not annotated, ignore_value is %d",
-            *(folder, top, top),
-        )
-    elif not connected:
-        logger.warning(
-            "%s: most numbers lie in several pieces, and each is read as one cell%s",
-            *(folder, "; 'classes' reads them as classes" if is_few else ""),
-        )
+        raise InputError(f"{misfit}{_advice(remedies, values, connected)}")
+    _notice_cells(folder, values, connected, each_one)
     return background
 
 
@@ -161,9 +146,9 @@ def _misfit(
     """Which masks hold what, and that their rule has no meaning for it."""
     # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
     breaking = [s for s in counts if not _fits(mask_rule, counts[s], classes, background)]
-    source, shown = folder, set().union(*counts.values())
+    source, shown = folder, {value for numbers in counts.values() for value in numbers}
     if breaking:
-        source, shown = files[breaking[0]], counts[breaking[0]]
+        source, shown = files[breaking[0]], set(counts[breaking[0]])
     others = [files[stem].name for stem in breaking[1:]]
     nor = f", nor do those of {listed(others, 3)}" if others else ""
     return (
@@ -227,6 +212,56 @@ def _remedies(
     return remedies
 
 
+def _advice(remedies: list[str], values: set[int], connected: bool) -> str:
+    """The end of the sentence that masks do not fit their rule."""
+    if remedies:
+        return f"; all masks fit {', or '.join(remedies)}"
+    if connected or min(values) < 0:
+        return "; no rule fits all masks"
+    if len(values) < _FEW:
+        return (
+            "; no rule fits all masks; if they are classes, number them from 0 to"
+            f" {len(values) - 1}"
+        )
+    return ": like grey values, most of them lie in pieces; no rule fits all masks"
+
+
+def _notice_classes(
+    folder: str | os.PathLike, values: set[int], mask_rule: str, background: int, from_one: bool
+) -> None:
+    """Tells where numbers that are read as classes are not those of the classes, or seem not to."""
+    if mask_rule == "binary" and values - {background, background + 1}:
+        logger.warning(
+            "%s: mask values %d and %d are read as classes 0 and 1",
+            *(folder, background, max(values)),
+        )
+    elif mask_rule == "classes" and from_one:
+        logger.warning(
+            "%s: no mask holds 0, the background; where classes begin at 1, ignore_value is 0",
+            folder,
+        )
+
+
+def _notice_cells(
+    folder: str | os.PathLike, values: set[int], connected: bool, each_one: bool
+) -> None:
+    """Tells where numbers that are read as cells look as if they meant something else."""
+    top = max(values)
+    if not connected and each_one:
+        logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
+    elif _is_mark(top, values):
+        logger.warning(
+            "%s: %d is read as a cell; where it means not annotated, ignore_value is %d",
+            *(folder, top, top),
+        )
+    elif not connected:
+        is_few = len(values) > 1 and top < _FEW
+        logger.warning(
+            "%s: most numbers lie in several pieces, and each is read as one cell%s",
+            *(folder, "; 'classes' reads them as classes" if is_few else ""),
+        )
+
+
 def _is_mark(top: int, values: set[int]) -> bool:
     """Whether the highest number stands for what is not annotated, far above a few others."""
     return top in _MARKS and 0 < max(values - {top}, default=0) < _FEW
@@ -283,5 +318,5 @@ def _are_connected(masks: Iterable[np.ndarray], others: list[int]) -> bool:
         np.maximum.at(largest, number, pixels)
         total = np.bincount(number, pixels, len(numbers))
         shares.append((largest / total)[total >= _SPECK])
-    shares = np.concatenate(shares)
-    return not len(shares) or bool((shares >= 0.9).mean() > 0.5)
+    is_one = np.concatenate(shares) >= 0.9
+    return not is_one.size or bool(is_one.mean() > 0.5)

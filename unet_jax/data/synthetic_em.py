@@ -68,19 +68,19 @@ def synthetic_em(
     return np.clip(grey, 0, 255).astype(np.uint8), instances
 
 
-def _smooth_noise(rng, shape, scale):
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], scale: int) -> np.ndarray:
     """Noise of about unit variance [H, W] that varies over `scale` pixels."""
     grid = rng.standard_normal([side // scale + 3 for side in shape])
     return ndi.zoom(grid, scale, order=2)[: shape[0], : shape[1]]
 
 
-def _plane(shape):
+def _plane(shape: tuple[int, ...]) -> np.ndarray:
     """The pixels' positions as complex numbers x + iy, which a multiplication turns and scales."""
     y, x = np.indices(shape, np.float32)
     return x + 1j * y
 
 
-def _territories(rng, shape):
+def _territories(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Divides the plane [H, W] among cells: a weighted Voronoi diagram, stretched and bent."""
     plane = _plane(shape)
     plane += 8 * (_smooth_noise(rng, shape, 28) + 1j * _smooth_noise(rng, shape, 28))
@@ -101,10 +101,12 @@ def _territories(rng, shape):
     return territories
 
 
-def _add_vesicles(rng, grey, instances, depth):
+def _add_vesicles(
+    rng: np.random.Generator, grey: np.ndarray, instances: np.ndarray, depth: np.ndarray
+) -> None:
     """Darkens `grey` by rings, the vesicles, and dots, many in some cells and few in others."""
 
-    def distance_to_points(most_per_pixel):
+    def distance_to_points(most_per_pixel: float) -> np.ndarray:
         per_pixel = most_per_pixel * rng.random(instances.max() + 1) ** 3
         points = (rng.random(grey.shape) < per_pixel[instances]) & (depth > 5)
         return ndi.distance_transform_edt(~points)
@@ -113,7 +115,9 @@ def _add_vesicles(rng, grey, instances, depth):
     grey[distance_to_points(0.005) < 2] -= 60
 
 
-def _add_mitochondria(rng, grey, instances, depth):
+def _add_mitochondria(
+    rng: np.random.Generator, grey: np.ndarray, instances: np.ndarray, depth: np.ndarray
+) -> None:
     """Draws dark ellipses with a double outline and stripes, the cristae, into `grey`."""
     plane = _plane(grey.shape)
     bends = 3 * _smooth_noise(rng, grey.shape, 12)

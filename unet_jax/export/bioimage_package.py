@@ -19,12 +19,13 @@ import dataclasses
 import io
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tifffile
 from bioimageio.spec import save_bioimageio_package_to_stream
-from bioimageio.spec.generic.v0_3 import Author, CiteEntry, FileDescr, LicenseId
+from bioimageio.spec.generic.v0_3 import Author, CiteEntry, Doi, FileDescr, LicenseId
 from bioimageio.spec.model import v0_5
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -38,6 +39,8 @@ from unet_jax.overlap_tile import mirror_indices, predict_tiled
 from unet_jax.resizing import resized, scaled_size
 
 _EXAMPLE_SIDE = 512  # pixels, at most: the example is part of the package
+# As the description names them.
+_IMAGE, _YX = v0_5.TensorId("image"), [v0_5.AxisId("y"), v0_5.AxisId("x")]
 
 
 def bioimage_package(
@@ -46,7 +49,7 @@ def bioimage_package(
     image: np.ndarray,
     *,
     name: str,
-    authors: list[str],
+    authors: Sequence[str],
     licence: str | None,
 ) -> bytes:
     """The package as a ZIP file, which the zoo's own validator has accepted.
@@ -69,8 +72,8 @@ def bioimage_package(
     preprocessing = _normalisation(model, example)
     # The example is of the network's scale already.
     probabilities = predict_tiled(dataclasses.replace(model, scale=1.0), example)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         (folder / "weights.onnx").write_bytes(graph)
         (folder / "README.md").write_text(_documentation(model, name), encoding="utf-8")
         _save_cover(folder / "cover.png", example, probabilities)
@@ -79,13 +82,7 @@ def bioimage_package(
             np.save(folder / f"test_{end}.npy", planes[None])
             tifffile.imwrite(folder / f"sample_{end}.tif", planes, photometric="minisblack")
         try:
-            described = v0_5.ModelDescr(
-                name=name,
-                description=_description(model),
-                authors=[Author(name=author) for author in authors],
-                license=licence,
-                **_fixed(model, folder, preprocessing),
-            )
+            described = _described(model, folder, preprocessing, name, authors, licence)
         except ValidationError as error:
             raise InputError(f"The model zoo's validator refuses {one_line(error)}.") from error
         stream = io.BytesIO()
@@ -93,7 +90,7 @@ def bioimage_package(
         return stream.getvalue()
 
 
-def _check(name: str, authors: list[str], licence: str | None) -> None:
+def _check(name: str, authors: Sequence[str], licence: str | None) -> None:
     """Raises InputError for what the zoo would refuse in many words."""
     problems = []
     if not re.fullmatch(r"[A-Za-z0-9_+() -]{5,128}", name):
@@ -119,7 +116,7 @@ def _example(model: Model, image: np.ndarray) -> np.ndarray:
         image = resized(image, scaled_size(image.shape[:2], model.scale))
     step, smallest = size_step(model.network.depth), _smallest_tile(model.network.depth)
 
-    def middle(size):
+    def middle(size: int) -> np.ndarray:
         side = max(smallest, min(size, _EXAMPLE_SIDE) // step * step)
         start = (size - side) // 2
         return mirror_indices(start, start + side, size)
@@ -127,11 +124,11 @@ def _example(model: Model, image: np.ndarray) -> np.ndarray:
     return image[np.ix_(*map(middle, image.shape[:2]))].astype(np.float32)
 
 
-def _smallest_tile(depth):
+def _smallest_tile(depth: int) -> int:
     return 2 * halo(depth) + size_step(depth)
 
 
-def _normalisation(model: Model, example: np.ndarray) -> list:
+def _normalisation(model: Model, example: np.ndarray) -> list[v0_5.PreprocessingDescr]:
     """Steps of the zoo that normalise the example as training does."""
     image = example.reshape(*example.shape[:2], -1).astype(np.float64)
     try:
@@ -142,10 +139,10 @@ def _normalisation(model: Model, example: np.ndarray) -> list:
     if not (wanted_std > 0).all():
         raise InputError("The example image has no contrast in a channel; give another --image.")
     gain, offset = std / wanted_std, (mean - wanted_mean) / wanted_std
-    steps = [
+    steps: list[v0_5.PreprocessingDescr] = [
         v0_5.ZeroMeanUnitVarianceDescr(
             kwargs=v0_5.ZeroMeanUnitVarianceKwargs(
-                axes=["y", "x"],
+                axes=_YX,
                 # Grey values may be as small as metres of a surface's height.
                 eps=min(1e-6, 1e-6 * float(std.min())),
             )
@@ -157,78 +154,89 @@ def _normalisation(model: Model, example: np.ndarray) -> list:
             v0_5.ScaleLinearKwargs(gain=float(gain[0]), offset=float(offset[0]))
             if model.channels == 1
             else v0_5.ScaleLinearAlongAxisKwargs(
-                axis="channel", gain=gain.tolist(), offset=offset.tolist()
+                axis=v0_5.AxisId("channel"), gain=gain.tolist(), offset=offset.tolist()
             )
         )
         steps.append(v0_5.ScaleLinearDescr(kwargs=kwargs))
     return steps
 
 
-def _fixed(model: Model, folder: Path, preprocessing: list) -> dict:
-    """The fields of the description that the user has no part in."""
-
-    def file(name):
-        return FileDescr(source=folder / name)
-
-    depth = model.network.depth
-    size = v0_5.ParameterizedSize(min=_smallest_tile(depth), step=size_step(depth))
-    image = v0_5.InputTensorDescr(
-        id="image",
-        axes=[
-            v0_5.BatchAxis(),
-            v0_5.ChannelAxis(channel_names=[f"channel{i}" for i in range(model.channels)]),
-            *[v0_5.SpaceInputAxis(id=axis, size=size, concatenable=True) for axis in "yx"],
-        ],
-        data=v0_5.IntervalOrRatioDataDescr(type="float32"),
-        pad=v0_5.ReflectPadding(mode="reflect"),
-        preprocessing=preprocessing,
-        test_tensor=file("test_input.npy"),
-        sample_tensor=file("sample_input.tif"),
-    )
-    probabilities = v0_5.OutputTensorDescr(
-        id="probabilities",
-        axes=[
-            v0_5.BatchAxis(),
-            v0_5.ChannelAxis(channel_names=list(model.description["class_names"])),
-            *[
-                v0_5.SpaceOutputAxisWithHalo(
-                    id=axis,
-                    size=v0_5.SizeReference(tensor_id="image", axis_id=axis),
-                    halo=halo(depth),
-                )
-                for axis in "yx"
-            ],
-        ],
-        data=v0_5.IntervalOrRatioDataDescr(type="float32", range=(0, 1)),
-        test_tensor=file("test_output.npy"),
-        sample_tensor=file("sample_output.tif"),
-    )
+def _described(
+    model: Model,
+    folder: Path,
+    preprocessing: list[v0_5.PreprocessingDescr],
+    name: str,
+    authors: Sequence[str],
+    licence: str | None,
+) -> v0_5.ModelDescr:
+    """What the zoo must know of the files in the folder."""
     weights = v0_5.OnnxWeightsDescr(source=folder / "weights.onnx", opset_version=OPSET)
-    return dict(
-        inputs=[image],
-        outputs=[probabilities],
+    record = model.record.to_json() if model.record else {}
+    kept = ("versions", "step", "scale", "percentiles")
+    ours = {key: record[key] for key in kept if key in record}
+    return v0_5.ModelDescr(
+        name=name,
+        description=_description(model),
+        authors=[Author(name=author) for author in authors],
+        license=None if licence is None else LicenseId(licence),
+        inputs=[_input(model, folder, preprocessing)],
+        outputs=[_output(model, folder)],
         weights=v0_5.WeightsDescr(onnx=weights),
-        documentation=file("README.md"),
-        covers=[file("cover.png")],
+        documentation=FileDescr(source=folder / "README.md"),
+        covers=[FileDescr(source=folder / "cover.png")],
         tags=["unet", "2d", "semantic-segmentation", "jax"],
         cite=[
             CiteEntry(
                 text="Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical "
                 "Image Segmentation. MICCAI 2015",
-                doi="10.1007/978-3-319-24574-4_28",
+                doi=Doi("10.1007/978-3-319-24574-4_28"),
             )
         ],
-        config=v0_5.Config(
-            unet_jax={
-                key: model.description[key] for key in ("versions", "step", "scale", "percentiles")
-            }
-        ),
+        config=v0_5.Config.model_validate({"unet_jax": ours}),
+    )
+
+
+def _input(
+    model: Model, folder: Path, preprocessing: list[v0_5.PreprocessingDescr]
+) -> v0_5.InputTensorDescr:
+    depth = model.network.depth
+    size = v0_5.ParameterizedSize(min=_smallest_tile(depth), step=size_step(depth))
+    return v0_5.InputTensorDescr(
+        id=_IMAGE,
+        axes=[
+            v0_5.BatchAxis(),
+            v0_5.ChannelAxis(channel_names=[f"channel{i}" for i in range(model.channels)]),
+            *[v0_5.SpaceInputAxis(id=axis, size=size, concatenable=True) for axis in _YX],
+        ],
+        data=v0_5.IntervalOrRatioDataDescr(type="float32"),
+        pad=v0_5.ReflectPadding(mode="reflect"),
+        preprocessing=preprocessing,
+        test_tensor=FileDescr(source=folder / "test_input.npy"),
+        sample_tensor=FileDescr(source=folder / "sample_input.tif"),
+    )
+
+
+def _output(model: Model, folder: Path) -> v0_5.OutputTensorDescr:
+    def space(axis: v0_5.AxisId) -> v0_5.SpaceOutputAxisWithHalo:
+        size = v0_5.SizeReference(tensor_id=_IMAGE, axis_id=axis)
+        return v0_5.SpaceOutputAxisWithHalo(id=axis, size=size, halo=halo(model.network.depth))
+
+    return v0_5.OutputTensorDescr(
+        id=v0_5.TensorId("probabilities"),
+        axes=[
+            v0_5.BatchAxis(),
+            v0_5.ChannelAxis(channel_names=list(model.class_names)),
+            *map(space, _YX),
+        ],
+        data=v0_5.IntervalOrRatioDataDescr(type="float32", range=(0, 1)),
+        test_tensor=FileDescr(source=folder / "test_output.npy"),
+        sample_tensor=FileDescr(source=folder / "sample_output.tif"),
     )
 
 
 def _description(model: Model) -> str:
     """What the model does, in a few sentences."""
-    classes = ", ".join(model.description["class_names"])
+    classes = ", ".join(model.class_names)
     scale = f" Shrink images to {model.scale:g} of their size first." if model.scale < 1 else ""
     scale = f" Enlarge images to {model.scale:g} of their size first." if model.scale > 1 else scale
     return f"U-Net that gives each pixel of an image the probabilities of {classes}.{scale}"

@@ -1,46 +1,58 @@
 """An export run: from a checkpoint to files that programs without JAX can use."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from unet_jax import checkpoint
 from unet_jax.data.folder import read_images
-from unet_jax.data.sources import read_data
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.model import Model
+from unet_jax.record import Training
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What `export` has written.
+
+    Attributes:
+      files: the ONNX file and the package, with their sizes in bytes.
+      scale: of the images that the network takes: 0.5 = half the resolution.
+    """
+
+    files: dict[Path, int]
+    scale: float
 
 
 def export(
-    workdir: Path,
+    workdir: str | Path,
     *,
-    step: str,
-    output: Path,
-    image: Path | None,
-    name: str | None,
-    authors: list[str],
-    licence: str | None,
-    overwrite: bool,
-) -> int:
+    output: str | Path,
+    step: str | int = "best",
+    image: str | Path | None = None,
+    name: str | None = None,
+    authors: Sequence[str] = (),
+    licence: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
     """Writes NAME.onnx, the network, and NAME.zip, a package of the BioImage Model Zoo.
 
     A cross-validation is exported as the ensemble of its folds.
 
     Args:
       workdir: of the training run.
-      step: see `checkpoint.load`.
       output: folder to write to.
+      step: see `checkpoint.load`.
       image: file or folder whose first image becomes the package's example; by default the first
         one that the run left out.
       name: of the model, by default that of `workdir`.
       authors: of the model.
       licence: an SPDX identifier.
       overwrite: whether files that are there may be replaced.
-
-    Returns:
-      The exit status, 0.
 
     Raises:
       InputError: a checkpoint or image that cannot be used, a value that the zoo refuses, or a
@@ -54,31 +66,29 @@ def export(
             f"The package {error.name} is not installed; pip install -e '.[export]' installs what "
             "an export needs."
         ) from error
+    workdir, output = Path(workdir), Path(output)
     model = checkpoint.load(workdir, step)
-    if "config" not in model.description:
+    if model.record is None or model.record.training is None:
         raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
     name = f"unet_{workdir.resolve().name}" if name is None else name
     graph = onnx_graph(model).SerializeToString()
-    package = bioimage_package(
-        model, graph, _example(model, image), name=name, authors=authors, licence=licence
-    )
+    example = _example(model, image, model.record.training)
+    package = bioimage_package(model, graph, example, name=name, authors=authors, licence=licence)
     files = {f"{name}.onnx": graph, f"{name}.zip": package}
     writable_folder(output, tuple(files), overwrite)
     for file, content in files.items():
         with complete(output / file) as unfinished:
             unfinished.write_bytes(content)
-        print(f"{output / file}: {len(content):,} bytes")
-    if model.scale != 1:
-        print(f"The network takes images of {model.scale:g} of their size; resize them first.")
-    return 0
+    sizes = {output / file: len(content) for file, content in files.items()}
+    return Exported(sizes, model.scale)
 
 
-def _example(model: Model, image: Path | None) -> np.ndarray:
+def _example(model: Model, image: str | Path | None, training: Training) -> np.ndarray:
     """The image at this path, or the first one that the run left out."""
     if image is not None:
         return read_images(image, model.channels)[0][1]
     try:
-        splits = read_splits(read_data(model.description["config"]["data"]), model.network.classes)
+        splits = read_splits(training.config.data, model.network.classes)
     except InputError as error:
         raise InputError(*error.args, "Or give an example of your own: --image=FILE.") from error
     return splits["test"][0].image

@@ -6,9 +6,13 @@ have one size, and equals `predict_tiled` without averaging. It computes in floa
 network was trained in bfloat16.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 import onnx
+from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 from unet_jax.model import Model
@@ -43,13 +47,14 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     gives the mean of the members' probabilities. The same parameters give the same bytes.
     """
     network = model.network
-    constants, nodes = {}, []
+    constants: dict[str, np.ndarray] = {}
+    nodes = []
 
-    def add(kind, inputs, output, **attributes):
+    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(name, values):
+    def constant(name: str, values: ArrayLike) -> str:
         constants[name] = np.array(values)
         return name
 
@@ -68,9 +73,10 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     limits = [constant("first", [0, 0]), constant("last", ends), constant("height_width", [2, 3])]
     add("Slice", [mean, *limits], "probabilities")
 
-    def tensor(name, channels):
-        shape = ["batch", channels, "height", "width"]
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+    def tensor(name: str, channels: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(
+            name, TensorProto.FLOAT, ["batch", channels, "height", "width"]
+        )
 
     graph = helper.make_graph(
         nodes,
@@ -87,15 +93,24 @@ def onnx_graph(model: Model) -> onnx.ModelProto:
     return written
 
 
-def _add_network(network: UNet, params, prefix, x, add, constant) -> str:
+def _add_network(
+    network: UNet,
+    params: Any,
+    prefix: str,
+    x: str,
+    add: Callable[..., str],
+    constant: Callable[[str, ArrayLike], str],
+) -> str:
     """Adds the layers of `UNet.__call__` and the soft-max; the name of the probabilities."""
 
-    def convolution(kind, x, name, to_onnx, **attributes):
+    def convolution(
+        kind: str, x: str, name: str, to_onnx: tuple[int, ...], **attributes: Any
+    ) -> str:
         kernel = constant(f"{prefix}{name}.kernel", params[name]["kernel"].transpose(to_onnx))
         bias = constant(f"{prefix}{name}.bias", params[name]["bias"])
         return add(kind, [x, kernel, bias], prefix + name, **attributes)
 
-    def conv_relu(x, name):
+    def conv_relu(x: str, name: str) -> str:
         # JAX has kernels [3, 3, C, D], ONNX [D, C, 3, 3].
         x = convolution("Conv", x, name, (3, 2, 0, 1))
         return add("Relu", [x], f"{prefix}{name}_relu")

@@ -11,11 +11,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tifffile
+from numpy.typing import DTypeLike
 
 from unet_jax.errors import one_line
-from unet_jax.files.images import full_pages, open_tiff, orientation, page_series, quiet
+from unet_jax.files.decoding import quiet
 from unet_jax.files.output import complete
 from unet_jax.files.planes import described_pixels
+from unet_jax.files.tiff import open_tiff, page_series
+from unet_jax.files.tiff_pages import all_pages, full_pages, orientation
 
 logger = logging.getLogger("unet_jax")
 
@@ -25,7 +28,10 @@ _MAX_IMAGEJ_BYTES = 2**32 - 2**20
 _MAX_IMAGEJ_NUMBER = 2**24
 _UNITS = {"\u00b5m": "um", "\u03bcm": "um", "micron": "um", "in": "inch"}
 _OME_UNITS = {"um": "\u00b5m", "inch": "in"}
-_RESOLUTION_UNITS = {tifffile.RESUNIT.INCH: "inch", tifffile.RESUNIT.CENTIMETER: "cm"}
+_RESOLUTION_UNITS: dict[int, str] = {
+    tifffile.RESUNIT.INCH: "inch",
+    tifffile.RESUNIT.CENTIMETER: "cm",
+}
 
 
 class Frame(NamedTuple):
@@ -62,7 +68,7 @@ def read_frame(path: Path, pages: int) -> Frame:
             sizes = {
                 axis: size
                 for axis, size in zip(series[0].axes, series[0].shape, strict=True)
-                if axis not in "YXCS"
+                if axis not in "YXCS" and size > 1
             }
             if len(series) == 1 and set(sizes) <= {"Z", "T"}:
                 stack = Frame("".join(sizes), tuple(sizes.values()))
@@ -75,30 +81,31 @@ def read_frame(path: Path, pages: int) -> Frame:
 
 
 def _calibrated(frame: Frame, tif: tifffile.TiffFile, pages: list[int]) -> Frame:
-    page = tif.pages[pages[0]]
+    page = all_pages(tif)[pages[0]]
     if pixels := described_pixels(tif, pages):
         unit = pixels.get("PhysicalSizeXUnit", "um")
-        sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "XYZ"]
+        found: list[Any] = [pixels.get(f"PhysicalSize{axis}") for axis in "XYZ"]
         in_seconds = pixels.get("TimeIncrementUnit", "s") == "s"
-        interval = pixels.get("TimeIncrement") if in_seconds else None
+        found.append(pixels.get("TimeIncrement") if in_seconds else None)
     else:
         described = tif.imagej_metadata or {}
         unit = described.get("unit", _RESOLUTION_UNITS.get(page.resolutionunit, ""))
         known = "XResolution" in page.tags and unit not in ("", "pixel")
-        sizes = [1 / resolution if known else None for resolution in page.resolution]
-        sizes.append(described.get("spacing"))
-        interval = described.get("finterval") or None
-    x, y, z, interval = (None if size is None else float(size) for size in (*sizes, interval))
-    if not all(0 < size < math.inf for size in (x, y, z, interval) if size is not None):
+        found = [1 / resolution if known else None for resolution in page.resolution]
+        found += [described.get("spacing"), described.get("finterval") or None]
+    x, y, z, interval = (None if value is None else float(value) for value in found)
+    if not all(0 < value < math.inf for value in (x, y, z, interval) if value is not None):
         raise ValueError(f"found {x}, {y}, {z}, {interval}")
-    size = (x, y) if x and y else None
-    if size and orientation(page) > 4:  # rows and columns are exchanged
-        size = (y, x)
+    if orientation(page) > 4:  # rows and columns are exchanged
+        x, y = y, x
     # ImageJ writes other letters than those of ASCII as \u00B5.
     unit = one_line(unit) if unit else ""
     unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), unit)
     return frame._replace(
-        pixel_size=size, spacing=z, interval=interval, unit=_UNITS.get(unit, unit)
+        pixel_size=(x, y) if x and y else None,
+        spacing=z,
+        interval=interval,
+        unit=_UNITS.get(unit, unit),
     )
 
 
@@ -107,7 +114,7 @@ def result_file(
     file: Path,
     frame: Frame,
     size: tuple[int, int],
-    dtype: Any,
+    dtype: DTypeLike,
     *,
     channels: Sequence[str] = (),
     largest: int = 1,
@@ -148,15 +155,13 @@ def result_file(
                 f"numbers up to {largest:,}, expected at most {_MAX_IMAGEJ_NUMBER:,} in ImageJ's "
                 "format; cut the image into parts"
             )
-    described = _ome(frame, channels) if is_large else _imagej(frame, channels, largest, colours)
+    if is_large:
+        options = _ome(axes, frame, channels)
+    else:
+        options = _imagej(axes, frame, channels, largest, colours)
     with complete(file) as unfinished:
         stored = tifffile.memmap(
-            unfinished,
-            shape=tuple(shape),
-            dtype=dtype,
-            photometric="minisblack",
-            metadata={"axes": axes} | described.pop("metadata"),
-            **described,
+            unfinished, shape=tuple(shape), dtype=dtype, photometric="minisblack", **options
         )
         with unfinished.open("rb+") as opened:
             reserve(opened, unfinished.stat().st_size)
@@ -184,9 +189,17 @@ def reserve(file: BinaryIO, size: int) -> None:
         file.truncate(size)
 
 
-def _imagej(frame, channels, largest, colours):
+def _imagej(
+    axes: str,
+    frame: Frame,
+    channels: Sequence[str],
+    largest: int,
+    colours: np.ndarray | None,
+) -> dict[str, Any]:
+    """How tifffile writes it as ImageJ does."""
     pages = math.prod(frame.shape)
-    metadata = {
+    metadata: dict[str, Any] = {
+        "axes": axes,
         "unit": re.sub(r"[^ -~]", lambda letter: f"\\u{ord(letter[0]):04X}", frame.unit),
         "spacing": frame.spacing,
         "finterval": frame.interval,
@@ -197,21 +210,19 @@ def _imagej(frame, channels, largest, colours):
     }
     if colours is not None:
         metadata["LUTs"] = [colours[np.arange(256) * len(colours) // 256].T.copy()]
-    return {
+    options: dict[str, Any] = {
         "imagej": True,
         "metadata": {name: value for name, value in metadata.items() if value not in (None, "")},
-    } | _resolution(frame)
+    }
+    if frame.pixel_size is not None:
+        options["resolution"] = tuple(1 / size for size in frame.pixel_size)
+    return options
 
 
-def _resolution(frame):
-    if frame.pixel_size is None:
-        return {}
-    return {"resolution": tuple(1 / size for size in frame.pixel_size)}
-
-
-def _ome(frame, channels):
+def _ome(axes: str, frame: Frame, channels: Sequence[str]) -> dict[str, Any]:
+    """How tifffile writes it as OME-TIFF."""
     unit = _OME_UNITS.get(frame.unit, frame.unit)
-    metadata = {}
+    metadata: dict[str, Any] = {"axes": axes}
     sizes = dict(zip("XY", frame.pixel_size or (), strict=False)) | {"Z": frame.spacing}
     for axis, size in sizes.items():
         if size is not None:

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
+from unet_jax.files.tiff_pages import all_pages
+
 _MAX_XML_LETTERS = 2**26  # some 300 for each plane of a set
 
 
@@ -30,6 +32,10 @@ class Planes(NamedTuple):
     described: dict[str, str]
 
 
+# Axes and shape of all planes, (place in it, page) of those in the file, description.
+_Placed = tuple[str, tuple[int, ...], list[tuple[int, int]], dict[str, str]]
+
+
 def planes_of(tif: tifffile.TiffFile, pages: Sequence[int]) -> list[Planes] | None:
     """Places the pages of a file of OME or Micro-Manager.
 
@@ -46,7 +52,7 @@ def planes_of(tif: tifffile.TiffFile, pages: Sequence[int]) -> list[Planes] | No
     """
     if tif.is_micromanager and (planes := _placed_by_micro_manager(tif, pages)):
         return planes
-    return _placed_by_ome(tif, pages) if tif.pages[0].is_ome else None
+    return _placed_by_ome(tif, pages) if tif.pages.first.is_ome else None
 
 
 def described_pixels(tif: tifffile.TiffFile, pages: Sequence[int]) -> dict[str, str]:
@@ -61,7 +67,7 @@ def described_pixels(tif: tifffile.TiffFile, pages: Sequence[int]) -> dict[str, 
     Raises:
       ValueError: as by `planes_of`.
     """
-    if not tif.pages[0].is_ome:
+    if not tif.pages.first.is_ome:
         return {}
     planes = _placed_by_ome(tif, pages)
     if planes:
@@ -71,7 +77,7 @@ def described_pixels(tif: tifffile.TiffFile, pages: Sequence[int]) -> dict[str, 
 
 
 def _read_xml(tif: tifffile.TiffFile) -> ElementTree.Element:
-    xml = tif.pages[0].description
+    xml = tif.pages.first.description
     if len(xml) > _MAX_XML_LETTERS or "<!DOCTYPE" in xml:
         raise ValueError("the OME metadata are too long or declare entities")
     try:
@@ -81,7 +87,7 @@ def _read_xml(tif: tifffile.TiffFile) -> ElementTree.Element:
 
 
 def _placed_by_ome(tif: tifffile.TiffFile, pages: Sequence[int]) -> list[Planes]:
-    root, samples = _read_xml(tif), tif.pages[pages[0]].samplesperpixel
+    root, samples = _read_xml(tif), all_pages(tif)[pages[0]].samplesperpixel
     images = [(image, _sizes(image, samples)) for image in root.findall("{*}Image/{*}Pixels")]
     planes = [math.prod(sizes.values()) for _, sizes in images]
     entries = [
@@ -94,7 +100,8 @@ def _placed_by_ome(tif: tifffile.TiffFile, pages: Sequence[int]) -> list[Planes]
     if sum(map(abs, counts)) > len(tif.pages):
         raise ValueError(f"{sum(map(abs, counts))} pages")
 
-    kept, places = set(pages), [[] for _ in images]
+    kept = set(pages)
+    places: list[list[tuple[int, int]]] = [[] for _ in images]
     for (number, data), count in zip(own, counts, strict=True):
         place, page = 0, int(data.get("IFD", 0))
         for axis, size in images[number][1].items():
@@ -161,19 +168,15 @@ def _placed_by_micro_manager(tif: tifffile.TiffFile, pages: Sequence[int]) -> li
     if index is None or sorted(index[:, 4].tolist()) != sorted(numbers):
         return []
     shape = tuple(1 + max(index[:, column].tolist()) for column in (2, 1, 0))
-    places: dict[int, list] = {}
+    places: dict[int, list[tuple[int, int]]] = {}
     for channel, z, time, position, offset in index.tolist():
         place = (time * shape[1] + z) * shape[2] + channel
         places.setdefault(position, []).append((place, numbers[offset]))
     return _grids([("TZC", shape, placed, {}) for placed in places.values()], pages)
 
 
-def _grids(images: list[tuple], pages: Sequence[int]) -> list[Planes]:
-    """The images whose planes fill a grid, each page once; empty if one does not.
-
-    Args:
-      images: axes and shape of all planes, (place in it, page) of those in the file, description.
-    """
+def _grids(images: list[_Placed], pages: Sequence[int]) -> list[Planes]:
+    """The images whose planes fill a grid, each page once; empty if one does not."""
     found = []
     for axes, shape, placed, described in images:
         page_at = dict(placed)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from unet_jax.device import cpu_cores
 from unet_jax.example import IGNORED
 
 #: The challenge adds 0.1 ten times, so these doubles are not the literals: the last is below 1.
-THRESHOLDS = tuple(accumulate(repeat(0.1, 10), initial=0.0))
+THRESHOLDS: tuple[float, ...] = tuple(accumulate(repeat(0.1, 10), initial=0.0))
+
+Counts = TypeVar("Counts")  # of one slice
 
 
 class Score(NamedTuple):
@@ -60,10 +62,10 @@ def f_scores(counts: np.ndarray, undefined: float) -> np.ndarray:
 
 
 def of_slices(
-    function: Callable[[np.ndarray, np.ndarray], Any],
+    function: Callable[[np.ndarray, np.ndarray], Counts],
     labels: Sequence[np.ndarray],
     probabilities: Sequence[np.ndarray],
-) -> list:
+) -> list[Counts]:
     """What the function gives for each slice, which run beside each other on the CPU's cores.
 
     Args:
@@ -79,7 +81,7 @@ def of_slices(
     labels, probabilities = [[np.asarray(a) for a in arrays] for arrays in (labels, probabilities)]
     _check(labels, probabilities)
 
-    def of_slice(label, probability):
+    def of_slice(label: np.ndarray, probability: np.ndarray) -> Counts:
         # Compared as float32, a probability of 0.2 would not exceed the threshold 0.2; as the
         # float64 of its float32, as in the challenge, it does.
         proposal = probability.astype(np.float32).astype(np.float64)
@@ -89,7 +91,7 @@ def of_slices(
         return list(threads.map(of_slice, labels, probabilities))
 
 
-def _check(labels, probabilities):
+def _check(labels: list[np.ndarray], probabilities: list[np.ndarray]) -> None:
     if not labels or len(labels) != len(probabilities):
         raise ValueError(
             f"Found {len(labels)} slices of labels and {len(probabilities)} of probabilities."

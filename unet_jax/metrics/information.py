@@ -30,11 +30,11 @@ def v_info(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) ->
     Raises:
       ValueError: an argument is none of this; slices are counted from 0.
     """
-    return v_info_score(
-        of_slices(
-            lambda *maps: information_f_scores(contingencies(*maps, thinned)), labels, probabilities
-        )
-    )
+
+    def of_slice(cell: np.ndarray, proposal: np.ndarray) -> np.ndarray:
+        return information_f_scores(contingencies(cell, proposal, thinned))
+
+    return v_info_score(of_slices(of_slice, labels, probabilities))
 
 
 def v_info_score(per_slice: Sequence[np.ndarray]) -> Score:
@@ -47,7 +47,7 @@ def information_f_scores(tables: Iterable[Contingency]) -> np.ndarray:
     return np.array([_f_score(table) for table in tables])
 
 
-def _f_score(table):
+def _f_score(table: Contingency) -> float:
     n = table.cells.sum()
     if n == 0:
         return 0.0
@@ -63,6 +63,6 @@ def _f_score(table):
     return 2 * precision * recall / (precision + recall)
 
 
-def _entropy(counts, n):
+def _entropy(counts: np.ndarray, n: int) -> float:
     """- sum p ln p for p = counts / n."""
     return -np.sum(xlogy(counts / n, counts / n))

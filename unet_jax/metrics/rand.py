@@ -37,11 +37,11 @@ def rand_error(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]
     Raises:
       ValueError: an argument is none of this; slices are counted from 0.
     """
-    return rand_score(
-        of_slices(
-            lambda *maps: pair_counts(contingencies(*maps, components)), labels, probabilities
-        )
-    )
+
+    def of_slice(cell: np.ndarray, proposal: np.ndarray) -> np.ndarray:
+        return pair_counts(contingencies(cell, proposal, components))
+
+    return rand_score(of_slices(of_slice, labels, probabilities))
 
 
 def v_rand(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Score:
@@ -59,9 +59,11 @@ def v_rand(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) ->
     Raises:
       ValueError: an argument is none of this; slices are counted from 0.
     """
-    return v_rand_score(
-        of_slices(lambda *maps: pair_counts(contingencies(*maps, thinned)), labels, probabilities)
-    )
+
+    def of_slice(cell: np.ndarray, proposal: np.ndarray) -> np.ndarray:
+        return pair_counts(contingencies(cell, proposal, thinned))
+
+    return v_rand_score(of_slices(of_slice, labels, probabilities))
 
 
 def rand_score(counts: Sequence[np.ndarray]) -> Score:

@@ -1,13 +1,13 @@
 """The scores of predictions on annotated images, and of two baselines without a network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from unet_jax.example import IGNORED, Example
-from unet_jax.metrics import Score, pixel_error, rand_error, seg
+from unet_jax.metrics import Score, SegScore, pixel_error, rand_error, seg
 from unet_jax.metrics.components import components
 from unet_jax.metrics.contingency import contingencies
 from unet_jax.metrics.curve import of_slices
@@ -42,6 +42,21 @@ class EMCounts(NamedTuple):
     warping_2016: list[Places]
 
 
+class ClassScores(NamedTuple):
+    """How well the most probable class of each pixel is the true one, over all pixels that count.
+
+    Attributes:
+      intersection_over_union: by class, without those that occur neither in truth nor prediction.
+      mean_iou: their mean, None if there are none.
+      confusion: pixels, int64 [classes, classes]; a row for each true class, a column for each
+        class found.
+    """
+
+    intersection_over_union: dict[str, float]
+    mean_iou: float | None
+    confusion: np.ndarray
+
+
 def em_counts(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> list[EMCounts]:
     """Of each image; those of some of them add up to their scores, see `em_scores`.
 
@@ -50,7 +65,7 @@ def em_counts(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> list[E
       cell: probability of cell for each, float [H, W], in [0, 1].
     """
 
-    def of_image(label, proposal):
+    def of_image(label: np.ndarray, proposal: np.ndarray) -> dict[str, Any]:
         pairs = list(contingencies(label, proposal, components))
         after_thinning = list(contingencies(label, proposal, thinned))
         return {
@@ -63,7 +78,7 @@ def em_counts(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> list[E
             "warping_2016": splits_and_merges(label, proposal, "2016"),
         }
 
-    counted = [np.count_nonzero(example.labels != IGNORED) for example in examples]
+    counted = [int(np.count_nonzero(example.labels != IGNORED)) for example in examples]
     per_image = of_slices(of_image, _truth(examples), cell)
     return [EMCounts(counted=n, **of) for n, of in zip(counted, per_image, strict=True)]
 
@@ -93,21 +108,23 @@ def em_values(image: EMCounts, best: dict[str, Score | None]) -> dict[str, float
       None where a metric is not defined, see `em_scores`.
     """
     return {
-        name: curve.values[curve.thresholds.index(best[name].threshold)]
-        if curve and best[name]
+        name: curve.values[curve.thresholds.index(score.threshold)]
+        if curve and (score := best[name])
         else None
         for name, curve in _curves([image]).items()
     }
 
 
-def _curves(images):
+def _curves(images: Sequence[EMCounts]) -> dict[str, Score | None]:
     """As `em_scores`, but without a cell the pixel error and the warping errors are scored too."""
     images = [image for image in images if image.counted]
     with_cells = [image for image in images if image.cells > 0]
     with_several = [image for image in images if image.cells > 1]
     counted = sum(image.counted for image in images)
 
-    def score(of, some, counts, *arguments):
+    def score(
+        of: Callable[..., Score], some: list[EMCounts], counts: str, *arguments: Any
+    ) -> Score | None:
         return of([getattr(image, counts) for image in some], *arguments) if some else None
 
     return {
@@ -120,51 +137,35 @@ def _curves(images):
     }
 
 
-def em_errors(
-    examples: Sequence[Example], cell: Sequence[np.ndarray]
-) -> dict[str, dict[str, float]]:
+def em_errors(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> dict[str, Score]:
     """Pixel error and Rand error alone, much faster than `em_counts`, which see.
 
     Returns:
-      `{"pixel_error": {"value": ..., "threshold": ...}, "rand_error": ...}`; nothing without any
-      annotated cell, see `em_scores`.
+      `{"pixel_error": ..., "rand_error": ...}`; nothing without any annotated cell, see
+      `em_scores`.
     """
     truth = _truth(examples)
     if not any((labels > 0).any() for labels in truth):
         return {}
-    scores = {"pixel_error": pixel_error(truth, cell), "rand_error": rand_error(truth, cell)}
-    return {
-        name: {"value": score.value, "threshold": score.threshold} for name, score in scores.items()
-    }
+    return {"pixel_error": pixel_error(truth, cell), "rand_error": rand_error(truth, cell)}
 
 
-def _truth(examples):
+def _truth(examples: Sequence[Example]) -> list[np.ndarray]:
     """All classes above 0 as cell."""
     return [np.minimum(example.labels, 1) for example in examples]
 
 
-def seg_score(examples: list[Example], cells: list[np.ndarray]) -> dict[str, Any] | None:
-    """SEG of the cells found, int [H, W] for each example.
-
-    Returns:
-      `{"value": ..., "per_object": [...]}`, or None if no cell is annotated.
-    """
+def seg_score(examples: Sequence[Example], cells: Sequence[np.ndarray]) -> SegScore | None:
+    """SEG of the cells found, int [H, W] for each example; None if no cell is annotated."""
     if not any(example.instances.any() for example in examples):
         return None
-    score = seg([example.instances for example in examples], cells)
-    return {"value": score.value, "per_object": list(score.per_object)}
+    return seg([example.instances for example in examples], cells)
 
 
 def class_scores(
-    examples: list[Example], probabilities: list[np.ndarray], class_names: list[str]
-) -> dict[str, Any]:
-    """How well the most probable class of each pixel is the true one, over all pixels that count.
-
-    Returns:
-      `intersection_over_union` by class, without those that occur neither in truth nor prediction;
-      `mean_iou`, `{"value": their mean, None if there are none}`; `confusion`, pixels, a row for
-      each true class, a column for each class found.
-    """
+    examples: Sequence[Example], probabilities: Sequence[np.ndarray], class_names: Sequence[str]
+) -> ClassScores:
+    """Of predictions, float [H, W, classes] for each example."""
     classes = len(class_names)
     confusion = np.zeros((classes, classes), np.int64)
     for example, probability in zip(examples, probabilities, strict=True):
@@ -174,15 +175,12 @@ def class_scores(
     both = np.diag(confusion)
     either = confusion.sum(0) + confusion.sum(1) - both
     overlaps = {name: float(both[c] / either[c]) for c, name in enumerate(class_names) if either[c]}
-    return {
-        "intersection_over_union": overlaps,
-        "mean_iou": {"value": float(np.mean(list(overlaps.values()))) if overlaps else None},
-        "confusion": confusion.tolist(),
-    }
+    mean = float(np.mean(list(overlaps.values()))) if overlaps else None
+    return ClassScores(overlaps, mean, confusion)
 
 
-def baselines(examples: list[Example]) -> dict[str, Any]:
-    """What needs no network: one class everywhere, and the blurred grey value as a probability.
+def baselines(examples: Sequence[Example]) -> dict[str, dict[str, Score]]:
+    """`em_errors` of what needs no network: one class everywhere, the blurred grey value as `cell`.
 
     The grey values are scaled to [0, 1] by each image's range, then blurred by a Gaussian of 1
     pixel; cells may be the bright or the dark side, whichever is better.
@@ -196,6 +194,6 @@ def baselines(examples: list[Example]) -> dict[str, Any]:
     return {
         "one class everywhere": em_errors(examples, [np.ones(e.labels.shape) for e in examples]),
         "blurred grey value": {
-            name: min(bright[name], dark[name], key=lambda error: error["value"]) for name in bright
+            name: min(bright[name], dark[name], key=lambda error: error.value) for name in bright
         },
     }

@@ -49,7 +49,7 @@ def seg(
     return SegScore(float(np.mean(per_object)), tuple(per_object))
 
 
-def _check(index, true, found):
+def _check(index: int, true: np.ndarray, found: np.ndarray) -> None:
     for name, frame in (("reference", true), ("result", found)):
         if frame.ndim != 2:
             raise ValueError(

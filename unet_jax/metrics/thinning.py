@@ -7,7 +7,7 @@ cells meets stands a line of membrane.
 
 import numpy as np
 
-from unet_jax.metrics.compiled import compiled
+from unet_jax.compiled import compiled
 from unet_jax.metrics.components import components
 
 # States of a pixel beside the segment 1, 2, ... that flooded it.
@@ -30,7 +30,7 @@ def thinned(mask: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _flood(labels):
+def _flood(labels: np.ndarray) -> None:
     """Floods the DRY pixels of an int32 [H + 2, W + 2] whose border is OUTSIDE, in place.
 
     The result depends on the order of the pixels: column by column, as in the challenge.

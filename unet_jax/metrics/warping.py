@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unet_jax.compiled import compiled
 from unet_jax.example import IGNORED
-from unet_jax.metrics.compiled import compiled
 from unet_jax.metrics.components import components
 from unet_jax.metrics.curve import THRESHOLDS, Score, least, of_slices
 
@@ -67,7 +67,7 @@ def warping_error(
     if setting not in SETTINGS:
         raise ValueError(f"Expected setting {' or '.join(map(repr, SETTINGS))}, found {setting!r}.")
     per_slice = of_slices(partial(splits_and_merges, setting=setting), labels, probabilities)
-    pixels = sum(np.count_nonzero(np.asarray(label) != IGNORED) for label in labels)
+    pixels = sum(int(np.count_nonzero(np.asarray(label) != IGNORED)) for label in labels)
     score = warping_score(per_slice, pixels, setting)
     best = score.thresholds.index(score.threshold)
     split, merge = zip(
@@ -130,7 +130,7 @@ def splits_and_merges(cell: np.ndarray, proposal: np.ndarray, setting: str) -> l
 
 
 @compiled
-def _warp(cell, pixels):
+def _warp(cell: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Flips the simple ones of the pixels in their order, again and again, until none is left.
 
     Args:
@@ -157,7 +157,7 @@ def _warp(cell, pixels):
 
 
 @compiled
-def _is_simple(cell, y, x):
+def _is_simple(cell: np.ndarray, y: int, x: int) -> bool:
     """Whether the topology stays the same if the pixel changes.
 
     That is so if, among its 8 neighbours, there are exactly one 4-connected component of cell that
@@ -177,7 +177,7 @@ def _is_simple(cell, y, x):
 
 
 @compiled
-def _merges(cell, labels, pixels):
+def _merges(cell: np.ndarray, labels: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Which pixels of membrane have two cells among their 8 neighbours: bool [N]."""
     width = cell.shape[1]
     merges = np.zeros(pixels.size, np.bool_)
@@ -195,7 +195,7 @@ def _merges(cell, labels, pixels):
 
 
 @compiled
-def _splits(cell, pixels, radius):
+def _splits(cell: np.ndarray, pixels: np.ndarray, radius: int) -> np.ndarray:
     """Which pixels of cell are all that joins their neighbours, bool [N].
 
     Without the pixel, the cells among its 8 neighbours lie in two components or more of the square

@@ -1,11 +1,10 @@
 """A training run: from a configuration to checkpoints, a log and pictures in one folder."""
 
 import contextlib
-import json
 import logging
 import shlex
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from unet_jax.data.splits import read_run
 from unet_jax.device import is_out_of_memory
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example, image_sha256, sha256
-from unet_jax.figures import save_examples, save_training_curves
+from unet_jax.figures import class_colours, save_examples, save_training_curves
 from unet_jax.files.output import unlocking
 from unet_jax.loop import draw, initial_state, train, training_key
 from unet_jax.network import valid_input_sides
-from unet_jax.normalisation import PERCENTILES
 from unet_jax.optimiser import sgd
 from unet_jax.provenance import versions
+from unet_jax.record import Record, Training
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import RunLog
 from unet_jax.run.resume import resume_or_start
@@ -76,8 +75,8 @@ class Run:
 
 
 def cross_validate(
-    config: Mapping[str, Any],
-    workdir: Path,
+    config: Mapping[str, Any] | Configuration,
+    workdir: str | Path,
     folds: int,
     *,
     allow_change: Collection[str] = (),
@@ -99,7 +98,7 @@ def cross_validate(
     for fold in range(folds):
         logger.info("Fold %d of 0 to %d", fold, folds - 1)
         options: dict[str, Any] = {"allow_change": allow_change, "command": command}
-        runs.append(fit(config, workdir / f"fold{fold}", fold=fold, folds=folds, **options))
+        runs.append(fit(config, Path(workdir, f"fold{fold}"), fold=fold, folds=folds, **options))
         logger.info("%s", runs[-1])
         if runs[-1].stop_signal:
             break
@@ -108,8 +107,8 @@ def cross_validate(
 
 @unlocking()
 def fit(
-    config: Mapping[str, Any],
-    workdir: Path,
+    config: Mapping[str, Any] | Configuration,
+    workdir: str | Path,
     *,
     fold: int = 0,
     folds: int = 1,
@@ -122,7 +121,7 @@ def fit(
     step is not finite. SIGINT and SIGTERM end it after the present step, which is saved.
 
     Args:
-      config: see `configs/em.py`.
+      config: the settings, or those of a file such as `configs/em.py`.
       workdir: the run's folder.
       fold: which part is left out, see `cross_validate`.
       folds: number of parts; 1 for the splits that the configuration gives.
@@ -134,9 +133,10 @@ def fit(
       RunFailed: the loss is no longer finite, the memory does not suffice, or nothing can be saved;
         the last good step is intact.
     """
-    configuration = read_configuration(config)
+    workdir, configuration = Path(workdir), read_configuration(config)
     settings, names = configuration.train, configuration.class_names
-    splits, state, description = _prepared(
+    colours = class_colours(configuration.model.classes, configuration.class_colours)
+    splits, state, balance, record = _prepared(
         configuration, workdir, fold, folds, allow_change, command
     )
     start = int(state.step)
@@ -144,9 +144,9 @@ def fit(
         return Run(workdir, start, start, settings.steps)
 
     validation, examples = splits["validation"], [e.name for e in splits["train"]]
-    balance = np.array(description["class_weights"], np.float32)
     weights = weight_maps(validation, balance, configuration.weight_map)
     steps = train(splits.pop("train"), configuration, state=state, class_weight=balance)
+    del splits  # memory that no step needs
     log = RunLog(workdir / "log.jsonl", start)
     with (
         StopRequest() as stop,
@@ -180,20 +180,18 @@ def fit(
 
             scores = None
             if due:
-                try:
-                    found = validate(progress.model(), validation, weights, names)
-                except RunFailed as error:
-                    raise RunFailed(f"Step {step}: {error}") from None
+                row = log.rows[-1]
+                found = validate(progress.model(), validation, weights, names, row)
                 scores = found.scores
-                log.write([{"step": step, "seconds": round(log.seconds, 1), "validation": scores}])
+                log.write([{"step": step, "seconds": row["seconds"], "validation": scores}])
                 shown = slice(_EXAMPLES_SHOWN)
-                pictures = validation[shown], found.probabilities[shown], description
-                save_examples(workdir / "validation.png", *pictures)
+                pictures = validation[shown], found.probabilities[shown]
+                save_examples(workdir / "validation.png", *pictures, names, colours)
                 save_training_curves(workdir / "training.png", log.rows)
                 if warning := collapse(validation, found.probabilities, names):
                     logger.warning("Step %d: %s", step, warning)
             if due or stop_signal:
-                saver.save(progress.state, description | {"step": step, "validation": scores})
+                saver.save(progress.state, replace(record, step=step, validation=scores))
             if stop_signal:
                 break
         saver.wait()
@@ -207,8 +205,8 @@ def _prepared(
     folds: int,
     allow_change: Collection[str],
     command: str | None,
-) -> tuple[dict[str, list[Example]], TrainState, dict[str, Any]]:
-    """What the network sees of each split, the state to go on from, and the run's description."""
+) -> tuple[dict[str, list[Example]], TrainState, np.ndarray, Record]:
+    """What the network sees of each split, the state to go on from, class weights, the record."""
     network, settings = configuration.model, configuration.train
     stored, splits = read_run(configuration.data, network.classes, fold=fold, folds=folds)
     if allow_change or not checkpoint.saved_steps(workdir):  # else it has been told
@@ -226,26 +224,24 @@ def _prepared(
         held_out={e.name: digests[e.name] for s in ("validation", "test") for e in splits[s]},
     )
     balance = class_weights([e.labels for e in splits["train"]], network.classes)
-    config = configuration.to_dict()
-    description = {
-        "model": config["model"],
-        "channels": channels,
-        "scale": configuration.data.scale,
-        "percentiles": PERCENTILES,
-        "class_names": configuration.class_names,
-        "class_weights": balance.tolist(),
-        "splits": {split: [e.name for e in examples] for split, examples in splits.items()},
-        "data": digests,
-        "images": {e.name: image_sha256(e.image) for e in present},
-        "started_from": started_from,
-        "fold": fold,
-        "folds": folds,
-        "config": config,
-        "command": command,
-        "versions": versions(),
-    }
-    description = json.loads(json.dumps(description))  # as it will be read: tuples become lists
-    return splits, resume_or_start(workdir, state, description, allow_change), description
+    record = Record(
+        network=network,
+        channels=channels,
+        scale=configuration.data.scale,
+        training=Training(
+            config=configuration,
+            class_weights=balance.tolist(),
+            splits={split: [e.name for e in examples] for split, examples in splits.items()},
+            data=digests,
+            images={e.name: image_sha256(e.image) for e in present},
+            started_from=started_from,
+            fold=fold,
+            folds=folds,
+            command=command,
+            versions=versions(),
+        ),
+    )
+    return splits, resume_or_start(workdir, state, record, allow_change), balance, record
 
 
 @contextlib.contextmanager

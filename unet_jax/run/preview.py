@@ -64,7 +64,7 @@ class Preview:
         )
 
 
-def preview(config: Mapping[str, Any], workdir: Path) -> Preview:
+def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> Preview:
     """Shows a run's data without training: writes `preview.png` and `preview.txt` to `workdir`.
 
     The picture has three examples of the training split: those with the least, the middle and the
@@ -75,13 +75,13 @@ def preview(config: Mapping[str, Any], workdir: Path) -> Preview:
     is touched, and a run can start or go on there.
 
     Args:
-      config: see `configs/em.py`.
+      config: the settings, or those of a file such as `configs/em.py`.
       workdir: the run's folder.
 
     Raises:
       InputError: as `fit.fit` does; nothing has been written.
     """
-    configuration = read_configuration(config)
+    workdir, configuration = Path(workdir), read_configuration(config)
     classes = configuration.model.classes
     stored, seen = read_run(configuration.data, classes)
     findings = {
@@ -276,9 +276,13 @@ def _displayed(image):
     return grey_values(image.reshape(len(image), -1)).reshape(image.shape)
 
 
+def _colours(config: Configuration) -> np.ndarray:
+    return class_colours(config.model.classes, config.class_colours)
+
+
 def _mask_picture(example, config):
     """Cells in colours of their own; the colours of classes where there are several, or strokes."""
-    picture = class_picture(example.labels, class_colours({"config": config.to_dict()}))
+    picture = class_picture(example.labels, _colours(config))
     cells = example.instances > 0
     if config.model.classes == 2:
         picture[cells] = numbered_picture(example.instances)[cells]
@@ -287,7 +291,7 @@ def _mask_picture(example, config):
 
 def _legend(config, pixels):
     """Which colour in the masks is which class, and its share of the training pixels."""
-    colours = [tuple(c / 255) for c in class_colours({"config": config.to_dict()})]
+    colours = [tuple(c / 255) for c in _colours(config)]
     shares = pixels / max(pixels[:-1].sum(), 1)
     names = [f"{n}: {100 * s:.1f} %" for n, s in zip(config.class_names, shares[:-1], strict=True)]
     if config.model.classes == 2:

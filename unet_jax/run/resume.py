@@ -11,11 +11,12 @@ import jax
 from unet_jax import checkpoint
 from unet_jax.errors import InputError
 from unet_jax.files.output import lock, probe
+from unet_jax.record import Record
 from unet_jax.train_step import TrainState
 
 logger = logging.getLogger("unet_jax")
 
-# Parts of a checkpoint's description that make it the same run.
+# Parts of a record that make it the same run.
 _COMPARED = ("config", "channels", "fold", "folds", "splits", "data")
 _STEPS = "config.train.steps"
 _COLOURS = "config.class_colours"  # of pictures only
@@ -24,7 +25,7 @@ _SHOWN = 5
 
 
 def resume_or_start(
-    workdir: Path, state: TrainState, description: dict[str, Any], allowed: Collection[str]
+    workdir: Path, state: TrainState, record: Record, allowed: Collection[str]
 ) -> TrainState:
     """The latest state of the same run in `workdir`, or `state` with the folder made.
 
@@ -33,7 +34,7 @@ def resume_or_start(
     Args:
       workdir: the run's folder.
       state: what a new run begins with.
-      description: of the run to be, see `checkpoint.save`.
+      record: of the run to be.
       allowed: keys such as "config.augmentation.shift", or their beginnings such as "data", that
         may differ from those of the run so far. More steps and other colours always may.
 
@@ -46,8 +47,8 @@ def resume_or_start(
     if steps:
         checkpoint.best_step(workdir)  # every save asks for it, and must not fail then
         saved = checkpoint.describe(workdir, steps[-1])
-        changes = _allowed_changes(workdir, saved, description, allowed)
-        if steps[-1] > description["config"]["train"]["steps"]:
+        changes = _allowed_changes(workdir, saved.to_json(), record.to_json(), allowed)
+        if record.training and steps[-1] > record.training.config.train.steps:
             raise InputError(f"{workdir}: this run is at step {steps[-1]} already.")
         state = checkpoint.restore(workdir, steps[-1], state)
     probe(workdir, 2 * sum(x.nbytes for x in jax.tree.leaves(state)))
@@ -63,10 +64,11 @@ def resume_or_start(
     return state
 
 
-def _allowed_changes(workdir, saved, description, allowed) -> list[tuple[str, Any, Any]]:
-    changes, refused = [], []
+def _allowed_changes(workdir, saved, record, allowed) -> list[tuple[str, Any, Any]]:
+    changes: list[tuple[str, Any, Any]] = []
+    refused: list[tuple[str, Any, Any]] = []
     for part in _COMPARED:
-        for change in _differences(part, saved.get(part), description[part]):
+        for change in _differences(part, saved.get(part), record[part]):
             key, before, now = change
             longer = key == _STEPS and now > before
             wanted = any(key == a or key.startswith(a + ".") for a in allowed)
@@ -92,4 +94,4 @@ def _differences(key: str, before, now) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _short(value) -> str:
-    return "nothing" if value is None else reprlib.repr(value)
+    return "nothing" if value in (None, []) else reprlib.repr(value)

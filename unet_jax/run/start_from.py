@@ -1,13 +1,14 @@
 """Fine-tuning: a network begins with what another one has learnt, instead of at random."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from unet_jax import checkpoint
 from unet_jax.configuration import Configuration
 from unet_jax.errors import InputError
+from unet_jax.record import StartedFrom, Training
 from unet_jax.train_step import TrainState
 
 logger = logging.getLogger("unet_jax")
@@ -23,7 +24,7 @@ def first_state(
     *,
     channels: int,
     held_out: Mapping[str, str],
-) -> tuple[TrainState, dict[str, Any] | None]:
+) -> tuple[TrainState, StartedFrom | None]:
     """The state before the first step, and from which run it is taken.
 
     All layers are taken over but the first convolution for images of another number of channels,
@@ -38,16 +39,15 @@ def first_state(
       held_out: the digests of its validation and test images by name.
 
     Returns:
-      The state, and for the checkpoint a record of the source, None = there is none: `checkpoint`
-      as given, `step`, the `manifest_sha256` of that step, the `new_layers` at random, and the
-      `seen` ones of the images held out, which the source was trained or validated on.
+      The state, and for the checkpoint where it comes from; None = begun at random.
 
     Raises:
       InputError: no checkpoint that can be used is there, or nothing of it fits.
     """
     steps = checkpoint.saved_steps(workdir)
     if steps:
-        return state, checkpoint.describe(workdir, steps[-1]).get("started_from")
+        training = checkpoint.describe(workdir, steps[-1]).training
+        return state, training.started_from if training else None
     if not configuration.train.start_from:
         return state, None
     source, scale = Path(configuration.train.start_from), configuration.data.scale
@@ -90,27 +90,26 @@ def first_state(
             "(config.data.scale): best where objects come out equally large.",
             *(model.scale, scale),
         )
-    seen = _seen(model.description, held_out)
+    seen = _seen(model.record.training if model.record else None, held_out)
     if seen:
         logger.info(
             "  it has seen %d of the %d images that this run validates or tests on, the first is "
             "%s: their scores will be too good.",
             *(len(seen), len(held_out), seen[0]),
         )
-    return state.replace(params=params), {
-        "checkpoint": str(source),
-        "step": step,
-        "manifest_sha256": checkpoint.manifest_sha256(source, step),
-        "new_layers": list(new),
-        "seen": seen,
-    }
+    return dataclasses.replace(state, params=params), StartedFrom(
+        checkpoint=str(source),
+        step=step,
+        manifest_sha256=checkpoint.manifest_sha256(source, step),
+        new_layers=list(new),
+        seen=seen,
+    )
 
 
-def _seen(source: dict[str, Any], held_out: Mapping[str, str]) -> list[str]:
+def _seen(training: Training | None, held_out: Mapping[str, str]) -> list[str]:
     """Those of our images that are among the training and validation images of a checkpoint."""
-    if "config" not in source:  # it says nothing of its training
+    if training is None:
         return []
-    splits, data = source["splits"], source.get("data", {})
-    names = {str(name) for name in splits["train"] + splits["validation"]}
-    digests = {str(digest) for name, digest in data.items() if name in names}
+    names = {*training.splits["train"], *training.splits["validation"]}
+    digests = {digest for name, digest in training.data.items() if name in names}
     return [name for name, digest in held_out.items() if digest in digests]

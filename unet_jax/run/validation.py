@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
 from unet_jax.errors import RunFailed
@@ -32,6 +33,7 @@ def validate(
     examples: Sequence[Example],
     weights: Sequence[np.ndarray],
     class_names: Sequence[str],
+    row: dict[str, float],
 ) -> Validation:
     """Predicts the examples, which are of the network's scale, and scores the result.
 
@@ -40,25 +42,33 @@ def validate(
       examples: the validation split.
       weights: their weight maps.
       class_names: by class.
+      row: of the step in the log.
 
     Raises:
       RunFailed: the output is no longer finite.
     """
     probabilities = [predict_tiled(model, example.image) for example in examples]
     if not all(np.isfinite(p).all() for p in probabilities):
-        raise RunFailed(f"the network's output is no longer finite; {TOO_LARGE_STEPS}.")
+        raise RunFailed(
+            f"Step {row['step']}: the network's output is no longer finite, at a learning rate of "
+            f"{row['learning_rate']:.2g}; {TOO_LARGE_STEPS}."
+        )
     parts = [
         # The soft-max of these logits are the probabilities.
-        weighted_cross_entropy(np.log(np.maximum(p, np.finfo(p.dtype).tiny)), e.labels, w)
+        weighted_cross_entropy(
+            jnp.asarray(np.log(np.maximum(p, np.finfo(p.dtype).tiny))),
+            jnp.asarray(e.labels),
+            jnp.asarray(w),
+        )
         for p, e, w in zip(probabilities, examples, weights, strict=True)
     ]
     errors = em_errors(examples, [1 - p[..., 0] for p in probabilities])
     scores = {"loss": float(mean_over_pixels(*np.array(parts).T))}
-    scores |= {name: error["value"] for name, error in errors.items()}
+    scores |= {name: error.value for name, error in errors.items()}
     sparse = is_sparse(examples)
     if sparse:
         scores.pop("rand_error", None)  # of cells, not of strokes
-    if sparse or len(class_names) > 2 or not errors:
-        names = list(class_names)
-        scores["mean_iou"] = class_scores(examples, probabilities, names)["mean_iou"]["value"]
+    mean_iou = class_scores(examples, probabilities, class_names).mean_iou
+    if mean_iou is not None and (sparse or len(class_names) > 2 or not errors):
+        scores["mean_iou"] = mean_iou
     return Validation(scores, probabilities)

@@ -7,6 +7,7 @@ from typing import Any
 from unet_jax.errors import InputError
 from unet_jax.settings import check, read, setting
 
+_SCALE = "above 0, at most 10"
 _RANGE = "two whole numbers, first and last + 1"
 _FRACTION = "a number between 0 and 1"
 
@@ -26,7 +27,7 @@ class Isbi2012:
     """
 
     source: str = setting("isbi2012", one_of=("isbi2012",))
-    scale: float = setting(1.0, above=0, at_most=10)
+    scale: float = setting(1.0, above=0, at_most=10, wanted=_SCALE)
     train: tuple[int, int] = setting((0, 22), wanted=_RANGE)
     validation: tuple[int, int] = setting((22, 25), wanted=_RANGE)
     test: tuple[int, int] = setting((25, 30), wanted=_RANGE)
@@ -52,7 +53,7 @@ class Synthetic:
     """
 
     source: str = setting("synthetic", one_of=("synthetic",))
-    scale: float = setting(1.0, above=0, at_most=10)
+    scale: float = setting(1.0, above=0, at_most=10, wanted=_SCALE)
     seed: int = setting(0)
     height: int = setting(256)
     width: int = setting(256)
@@ -83,7 +84,7 @@ class Folder:
     """
 
     source: str = setting("folder", one_of=("folder",))
-    scale: float = setting(1.0, above=0, at_most=10)
+    scale: float = setting(1.0, above=0, at_most=10, wanted=_SCALE)
     images: str = setting("images")
     labels: str = setting("masks")
     mask_rule: str = setting("binary")
@@ -115,7 +116,7 @@ class CellTracking:
     """
 
     source: str = setting("cell_tracking", one_of=("cell_tracking",))
-    scale: float = setting(1.0, above=0, at_most=10)
+    scale: float = setting(1.0, above=0, at_most=10, wanted=_SCALE)
     dataset: str = setting("DIC-C2DH-HeLa")
     train_sequence: str = setting("01")
     test_sequence: str = setting("02")
@@ -139,7 +140,8 @@ def read_data(values: Mapping[str, Any]) -> Data:
         that makes no sense.
     """
     name = values.get("source")
-    for kind in (Isbi2012, CellTracking, Folder, Synthetic):
+    kinds: tuple[type[Any], ...] = (Isbi2012, CellTracking, Folder, Synthetic)
+    for kind in kinds:
         if kind.source == name:
             return read(kind, values, "config.data")
     raise InputError(f"data.source is isbi2012, cell_tracking, folder or synthetic, not {name!r}.")

@@ -1,0 +1,29 @@
+"""How the single cells of a run are found: what `eval.py --tune` has chosen."""
+
+import json
+from pathlib import Path
+
+from unet_jax.errors import InputError, one_line
+from unet_jax.files.untrusted import read_small
+from unet_jax.instances import InstanceSettings
+from unet_jax.settings import as_dict, read
+
+#: Where it is kept, in the run's folder.
+SETTINGS = "instances.json"
+
+
+def read_settings(workdir: Path) -> tuple[InstanceSettings, bool]:
+    """What `eval.py --tune` has chosen for a run, or else the defaults; and whether it has.
+
+    Raises:
+      InputError: what is there is damaged.
+    """
+    file = workdir / SETTINGS
+    try:
+        record = json.loads(read_small(file))
+        values = {name: record[name] for name in as_dict(InstanceSettings())}
+        return read(InstanceSettings, values, SETTINGS), True
+    except FileNotFoundError:
+        return InstanceSettings(), False
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(f"{file}: is damaged ({one_line(error)}); run --tune again.") from None

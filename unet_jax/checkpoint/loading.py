@@ -1,0 +1,100 @@
+"""Loading of checkpoints: a trained model for prediction, a state for training to go on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from unet_jax.checkpoint.arrays import read_arrays
+from unet_jax.checkpoint.description import best_step, describe
+from unet_jax.checkpoint.manifest import files_of, verified
+from unet_jax.checkpoint.steps import own, saved_steps
+from unet_jax.errors import InputError
+from unet_jax.model import Model
+from unet_jax.network import init_params
+from unet_jax.train_step import TrainState
+
+# Parameters are hardly compressible: arrays larger than this many times their files are made up.
+_MAX_RATIO = 100
+
+
+def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
+    """The state saved at a step, with the structure, shapes and dtypes of `like`.
+
+    Raises:
+      InputError: the checkpoint is damaged, or of another network.
+    """
+    folder = verified(workdir, step)
+    return TrainState(
+        step=jnp.int32(step),
+        params=read_arrays(folder / "params", like.params),
+        opt_state=read_arrays(folder / "opt_state", like.opt_state),
+    )
+
+
+def load(workdir: str | Path, step: str | int = "best") -> Model:
+    """The trained model in a run's folder; of a cross-validation, the ensemble of its folds.
+
+    Args:
+      workdir: what was given to `train.py --workdir`.
+      step: "best" by validation, "latest", or the number of a step that was kept.
+
+    Raises:
+      InputError: no checkpoint there, or none of that step, or one that cannot be read; a fold is
+        missing.
+    """
+    return ensemble(load_members(Path(workdir), step))
+
+
+def load_members(workdir: Path, step: str | int = "best") -> list[Model]:
+    """The network of a run, or those of a cross-validation by fold; arguments as of `load`."""
+    folds = [own(f) for f in workdir.glob("fold*") if f.name.removeprefix("fold").isdecimal()]
+    folds.sort(key=lambda folder: int(folder.name.removeprefix("fold")))
+    if not folds:
+        return [_load_one(workdir, step)]
+    members = [_load_one(folder, step) for folder in folds]
+    training = members[0].record and members[0].record.training
+    expected = training.folds if training else 1
+    if len(members) != expected:
+        raise InputError(
+            f"{workdir}: holds {len(members)} of {expected} folds; train the others first."
+        )
+    return members
+
+
+def ensemble(members: list[Model]) -> Model:
+    """One model, whose probabilities are the mean of the members'."""
+    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[m.params for m in members])
+    return dataclasses.replace(members[0], params=params)
+
+
+def _load_one(workdir: Path, step: str | int) -> Model:
+    steps = saved_steps(workdir)
+    if not steps:
+        raise InputError(
+            f"{workdir}: no checkpoint in this folder; give the --workdir of a training run."
+        )
+    if step == "best":
+        step = best_step(workdir)
+    elif step == "latest":
+        step = steps[-1]
+    elif not str(step).isdecimal() or int(step) not in steps:
+        kept = ", ".join(map(str, steps))
+        raise InputError(f"{workdir}: no step {step}; there are: best, latest, {kept}.")
+    folder = verified(workdir, int(step))
+    record = describe(workdir, int(step))
+    network, channels = record.network, record.channels
+    params = jax.eval_shape(lambda key: init_params(key, network, channels), jax.random.key(0))
+    _check_plausible(folder / "params", params)
+    params = jax.tree.map(lambda x: x[None], read_arrays(folder / "params", params))
+    return Model(network, params, channels, record.scale, record.percentiles, record)
+
+
+def _check_plausible(folder: Path, params: dict[str, Any]) -> None:
+    """InputError if the parameters are so many that the files cannot hold them."""
+    declared = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    held = sum(file.stat().st_size for file in files_of(folder).values())
+    if declared > _MAX_RATIO * held:
+        raise InputError(f"{folder}: declares {declared:,} bytes of parameters and holds {held:,}.")

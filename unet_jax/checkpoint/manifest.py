@@ -1,0 +1,112 @@
+"""The manifest of a step: the SHA-256 digests of its files, by which damage is found."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from unet_jax.checkpoint.steps import DESCRIPTION, MANIFEST, saved_steps, step_folder
+from unet_jax.errors import InputError, one_line
+from unet_jax.files.output import complete
+from unet_jax.files.untrusted import read_small
+
+# What comes of reading made-up JSON, or files that are not there.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes the manifest of all files in a step's folder."""
+    manifest = {}
+    for name, file in files_of(folder).items():
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())  # nor does a power cut leave a manifest without its files
+            manifest[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    with complete(folder / MANIFEST) as unfinished:
+        text = json.dumps(manifest, indent=1)  # any cut breaks it
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
+
+
+def verify(folder: Path) -> None:
+    """Raises one of `UNREADABLE` unless the files of a step are exactly those of its manifest."""
+    manifest = json.loads(read_small(folder / MANIFEST))
+    if not isinstance(manifest, dict) or DESCRIPTION not in manifest:
+        raise ValueError(f"{MANIFEST} is no manifest")
+    files = files_of(folder)
+    for name in sorted(manifest.keys() ^ files.keys()):
+        raise ValueError(f"{name} is missing" if name in manifest else f"{name} was not saved")
+    for name, file in files.items():
+        with file.open("rb") as opened:
+            if _has_holes(opened):
+                raise ValueError(f"{name} has holes")
+            if hashlib.file_digest(opened, "sha256").hexdigest() != manifest[name]:
+                raise ValueError(f"{name} is not what was saved")
+
+
+def verified(workdir: Path, step: int) -> Path:
+    """The folder of a step, whose files are those that were saved; otherwise InputError."""
+    folder = step_folder(workdir, step)
+    try:
+        verify(folder)
+    except UNREADABLE as error:
+        raise damaged(workdir, step, error) from error
+    return folder
+
+
+def read_verified_description(folder: Path) -> bytes:
+    """The description of a step, without a look at the files beside it.
+
+    Raises:
+      one of `UNREADABLE`: it is not what was saved.
+    """
+    manifest = json.loads(read_small(folder / MANIFEST))
+    text = read_small(folder / DESCRIPTION)
+    if hashlib.sha256(text).hexdigest() != manifest[DESCRIPTION]:
+        raise ValueError(f"{DESCRIPTION} is not what was saved")
+    return text
+
+
+def manifest_sha256(workdir: Path, step: int) -> str:
+    """The digest of a step's manifest, which stands for all that was saved."""
+    return hashlib.sha256(read_small(step_folder(workdir, step) / MANIFEST)).hexdigest()
+
+
+def damaged(workdir: Path, step: int, reason: Exception) -> InputError:
+    """The error for a damaged step, which names the last good one: nobody chooses it in silence."""
+    folder = step_folder(workdir, step)
+    others = (other for other in reversed(saved_steps(workdir)) if other != step)
+    good = next((other for other in others if _is_good(step_folder(workdir, other))), None)
+    remedy = "no other step is good."
+    if good is not None:
+        remedy = f"the last good step is {good}; remove the damaged folder to go on from it."
+    return InputError(f"{folder}: the checkpoint is damaged ({one_line(reason)}); {remedy}")
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of a step by their path in it, without the manifest; a link raises ValueError."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{name} is no plain file")
+        if path.is_file() and name != MANIFEST:
+            files[name] = path
+    return files
+
+
+def _is_good(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def _has_holes(opened: BinaryIO) -> bool:
+    """Whether zeros of an open file take no space: there can be terabytes of them to read."""
+    try:
+        return opened.seek(0, os.SEEK_HOLE) < os.fstat(opened.fileno()).st_size
+    except (OSError, AttributeError):  # Windows and some file systems do not tell
+        return False
+    finally:
+        opened.seek(0)

@@ -1,0 +1,98 @@
+"""Saving of checkpoints, in the background while training goes on."""
+
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import jax
+import numpy as np
+
+from unet_jax.checkpoint.arrays import write_arrays
+from unet_jax.checkpoint.description import best_step
+from unet_jax.checkpoint.manifest import verify, write_manifest
+from unet_jax.checkpoint.steps import DESCRIPTION, remove_step, saved_steps, step_folder
+from unet_jax.errors import RunFailed, one_line
+from unet_jax.record import Record
+from unet_jax.train_step import TrainState
+
+
+class Saver:
+    """Saves checkpoints in the background, one at a time, while training goes on.
+
+    Used in a `with` block, whose end waits for the last one.
+    """
+
+    def __init__(self, workdir: Path):
+        """Saves into the run's folder."""
+        self._workdir = workdir
+        self._background = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        """The saver itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits; raises RunFailed if the last save failed, unless another error is on its way."""
+        self._background.shutdown()
+        if kind is None:
+            self.wait()
+
+    def save(self, state: TrainState, record: Record) -> None:
+        """Begins to save as `save` does, after the one before; waits only for that and for a copy.
+
+        Raises:
+          RunFailed: the one before failed.
+        """
+        self.wait()
+        for array in jax.tree.leaves(state):
+            array.copy_to_host_async()  # from the device all at once
+        # Copies: the next step uses up the device's arrays, or cannot if there are views of them.
+        state = jax.tree.map(np.array, state)
+        self._saving = self._background.submit(save, self._workdir, state, record)
+
+    def raise_error(self) -> None:
+        """Raises RunFailed if a save has failed meanwhile."""
+        if self._saving and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until everything is saved; raises RunFailed if that failed."""
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
+
+
+def save(workdir: Path, state: TrainState, record: Record) -> None:
+    """Writes the checkpoint of a step, then removes those that are neither best nor latest.
+
+    Args:
+      workdir: the run's folder.
+      state: what to save, of the record's step.
+      record: whose validation loss, where there is one, decides which step is best.
+
+    Raises:
+      RunFailed: it cannot be written, or is not finite; the steps before are as they were.
+    """
+    folder = step_folder(workdir, record.step)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(state)):
+        raise RunFailed(f"{folder}: is not saved, the parameters are no longer finite.")
+    remove_step(folder)
+    try:
+        folder.mkdir(parents=True)
+        write_arrays(folder / "params", state.params)
+        write_arrays(folder / "opt_state", state.opt_state)
+        text = json.dumps(record.to_json(), indent=1) + "\n"
+        (folder / DESCRIPTION).write_text(text, encoding="utf-8", newline="\n")
+        write_manifest(folder)
+        verify(folder)
+    except Exception as error:  # of Orbax's threads, many kinds
+        remove_step(folder)  # so that a full disk has room again
+        raise RunFailed(f"{folder}: cannot be saved ({one_line(error)}).") from error
+
+    steps = saved_steps(workdir)
+    kept = {best_step(workdir), max(steps)}
+    for step in steps:
+        if step not in kept:
+            remove_step(step_folder(workdir, step))

@@ -1,0 +1,144 @@
+"""Examples divided at random into those for training, for validation and for the test."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from unet_jax.data.file_names import stem_and_page
+from unet_jax.errors import InputError, listed
+from unet_jax.example import IGNORED, Example
+
+logger = logging.getLogger("unet_jax")
+
+_LEAST = 32  # pixels of a block that is cut from an image, along its longer side
+
+
+def split_by_stem(
+    examples: Sequence[Example], validation_fraction: float, test_fraction: float, seed: int
+) -> dict[str, list[Example]]:
+    """Splits examples at random so that the pages of a file stay together.
+
+    The pages of a single file are cut into three blocks of neighbours: training, validation, test;
+    if there are fewer than three, or two files, so is each page, along its longer side. Where
+    training, validation or test would be without a cell, a file is swapped for one with cells.
+    The order of the examples does not matter.
+
+    Args:
+      examples: as named by ``read_folder``.
+      validation_fraction: share of the files, in (0, 1), rounded to at least one file.
+      test_fraction: share of the files, in (0, 1), rounded to at least one file.
+      seed: of the shuffle.
+
+    Returns:
+      The examples of 'train', 'validation' and 'test', none of them empty; blocks of an image are
+      named such as ``stem rows 0 to 179``.
+
+    Raises:
+      InputError: too few files, or pixels of the only ones; blocks in which nothing is annotated; a
+        fraction or seed out of range.
+    """
+    if not (0 < validation_fraction < 1 and 0 < test_fraction < 1 and seed >= 0):
+        raise InputError(
+            f"validation_fraction {validation_fraction}, test_fraction {test_fraction} and the"
+            f" split's seed {seed}: expected fractions in (0, 1) and a seed of 0 or more"
+        )
+    files: dict[str, list[Example]] = {}
+    for example in sorted(examples, key=lambda example: stem_and_page(example.name)):
+        files.setdefault(stem_and_page(example.name)[0], []).append(example)
+    pages = [page for file in files.values() for page in file]
+    if len(files) == 2 or (len(files) == 1 and len(pages) < 3):
+        return _cut(pages, len(files), validation_fraction, test_fraction)
+    if len(files) == 1:
+        kind, groups = "page(s) of one file", [[page] for page in pages]
+    else:
+        order = np.random.default_rng(seed).permutation(len(files))
+        kind, groups = "file(s)", [list(files.values())[index] for index in order]
+    parts = _divided(groups, kind, validation_fraction, test_fraction)
+    if len(files) > 1:
+        _share_cells(parts)
+    return {name: [page for group in part for page in group] for name, part in parts.items()}
+
+
+def _divided(
+    groups: list[list[Example]], kind: str, validation_fraction: float, test_fraction: float
+) -> dict[str, list[list[Example]]]:
+    """The groups of each part, in their order; `kind` says what a group is."""
+    validation = max(1, round(validation_fraction * len(groups)))
+    test = max(1, round(test_fraction * len(groups)))
+    train = len(groups) - validation - test
+    if train < 1:
+        raise InputError(
+            f"{len(groups)} {kind} cannot be split into training, validation_fraction"
+            f" {validation_fraction} and test_fraction {test_fraction}, expected at least one each"
+        )
+    return {
+        "train": groups[:train],
+        "validation": groups[train : train + validation],
+        "test": groups[train + validation :],
+    }
+
+
+def _share_cells(parts: dict[str, list[list[Example]]]) -> None:
+    """Swaps files so that each part has one with a cell, the first parts first."""
+
+    def with_cell(part: list[list[Example]]) -> list[int]:
+        return [i for i, file in enumerate(part) if any((page.labels > 0).any() for page in file)]
+
+    order = list(parts.values())
+    for index, part in enumerate(order):
+        givers = [
+            other
+            for i, other in enumerate(order)
+            if len(with_cell(other)) > (i < index)  # an earlier one keeps its last
+        ]
+        if givers and not with_cell(part):
+            giver = max(reversed(givers), key=lambda part: len(with_cell(part)))
+            given = with_cell(giver)[-1]
+            part[0], giver[given] = giver[given], part[0]
+
+
+def _cut(
+    pages: list[Example], files: int, validation_fraction: float, test_fraction: float
+) -> dict[str, list[Example]]:
+    """Cuts each page along its longer side into a block for each part, with a notice."""
+    parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    for page in pages:
+        side = max(page.labels.shape)
+        validation, test = (
+            max(_LEAST, round(fraction * side)) for fraction in (validation_fraction, test_fraction)
+        )
+        ends = side - validation - test, side - test, side
+        if ends[0] < _LEAST:
+            height, width = page.labels.shape
+            raise InputError(
+                f"{page.name}: {height} x {width} pixels are too few to be cut into training,"
+                f" validation_fraction {validation_fraction} and test_fraction {test_fraction},"
+                f" expected at least {_LEAST} rows or columns each, or at least 3 files"
+            )
+        for blocks, start, end in zip(parts.values(), (0, *ends), ends, strict=False):
+            blocks.append(_block(page, start, end))
+    names = {part: listed([block.name for block in blocks], 3) for part, blocks in parts.items()}
+    for part, blocks in parts.items():
+        if all((block.labels == IGNORED).all() for block in blocks):
+            raise InputError(
+                f"Nothing is annotated in {names[part]}, the {part} split of {files} file(s),"
+                " expected something there, or at least 3 files"
+            )
+    logger.warning(
+        "%d annotated file(s) are too few to be divided, so each image is cut: %s for training,"
+        " %s for validation, %s for the test",
+        *(files, *names.values()),
+    )
+    return parts
+
+
+def _block(page: Example, start: int, end: int) -> Example:
+    """The pixels from start to end along the longer side."""
+    height, width = page.labels.shape
+    kind, block = (
+        ("rows", np.s_[start:end]) if height >= width else ("columns", np.s_[:, start:end])
+    )
+    stem, _ = stem_and_page(page.name)
+    name = f"{stem} {kind} {start} to {end - 1}{page.name.removeprefix(stem)}"
+    return Example(name, page.image[block], page.labels[block], page.instances[block])

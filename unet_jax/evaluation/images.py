@@ -1,0 +1,193 @@
+"""Which images an evaluation scores, each with the network that predicts it."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from unet_jax.checkpoint import ensemble
+from unet_jax.data.folder import read_folder
+from unet_jax.data.isbi2012 import read_isbi2012_test
+from unet_jax.data.splits import read_splits
+from unet_jax.errors import InputError, RunFailed
+from unet_jax.example import Example, image_sha256, sha256
+from unet_jax.model import Model
+from unet_jax.overlap_tile import predict_tiled
+from unet_jax.record import Training
+from unet_jax.sources import Folder, Isbi2012
+
+logger = logging.getLogger("unet_jax")
+
+#: Images of a run that can be evaluated: what it left out, what chose its best step, and the test
+#: stack of the ISBI 2012 challenge.
+SPLITS = ("held_out", "validation", "test")
+
+
+class Part(NamedTuple):
+    """Images with the network, or the ensemble, that predicts them."""
+
+    model: Model
+    examples: list[Example]
+
+
+class Selection(NamedTuple):
+    """What is scored.
+
+    Attributes:
+      words: what the images are.
+      folder: the usual name of the folder of results, in that of the run.
+      parts: several for the folds of a cross-validation.
+    """
+
+    words: str
+    folder: str
+    parts: list[Part]
+
+
+class Seen(NamedTuple):
+    """A scored picture that the network knows.
+
+    Attributes:
+      name: here.
+      other: its name among the images of the training run.
+      split: "train" or "validation".
+    """
+
+    name: str
+    other: str
+    split: str
+
+
+def select(
+    members: list[Model],
+    split: str,
+    *,
+    images: str | Path | None,
+    labels: str | Path | None,
+    mask_rule: str | None,
+) -> Selection:
+    """The images to score; arguments as of `evaluate`.
+
+    Raises:
+      ValueError: there is no such split.
+      InputError: they cannot be used.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
+    if images or labels or mask_rule:
+        if images is None or labels is None or split != "held_out":
+            raise InputError(
+                "--images and --labels go together, --mask_rule with them, --split without them."
+            )
+        own = _own(members[0], Path(images), Path(labels), mask_rule)
+        return Selection(str(images), "evaluation_images", [Part(ensemble(members), own)])
+    if split == "validation":
+        words = "validation split of the run, which chose its step"
+        return Selection(words, "evaluation_validation", left_out(members))
+    if split == "held_out":
+        held_out = _of_run(members[0], "test")
+        words = "images that the run left out"
+        return Selection(words, "evaluation", [Part(ensemble(members), held_out)])
+    if not isinstance(_training(members[0]).config.data, Isbi2012):
+        raise InputError(
+            "--split=test is the ISBI 2012 challenge's test stack, for a run on that data; "
+            "without --split the images that this run left out are scored."
+        )
+    words = "test stack of the ISBI 2012 challenge"
+    return Selection(words, "evaluation_test", [Part(ensemble(members), read_isbi2012_test())])
+
+
+def left_out(members: list[Model]) -> list[Part]:
+    """Each network with its validation split.
+
+    Raises:
+      InputError: the images are not there any more.
+    """
+    return [Part(member, _of_run(member, "validation")) for member in members]
+
+
+def _training(model: Model) -> Training:
+    if model.record is None or model.record.training is None:
+        raise InputError("The checkpoint says nothing of its training.")
+    return model.record.training
+
+
+def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> list[Example]:
+    data = _training(model).config.data
+    as_in_training = data if isinstance(data, Folder) else Folder()
+    return read_folder(
+        images,
+        labels,
+        mask_rule=mask_rule or as_in_training.mask_rule,
+        classes=model.network.classes,
+        ignore_value=as_in_training.ignore_value,
+        minus_one=as_in_training.minus_one,
+        channels=model.channels,
+    )
+
+
+def _of_run(model: Model, split: str) -> list[Example]:
+    """A split as it was when the run began, whatever has come into its folder since."""
+    training = _training(model)
+    splits = read_splits(training.config.data, model.network.classes)
+    present = {example.name: example for examples in splits.values() for example in examples}
+    names = training.splits[split]
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise InputError(f"{missing[0]} of the run's {split} split is not in its data any more.")
+    for name in names:
+        if training.data.get(name, sha256(present[name])) != sha256(present[name]):
+            logger.warning("%s: its pixels are not those of the training run's data.", name)
+    return [present[name] for name in names]
+
+
+def seen_before(parts: Sequence[Part], split: str) -> list[Seen]:
+    """The pictures that a network was trained on or, but for its own split, validated on.
+
+    Warns of them. An older run has no digests of images: a picture is known there with the same
+    mask only.
+    """
+    seen = [picture for part in parts for picture in _seen(part, split)]
+    if seen:
+        count = sum(len(part.examples) for part in parts)
+        logger.warning(
+            "%d of %d images were seen in training or validation: %s is the same picture as %s "
+            "(%s); their scores are too good.",
+            *(len(seen), count, *seen[0]),
+        )
+    return seen
+
+
+def _seen(part: Part, split: str) -> list[Seen]:
+    training = _training(part.model)
+    if training.images:
+        digests, here = training.images, [image_sha256(e.image) for e in part.examples]
+    else:
+        digests, here = training.data, [sha256(e) for e in part.examples]
+    known = {
+        digests.get(name): (name, of)
+        for of in (("train",) if split == "validation" else ("validation", "train"))
+        for name in training.splits[of]
+    }
+    return [
+        Seen(example.name, *known[digest])
+        for example, digest in zip(part.examples, here, strict=True)
+        if digest in known
+    ]
+
+
+def predict_parts(parts: Sequence[Part], averaging: str) -> list[np.ndarray]:
+    """float32 [H, W, classes] for each example of all parts.
+
+    Raises:
+      RunFailed: a probability is not finite.
+    """
+    pairs = [(part.model, example.image) for part in parts for example in part.examples]
+    progress = tqdm(pairs, desc="Evaluating", unit="image", delay=3)
+    probabilities = [predict_tiled(model, image, averaging=averaging) for model, image in progress]
+    if not all(np.isfinite(p).all() for p in probabilities):
+        raise RunFailed("The network's output is not finite; use another --step.")
+    return probabilities

@@ -1,0 +1,66 @@
+"""The metrics of an evaluation by name: what they are called, and what they mean."""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """How a metric is told.
+
+    Attributes:
+      title: in the report.
+      short: in the table that is printed; "" for one that is not.
+      higher: whether a higher value is the better one.
+      meaning: for the report.
+    """
+
+    title: str
+    short: str
+    higher: bool
+    meaning: str
+
+
+#: In the order of what is printed.
+METRICS = {
+    "pixel_error": Metric("pixel error", "pixel", False, "1 − F-score of the cells' pixels"),
+    "rand_error": Metric(
+        "Rand error",
+        "Rand",
+        False,
+        "1 − F-score of pairs of pixels: are those of one cell found in one piece?",
+    ),
+    "warping_error": Metric(
+        "warping error",
+        "warping",
+        False,
+        "share of pixels at which cells are split or merged, wherever membranes run exactly; "
+        "setting of 2015. All membrane would score 0: it means something only beside the others",
+    ),
+    "warping_error_2016": Metric(
+        "warping error, 2016",
+        "",
+        False,
+        "the same in the challenge's later setting: thresholds from 0.1 on, a radius of 10 pixels",
+    ),
+    "v_rand": Metric(
+        "V_rand",
+        "V_rand",
+        True,
+        "F-score of pairs of pixels after the membranes are thinned: their width does not count",
+    ),
+    "v_info": Metric(
+        "V_info",
+        "V_info",
+        True,
+        "how much true and found cells tell about each other, after thinning",
+    ),
+    "seg": Metric(
+        "SEG",
+        "SEG",
+        True,
+        "mean over the annotated cells: intersection over union with the found cell that covers "
+        "more than half of it, 0 if there is none",
+    ),
+    "mean_iou": Metric(
+        "mean IoU", "IoU", True, "mean of the IoU of all classes, see the last rows"
+    ),
+}

@@ -1,0 +1,43 @@
+"""What a report leads with: single cells, classes, or the metrics of the ISBI 2012 challenge."""
+
+from typing import NamedTuple
+
+from unet_jax.evaluation.result import Evaluation
+from unet_jax.sources import CellTracking, Folder
+
+_EM_ORDER = ("rand_error", "warping_error", "warping_error_2016", "pixel_error", "v_rand", "v_info")
+
+
+class Layout(NamedTuple):
+    """What is shown, and how.
+
+    Attributes:
+      single_cells: whether the training images say which cell is which.
+      cells_first: whether the report leads with SEG and colours cells.
+      classes_first: whether it leads with IoU.
+      metrics: to show, the most important one first, by which images are ranked.
+    """
+
+    single_cells: bool
+    cells_first: bool
+    classes_first: bool
+    metrics: list[str]
+
+
+def layout(evaluation: Evaluation) -> Layout:
+    """Of the report of an evaluation."""
+    scores, config = evaluation.scores[evaluation.averaging], evaluation.training.config
+    of_folder = isinstance(config.data, Folder) and config.data.mask_rule == "instances"
+    single_cells = of_folder or isinstance(config.data, CellTracking)
+    cells_first = single_cells and scores.seg is not None
+    without_cells = scores.em["rand_error"] is None
+    several = config.model.classes > 2
+    classes_first = (evaluation.sparse or without_cells or several) and not cells_first
+    if evaluation.sparse:
+        metrics = ["mean_iou", "pixel_error"]
+    elif classes_first:
+        others = (metric for metric in _EM_ORDER if metric != "pixel_error")
+        metrics = ["mean_iou", "pixel_error", *others, "seg"]
+    else:
+        metrics = ["seg", *_EM_ORDER] if cells_first else [*_EM_ORDER, "seg"]
+    return Layout(single_cells, cells_first, classes_first, metrics)

@@ -1,0 +1,136 @@
+"""What an evaluation results in, and how it is written as `report.json`."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from unet_jax.evaluation.images import Seen
+from unet_jax.evaluation.scores import FoldScores, ImageScores, Scores
+from unet_jax.instances import InstanceSettings
+from unet_jax.metrics import Score
+from unet_jax.record import Training
+from unet_jax.settings import as_dict
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a network is.
+
+    Attributes:
+      checkpoint: the folder of the training run.
+      report: the HTML file to read; `report.json` and `examples.png` lie beside it.
+      command: that started the evaluation, None if there was none.
+      step: of the checkpoint; one for each member of an ensemble.
+      data: what was scored, in words.
+      split: one of `SPLITS`, or "images" for others than the run's own.
+      averaging: how the probabilities were averaged that `images` and `folds` are about.
+      scores: of all images together, by averaging.
+      prediction_seconds: by averaging.
+      annotated: the share of pixels that count, in [0, 1].
+      sparse: whether only strokes are annotated, and no cells.
+      duplicates: the images that the network has seen, whose scores are too good.
+      without_cells: how many images have no annotated cell.
+      with_one_cell: how many have one only.
+      images: of each image.
+      folds: of each fold's network on its own part; none unless that is what was scored.
+      baselines: what needs no network, see `unet_jax.metrics.scores.baselines`.
+      instances: how cells were found.
+      tuned: whether that was chosen on the validation split.
+      tile_side: input pixels of a tile.
+      training: how the network was trained.
+      log: the rows of the log of that run.
+      versions: what the evaluation depends on, see `unet_jax.provenance.versions`.
+    """
+
+    checkpoint: Path
+    report: Path
+    command: str | None
+    step: int | list[int]
+    data: str
+    split: str
+    averaging: str
+    scores: dict[str, Scores]
+    prediction_seconds: dict[str, float]
+    annotated: float
+    sparse: bool
+    duplicates: list[Seen]
+    without_cells: int
+    with_one_cell: int
+    images: list[ImageScores]
+    folds: list[FoldScores]
+    baselines: dict[str, dict[str, Score]]
+    instances: InstanceSettings
+    tuned: bool
+    tile_side: int
+    training: Training
+    log: list[dict[str, Any]]
+    versions: dict[str, str]
+
+    @property
+    def data_sha256(self) -> str | None:
+        """One digest for all images of the training run; None if it recorded none."""
+        digests = self.training.data
+        lines = "".join(f"{digest} {name}\n" for name, digest in sorted(digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest() if digests else None
+
+    def record(self) -> dict[str, Any]:
+        """What `report.json` holds."""
+        source = self.training.started_from
+        return {
+            "checkpoint": str(self.checkpoint),
+            "command": self.command,
+            "step": self.step,
+            "data": self.data,
+            "split": self.split,
+            "averaging": self.averaging,
+            "scores": {
+                averaging: _scores_record(scores)
+                | {"prediction_seconds": self.prediction_seconds[averaging]}
+                for averaging, scores in self.scores.items()
+            },
+            "annotated": self.annotated,
+            "sparse": self.sparse,
+            "duplicates": self.duplicates,
+            "without_cells": self.without_cells,
+            "with_one_cell": self.with_one_cell,
+            "images": [
+                {
+                    "name": image.name,
+                    **image.values,
+                    "cells": image.cells,
+                    "found_cells": image.found_cells,
+                }
+                for image in self.images
+            ],
+            "folds": [{"images": fold.images, **fold.values} for fold in self.folds] or None,
+            "baselines": {
+                baseline: {
+                    metric: {"value": score.value, "threshold": score.threshold}
+                    for metric, score in scores.items()
+                }
+                for baseline, scores in self.baselines.items()
+            },
+            "instances": {**as_dict(self.instances), "tuned": self.tuned},
+            "tile_side": self.tile_side,
+            "training": {
+                "command": self.training.command,
+                "config": self.training.config.to_json(),
+                "started_from": source and asdict(source),
+                "splits": self.training.splits,
+                "data_sha256": self.data_sha256,
+                "versions": self.training.versions,
+                "log": self.log,
+            },
+            "versions": self.versions,
+        }
+
+
+def _scores_record(scores: Scores) -> dict[str, Any]:
+    return {
+        **{metric: score and score._asdict() for metric, score in scores.em.items()},
+        "seg": scores.seg and scores.seg._asdict(),
+        "intersection_over_union": scores.classes.intersection_over_union,
+        "mean_iou": {"value": scores.classes.mean_iou},
+        "confusion": scores.classes.confusion.tolist(),
+    }

@@ -1,0 +1,152 @@
+"""The scores of what a network finds in annotated images: of all, of each image, of each fold."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from unet_jax.example import Example, separated
+from unet_jax.instances import InstanceSettings, find_cells
+from unet_jax.metrics import Score, SegScore
+from unet_jax.metrics.scores import (
+    ClassScores,
+    EMCounts,
+    class_scores,
+    em_counts,
+    em_scores,
+    em_values,
+    seg_score,
+)
+
+
+class Measured(NamedTuple):
+    """An annotated image with what a network finds in it.
+
+    Attributes:
+      example: as it was annotated.
+      separated: the same with background between touching cells, see `unet_jax.example.separated`.
+      probabilities: float32 [H, W, classes].
+      cells: int32 [H, W], the cell found at each pixel, 0 = none.
+      counts: what the metrics of the ISBI 2012 challenge count.
+    """
+
+    example: Example
+    separated: Example
+    probabilities: np.ndarray
+    cells: np.ndarray
+    counts: EMCounts
+
+    @property
+    def cell(self) -> np.ndarray:
+        """The probability of cell, of whatever class, float32 [H, W]."""
+        return 1 - self.probabilities[..., 0]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of some images together.
+
+    Attributes:
+      em: those of the ISBI 2012 challenge by metric, see `unet_jax.metrics.scores.em_scores`.
+      seg: of the cells found; None if no cell is annotated.
+      classes: of the most probable class of each pixel.
+    """
+
+    em: dict[str, Score | None]
+    seg: SegScore | None
+    classes: ClassScores
+
+    def values(self) -> dict[str, float | None]:
+        """The value of each metric of `METRICS`, None where it is not defined."""
+        return {
+            **{metric: score and score.value for metric, score in self.em.items()},
+            "seg": self.seg and self.seg.value,
+            "mean_iou": self.classes.mean_iou,
+        }
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """The scores of one image among others.
+
+    Attributes:
+      name: of the image.
+      values: by metric, at the thresholds that are best for all images together; None where a
+        metric is not defined.
+      cells: how many are annotated.
+      found_cells: how many are found.
+    """
+
+    name: str
+    values: dict[str, float | None]
+    cells: int
+    found_cells: int
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """The scores of a fold's network on the part that it was not trained on.
+
+    Attributes:
+      images: their names.
+      values: by metric, None where it is not defined.
+    """
+
+    images: list[str]
+    values: dict[str, float | None]
+
+
+def measure(
+    examples: Sequence[Example], probabilities: Sequence[np.ndarray], settings: InstanceSettings
+) -> list[Measured]:
+    """Finds cells and counts what is right and wrong; images may differ in size.
+
+    Args:
+      examples: the truth.
+      probabilities: float32 [H, W, classes] in [0, 1] for each, such as of `predict_tiled`.
+      settings: how cells are found.
+    """
+    truths = [separated(example) for example in examples]
+    cell = [1 - p[..., 0] for p in probabilities]
+    cells = [find_cells(p, settings) for p in cell]
+    counts = em_counts(truths, cell)
+    return list(map(Measured, examples, truths, probabilities, cells, counts))
+
+
+def score(images: Sequence[Measured], class_names: Sequence[str]) -> Scores:
+    """The scores of these images together."""
+    examples = [image.example for image in images]
+    return Scores(
+        em=em_scores([image.counts for image in images]),
+        seg=seg_score(examples, [image.cells for image in images]),
+        classes=class_scores(examples, [image.probabilities for image in images], class_names),
+    )
+
+
+def score_images(
+    images: Sequence[Measured], together: Scores, class_names: Sequence[str]
+) -> list[ImageScores]:
+    """The scores of each image, at the thresholds of those of all, `together`."""
+    return [
+        ImageScores(
+            name=image.example.name,
+            values=score([image], class_names).values() | em_values(image.counts, together.em),
+            cells=len(np.unique(image.example.instances[image.example.instances > 0])),
+            found_cells=int(image.cells.max()),
+        )
+        for image in images
+    ]
+
+
+def score_folds(
+    images: Sequence[Measured], sizes: Iterable[int], class_names: Sequence[str]
+) -> list[FoldScores]:
+    """The scores of each fold, which are so many of the images, one fold after the other."""
+    rest = iter(images)
+    folds = [list(islice(rest, size)) for size in sizes]
+    return [
+        FoldScores([image.example.name for image in fold], score(fold, class_names).values())
+        for fold in folds
+    ]

@@ -1,0 +1,129 @@
+"""The record of a folder of results: what they were made with, and of which images they are."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unet_jax.data.file_names import file_stem
+from unet_jax.errors import InputError
+from unet_jax.files.output import complete, lock, probe
+from unet_jax.prediction.image_list import name_of
+from unet_jax.prediction.results import KINDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is there of one image.
+
+    Attributes:
+      name: of the image file, without its suffix.
+      sha256: of the image file.
+      kinds: of results that are there, of `KINDS`.
+    """
+
+    name: str
+    sha256: str
+    kinds: list[str]
+
+
+class ResultRecord:
+    """The file predictions.jsonl in a folder that no other process writes to from now on.
+
+    Its first line says what the results were made with, and holds the names of all images that have
+    been begun. Each other one is the `Row` of an image; the last one of an image counts.
+    """
+
+    def __init__(
+        self, output: Path, made_with: dict[str, Any], images: Sequence[Path], overwrite: bool
+    ):
+        """Makes the folder, or goes on in it.
+
+        Raises:
+          InputError: it holds results that were made with something else, or that are not in the
+            record, which may not be replaced; it cannot be written to; the record is damaged.
+        """
+        probe(output, 0)
+        lock(output)
+        self._file = output / "predictions.jsonl"
+        before, lines = made_with | {"images": []}, []
+        if self._file.exists():
+            before, *lines = _read(self._file)
+        problem = _difference(before, made_with)
+        if problem and not overwrite:
+            raise InputError(
+                f"{output}: holds results {problem}; give another --output, or --overwrite."
+            )
+        # Results that were made with something else are not known any more.
+        begun = set() if problem else set(before["images"])
+        rows = [] if problem else [Row(**line) for line in lines]
+        names = {name_of(image) for image in images}
+        if overwrite:
+            rows = [row for row in rows if row.name.casefold() not in names]
+        else:
+            _check_none_there(output, names - begun)
+        self._rows = {row.name.casefold(): row for row in rows}
+        with complete(self._file) as unfinished:
+            first = _line(made_with | {"images": sorted(begun | names)})
+            rest = map(_line, map(dataclasses.asdict, self._rows.values()))
+            unfinished.write_text("".join([first, *rest]), encoding="utf-8")
+
+    def row(self, image: Path) -> Row:
+        """The row of an image file, without kinds if nothing is there of it.
+
+        Raises:
+          InputError: the results of another image of this name are there.
+        """
+        with image.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        known = self._rows.get(name_of(image))
+        if known and known.sha256 != digest:
+            raise InputError(
+                f"{image}: {self._file.parent} holds the results of another image of this name; "
+                "give another --output, or --overwrite."
+            )
+        return Row(file_stem(image), digest, known.kinds if known else [])
+
+    def add(self, row: Row) -> None:
+        """Notes what is there of an image now."""
+        with self._file.open("a", encoding="utf-8") as lines:
+            lines.write(_line(dataclasses.asdict(row)))
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values) + "\n"
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """What the lines hold, the first of which is never missing."""
+    lines = file.read_text(encoding="utf-8").splitlines() or [""]
+    read: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            read.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines) or not read:  # else it was cut off by a kill
+                raise InputError(f"{file}: is damaged; give another --output.") from error
+    return read
+
+
+def _difference(before: dict[str, Any], made_with: dict[str, Any]) -> str | None:
+    """What the results of a record were made with, where it is something else."""
+    if "images" not in before:
+        return "of an earlier version, which did not note of which images"
+    for key, value in made_with.items():
+        if before.get(key) != value:
+            return f"with {key} = {before.get(key)}, not {value}"
+    return None
+
+
+def _check_none_there(output: Path, names: set[str]) -> None:
+    """Raises InputError for a result of an image of these names, wherever it may be from."""
+    results = {f"{name}_{kind}" for name in names for kind in KINDS}
+    for present in sorted(output.iterdir()):
+        # The overlays of several pages have a number each.
+        if re.sub(r"_overlay_\d+$", "_overlay", name_of(present)) in results:
+            raise InputError(f"{present}: is there already; --overwrite replaces it.")

@@ -1,0 +1,178 @@
+"""The result files of one image."""
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+
+from unet_jax.data.file_names import file_stem
+from unet_jax.errors import one_line
+from unet_jax.figures import cell_picture, class_colours, colours_by_number, grey_values, outlined
+from unet_jax.files.hyperstack import read_frame, reserve, result_file
+from unet_jax.files.output import complete
+from unet_jax.model import Model
+
+#: What can be written for an image.
+KINDS = ("probabilities", "classes", "cells", "overlay", "challenge")
+#: What is written unless something else is asked for.
+USUAL_KINDS = KINDS[:4]
+
+_ROWS = 256  # of a result that are looked at together
+_OVERLAY_SIDE = 2048  # pixels; larger images are shown smaller
+
+
+class ResultFiles:
+    """The result files of one image, which may be larger than the memory.
+
+    While they are open, each page is given by its probabilities first, then `fill`, and where they
+    are wanted `keep_cells` and `write_overlay`.
+
+    Attributes:
+      probabilities: of each page, float32 [H, W, classes] to write to; one array for all pages
+        where they are not wanted themselves.
+      problems: a line for each kind that cannot be written; the others go on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        file: Path,
+        shape: tuple[int, int, int],
+        output: Path,
+        wanted: Sequence[str],
+    ):
+        """The image has `shape`, (pages, height, width); what is wanted is of `KINDS`."""
+        self.probabilities: list[np.ndarray] = []
+        self.problems: dict[str, str] = {}
+        self._file, self._shape, self._output, self._wanted = file, shape, output, wanted
+        self._frame = read_frame(file, shape[0])
+        self._class_names = model.class_names
+        self._colours = class_colours(model.network.classes, model.class_colours)
+        self._opened: dict[str, contextlib.ExitStack] = {}
+        self._pages: dict[str, list[np.ndarray]] = {}  # of the opened ones
+        self._cells: np.ndarray | None = None  # int32, of the image's shape
+        self._cell_count = 0  # on the page with the most
+
+    def due(self) -> list[str]:
+        """The kinds that are wanted and have not failed."""
+        return [kind for kind in self._wanted if kind not in self.problems]
+
+    @contextlib.contextmanager
+    def apart(self, kind: str) -> Iterator[None]:
+        """What fails in the block, whatever it is, is this kind of result alone."""
+        try:
+            yield
+        except Exception as error:
+            self.problems[kind] = f"{self._file}: its {kind} cannot be written: {one_line(error)}"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """At the end of the block, the files appear complete; after an error in it, not at all.
+
+        Raises:
+          OSError: there is no room on the disk for the probabilities.
+        """
+        names, (pages, height, width) = self._class_names, self._shape
+        with contextlib.ExitStack() as stack:
+            self._open(stack, "probabilities", np.float32, channels=names)
+            self._open(stack, "classes", np.uint8, largest=len(names) - 1, colours=self._colours)
+            self._open(stack, "challenge", np.float32)
+            if "cells" in self.due():
+                with self.apart("cells"):
+                    self._cells = stack.enter_context(_scratch(self._output, self._shape, np.int32))
+            if "probabilities" in self._pages:
+                self.probabilities = self._pages["probabilities"]
+            elif self.due():
+                shape = height, width, len(names)
+                scratch = stack.enter_context(_scratch(self._output, shape, np.float32))
+                self.probabilities = [scratch] * pages
+            yield
+            if self._cells is not None and "cells" in self.due():
+                with self.apart("cells"):
+                    self._write_cells(self._cells)
+            for kind, unfinished in self._opened.items():
+                with self.apart(kind):
+                    unfinished.close()
+
+    def fill(self, page: int) -> None:
+        """Writes the results that follow from the probabilities of a page, pixel by pixel.
+
+        Raises:
+          ValueError: a probability is not finite.
+        """
+        probability = self.probabilities[page]
+        for top in range(0, len(probability), _ROWS):
+            rows = slice(top, top + _ROWS)
+            if not np.isfinite(probability[rows]).all():
+                raise ValueError("the network's output is not finite; use another --step.")
+            if "classes" in self._pages:
+                self._pages["classes"][page][rows] = probability[rows].argmax(-1)
+            if "challenge" in self._pages:
+                self._pages["challenge"][page][rows] = 1 - probability[rows, :, 0]
+
+    def keep_cells(self, page: int, cells: np.ndarray) -> None:
+        """Takes the cells of a page, int [H, W], which are written when the last one is known."""
+        self._cell_count = max(self._cell_count, int(cells.max()))
+        if self._cells is not None:
+            self._cells[page] = cells
+
+    def write_overlay(self, page: int, image: np.ndarray, cells: np.ndarray | None) -> None:
+        """Writes the picture of a page: its cells, int [H, W], or else classes over the image."""
+        number = f"_{page:04d}" if self._shape[0] > 1 else ""
+        picture = _overlay(image, self.probabilities[page], cells, self._colours)
+        with complete(self._path(f"overlay{number}.png")) as unfinished:
+            unfinished.write_bytes(imagecodecs.png_encode(picture))
+
+    def _path(self, ending: str) -> Path:
+        return self._output / f"{file_stem(self._file)}_{ending}"
+
+    def _open(self, stack: contextlib.ExitStack, kind: str, dtype: Any, **options: Any) -> None:
+        """Opens a TIFF file if it is due; its pages are zeros to fill."""
+        if kind in self.due():
+            with self.apart(kind):
+                self._opened[kind] = stack.enter_context(contextlib.ExitStack())
+                file = result_file(
+                    self._path(f"{kind}.tif"), self._frame, self._shape[1:], dtype, **options
+                )
+                self._pages[kind] = self._opened[kind].enter_context(file)
+
+    def _write_cells(self, cells: np.ndarray) -> None:
+        # How many there are, and so their dtype, is known now.
+        is_few = self._cell_count <= np.iinfo(np.uint16).max
+        with result_file(
+            self._path("cells.tif"),
+            self._frame,
+            self._shape[1:],
+            np.uint16 if is_few else np.uint32,
+            largest=max(255, self._cell_count),
+        ) as pages:
+            for page in range(len(pages)):
+                pages[page][:] = cells[page]
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[np.ndarray]:
+    """An array in a file without a name: it may be larger than the memory."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        reserve(file, math.prod(shape) * np.dtype(dtype).itemsize)
+        yield np.memmap(file, dtype, "r+", shape=shape)
+
+
+def _overlay(
+    image: np.ndarray, probability: np.ndarray, cells: np.ndarray | None, colours: np.ndarray
+) -> np.ndarray:
+    """uint8 [h, w, 3]: the cells in colours, or else the outline of cell, or the classes."""
+    every = math.ceil(max(image.shape[:2]) / _OVERLAY_SIDE)
+    grey = grey_values(image[::every, ::every])
+    if cells is not None:
+        cells = cells[::every, ::every]
+        return cell_picture(grey, cells, colours_by_number(cells))
+    classes = probability[::every, ::every].argmax(-1)
+    if len(colours) == 2:
+        return outlined(grey, classes > 0)
+    return cell_picture(grey, classes, colours)

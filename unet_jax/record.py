@@ -1,0 +1,197 @@
+"""What a checkpoint says of its run: a typed record, with one way to and from JSON."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unet_jax.configuration import Configuration, read_configuration
+from unet_jax.errors import InputError
+from unet_jax.network import UNet
+from unet_jax.normalisation import PERCENTILES
+from unet_jax.settings import as_dict, read
+
+_MAX_DEPTH = 10  # of nested JSON
+
+
+@dataclass(frozen=True)
+class StartedFrom:
+    """The run that a network has begun with, see `run.start_from`.
+
+    Attributes:
+      checkpoint: its folder, as given.
+      step: the step taken over.
+      manifest_sha256: of that step.
+      new_layers: those that began at random.
+      seen: the images held out here that the network had been trained or validated on.
+    """
+
+    checkpoint: str
+    step: int
+    manifest_sha256: str
+    new_layers: list[str]
+    seen: list[str]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network was trained.
+
+    Attributes:
+      config: all settings.
+      class_weights: w_c of Eq. 2, by class.
+      splits: the names of the images in `train`, `validation` and `test`.
+      data: the digests of images with their masks, by name.
+      images: the digests of the images alone, by name; empty in older checkpoints.
+      started_from: the run that it began with, if any.
+      fold: the part that was left out.
+      folds: number of parts; 1 without a cross-validation.
+      command: what the user typed, if it was a command.
+      versions: of the packages, and the device.
+    """
+
+    config: Configuration
+    class_weights: list[float]
+    splits: dict[str, list[str]]
+    data: dict[str, str]
+    images: dict[str, str]
+    started_from: StartedFrom | None
+    fold: int
+    folds: int
+    command: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint holds beside its arrays.
+
+    Attributes:
+      network: the architecture.
+      channels: of the images.
+      scale: of the images that the network sees; 0.5 = half the resolution.
+      percentiles: of the grey value normalisation.
+      step: how many steps the network was trained.
+      validation: `loss` and errors of this step, None where it was not validated.
+      training: how it was trained, None where that is not known.
+    """
+
+    network: UNet
+    channels: int
+    scale: float = 1.0
+    percentiles: tuple[float, float] = PERCENTILES
+    step: int = 0
+    validation: dict[str, float] | None = None
+    training: Training | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as `read_record` takes them."""
+        values: dict[str, Any] = {
+            "model": as_dict(self.network),
+            "channels": self.channels,
+            "scale": self.scale,
+            "percentiles": self.percentiles,
+        }
+        if self.training:
+            training = {f.name: getattr(self.training, f.name) for f in _fields(Training)}
+            source = training["started_from"]
+            values |= training | {
+                "class_names": self.training.config.class_names,
+                "config": self.training.config.to_json(),
+                "started_from": source and dataclasses.asdict(source),
+            }
+        values |= {"step": self.step, "validation": self.validation}
+        return json.loads(json.dumps(values))  # tuples become lists
+
+
+def read_record(values: Mapping[str, Any]) -> Record:
+    """The record of a checkpoint of any version.
+
+    Args:
+      values: JSON that may come from a stranger.
+
+    Raises:
+      InputError: a value that no checkpoint of this program holds, or one that is missing.
+    """
+    if _depth(values) > _MAX_DEPTH:
+        raise InputError(f"it is nested more than {_MAX_DEPTH} deep")
+    network = read(UNet, values["model"], "model")
+    low, high = values["percentiles"]
+    validation, scale = values.get("validation"), values["scale"]
+    _demand(
+        values,
+        ("channels", type(values["channels"]) is int and 1 <= values["channels"] <= 1000),
+        ("scale", type(scale) in (int, float) and 0 < scale <= 10),
+        ("percentiles", 0 <= low <= high <= 100),
+        ("step", type(values.get("step", 0)) is int),
+        ("validation", validation is None or type(validation["loss"]) is float),
+    )
+    return Record(
+        network=network,
+        channels=values["channels"],
+        scale=scale,
+        percentiles=(low, high),
+        step=values.get("step", 0),
+        validation=validation,
+        training=_read_training(values, network) if "config" in values else None,
+    )
+
+
+def _read_training(values: Mapping[str, Any], network: UNet) -> Training:
+    config = read_configuration(values["config"])
+    splits, source = values["splits"], values.get("started_from")
+    _demand(
+        values,
+        ("config", config.model == network),
+        ("class_names", tuple(values["class_names"]) == config.class_names),
+        ("splits", set(splits) == {"train", "validation", "test"}),
+        ("splits", all(map(_are_texts, splits.values()))),
+        ("data", _are_texts(values.get("data", {}).values())),
+        ("images", _are_texts(values.get("images", {}).values())),
+        ("started_from", source is None or _has_types(source, StartedFrom)),
+        ("class_weights", type(values.get("class_weights", [])) is list),
+        ("fold", type(values.get("fold", 0)) is int),
+        ("folds", type(values.get("folds", 1)) is int),
+        ("command", type(values.get("command", "")) in (str, type(None))),
+        ("versions", _are_texts(values["versions"].values()) and "unet-jax" in values["versions"]),
+    )
+    return Training(
+        config=config,
+        class_weights=values.get("class_weights", []),
+        splits=splits,
+        data=values.get("data", {}),
+        images=values.get("images", {}),
+        started_from=source and StartedFrom(**source),
+        fold=values.get("fold", 0),
+        folds=values.get("folds", 1),
+        command=values.get("command"),
+        versions=values["versions"],
+    )
+
+
+def _demand(values: Mapping[str, Any], *demands: tuple[str, bool]) -> None:
+    for name, holds in demands:
+        if not holds:
+            raise InputError(f"{name} is {values.get(name)!r}")
+
+
+def _fields(kind) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(kind)
+
+
+def _are_texts(values) -> bool:
+    return all(type(text) is str for text in values)
+
+
+def _has_types(values: Mapping[str, Any], kind: type) -> bool:
+    types = {f.name: getattr(f.type, "__origin__", f.type) for f in dataclasses.fields(kind)}
+    return {name: type(value) for name, value in values.items()} == types
+
+
+def _depth(value) -> int:
+    """How often JSON objects and arrays are nested."""
+    if isinstance(value, Mapping | list):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return 1 + max(map(_depth, inner), default=0)
+    return 0
