@@ -9,13 +9,13 @@ import numpy as np
 import optax
 
 from unet_jax.configuration import Configuration, TrainSettings
-from unet_jax.crops import Draw, annotated_images, batch_indices, batches
 from unet_jax.errors import InputError
 from unet_jax.example import Example, separated
 from unet_jax.model import Model
 from unet_jax.network import UNet, context
 from unet_jax.optimiser import sgd
 from unet_jax.train_step import TrainState, create_train_state, make_train_step
+from unet_jax.training_images import Draw, annotated_images, batch_indices, batches
 from unet_jax.weight_map import class_weights, weight_maps
 
 
