@@ -106,6 +106,8 @@ def test_a_class_weight_replaces_that_of_the_examples(examples, expected):
             "bad: has 3 channel(s), expected 1 as in picture 0",
         ),
         (lambda e: {"labels": 2 * e.labels}, "bad: holds class 2, the network has 2"),
+        (lambda e: {"labels": e.labels - 3}, "bad: holds class -3, the network has 2"),
+        (lambda e: {"image": np.full((60, 70), np.nan)}, "bad: holds NaN, infinite or huge pixels"),
     ],
 )
 @pytest.mark.parametrize("arrays", [np, jnp])
