@@ -14,10 +14,10 @@ from benchmarks.side_by_side import alternate, rounded, summary
 from unet_jax import checkpoint
 from unet_jax.checkpoint.manifest import verify
 from unet_jax.configuration import Configuration
-from unet_jax.loop import initial_state
 from unet_jax.network import UNet
 from unet_jax.optimiser import sgd
-from unet_jax.record import Record
+from unet_jax.run_record import Record
+from unet_jax.training_loop import initial_state
 
 
 def rows(quick):

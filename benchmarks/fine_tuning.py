@@ -81,7 +81,7 @@ def result(workdir, test):
     model = load(workdir)
     scores = em_scores(em_counts(test, [1 - predict_tiled(model, e.image)[..., 0] for e in test]))
     return {
-        "step": model.description["step"],
+        "step": model.record.step,
         "seconds": read_log(workdir / "log.jsonl")[-1]["seconds"],
-        "validation_loss": rounded(model.description["validation"]["loss"]),
+        "validation_loss": rounded(model.record.validation["loss"]),
     } | {name: rounded(score.value) for name, score in scores.items()}

@@ -62,6 +62,7 @@ def trained(workdir, steps, flags, cache, stop_after=None):
     settings = {
         "model.width": 2 if quick else 16,
         "model.depth": 2 if quick else 5,
+        "model.dtype": "bfloat16",
         "train.tile_side": 44 if quick else 252,
         "train.steps": steps,
         "train.validate_every": steps // 2,

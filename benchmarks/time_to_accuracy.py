@@ -23,13 +23,13 @@ from configs import em, em_small
 from unet_jax import predict_tiled, train
 from unet_jax.augmentation import Crop
 from unet_jax.configuration import read_configuration
-from unet_jax.crops import batch_indices
 from unet_jax.data.splits import read_splits
 from unet_jax.example import separated
 from unet_jax.metrics.scores import em_errors
 from unet_jax.network import context, valid_input_sides
 from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.optimiser import sgd
+from unet_jax.training_images import batch_indices
 from unet_jax.weight_map import class_weights, weight_maps
 
 _TARGETS = (0.08, 0.06, 0.05)

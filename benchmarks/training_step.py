@@ -19,9 +19,9 @@ from jax.stages import Compiled
 
 from benchmarks.side_by_side import alternate, matrix_product_peak, rounded, summary
 from unet_jax.augmentation import AugmentationSettings, Crop
+from unet_jax.checked_settings import as_dict
 from unet_jax.network import UNet, context
 from unet_jax.optimiser import sgd
-from unet_jax.settings import as_dict
 from unet_jax.train_step import create_train_state, make_train_step
 
 _CPU_CASES = ("float32:1:16", "float32:1:32", "float32:1:64")

@@ -10,7 +10,7 @@ grey value has 0.092 and 0.457.
 from ml_collections import ConfigDict
 
 from configs import em
-from unet_jax.settings import as_dict
+from unet_jax.checked_settings import as_dict
 from unet_jax.sources import Synthetic
 
 

@@ -12,7 +12,7 @@ takes 14 minutes on two CPU cores. SEG of the other sequence: 0.68 both ways (0.
 from ml_collections import ConfigDict
 
 from configs import em
-from unet_jax.settings import as_dict
+from unet_jax.checked_settings import as_dict
 from unet_jax.sources import CellTracking
 
 

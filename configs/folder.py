@@ -20,7 +20,7 @@ nothing is drawn, and 1, 2, 3 for the classes, want --config.data.ignore_value=0
 from ml_collections import ConfigDict
 
 from configs import em_small
-from unet_jax.settings import as_dict
+from unet_jax.checked_settings import as_dict
 from unet_jax.sources import Folder
 
 

@@ -12,7 +12,7 @@ from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
 from unet_jax.optimiser import OptimiserSettings, sgd
-from unet_jax.record import Record, Training
+from unet_jax.run_record import Record, Training
 from unet_jax.sources import Synthetic
 from unet_jax.train_step import create_train_state
 

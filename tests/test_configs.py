@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from unet_jax.checked_settings import as_dict
 from unet_jax.configuration import Configuration, read_configuration
 from unet_jax.errors import InputError
-from unet_jax.settings import as_dict
 from unet_jax.sources import CellTracking, Folder, Isbi2012, Synthetic, read_data
 
 ROOT = Path(__file__).parents[1]

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 
 from unet_jax import load, predict_tiled
+from unet_jax.checked_settings import as_dict
 from unet_jax.checkpoint import load_members
 from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
@@ -17,13 +18,12 @@ from unet_jax.evaluation import images as images_module
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.evaluation.images import Part, seen_before
 from unet_jax.evaluation.instance_tuning import tune, tune_instances
-from unet_jax.evaluation.scores import measure, score
+from unet_jax.evaluation.scoring import measure, score
 from unet_jax.evaluation.summary import summary, tuning_summary
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import pixel_error
 from unet_jax.metrics.scores import em_counts, em_scores, em_values, seg_score
 from unet_jax.run.fit import cross_validate, fit
-from unet_jax.settings import as_dict
 from unet_jax.sources import read_data
 
 METRICS = ("pixel_error", "rand_error", "warping_error", "warping_error_2016", "v_rand", "v_info")

@@ -18,8 +18,8 @@ from tests.test_onnx_graph import picture, random_model
 from unet_jax import load, predict_tiled
 from unet_jax.errors import InputError
 from unet_jax.export.export import Exported, export
-from unet_jax.record import Record
 from unet_jax.run.fit import fit
+from unet_jax.run_record import Record
 
 spec = pytest.importorskip("bioimageio.spec", reason="bioimageio.spec is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -19,9 +19,9 @@ from unet_jax.errors import InputError
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.network import UNet, contracting_path
 from unet_jax.optimiser import sgd
-from unet_jax.record import StartedFrom, Training
 from unet_jax.run.fit import fit
 from unet_jax.run.start_from import first_state
+from unet_jax.run_record import StartedFrom, Training
 from unet_jax.sources import Isbi2012
 from unet_jax.train_step import create_train_state, make_train_step
 

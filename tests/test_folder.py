@@ -7,11 +7,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from unet_jax.data.file_names import stem_and_page
 from unet_jax.data.folder import connected_cells, read_folder, read_images
-from unet_jax.data.random_split import split_by_stem
+from unet_jax.data.folder_split import split_by_stem
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example
+from unet_jax.files.names import stem_and_page
 
 DATA = os.environ.get("UNET_JAX_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="UNET_JAX_DATA is not set, real data needed")

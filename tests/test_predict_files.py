@@ -13,6 +13,7 @@ import tifffile
 from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
 from tests.test_command_line import call
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
+from unet_jax.checked_settings import as_dict
 from unet_jax.data.folder import read_folder
 from unet_jax.files import hyperstack
 from unet_jax.files.images import read_image
@@ -21,7 +22,6 @@ from unet_jax.prediction import predict_files as module
 from unet_jax.prediction import results
 from unet_jax.prediction.predict_files import Predictions, predict_files
 from unet_jax.prediction.results import KINDS
-from unet_jax.settings import as_dict
 
 RESULTS = [*(f"{kind}.tif" for kind in KINDS if kind != "overlay"), "overlay.png"]
 RECORD = "predictions.jsonl"

@@ -113,7 +113,7 @@ def test_several_channels_and_classes_with_names_shares_and_ignored_pixels(tmp_p
     config.data.mask_rule, config.data.ignore_value = "classes", 255
     assert preview(config, tmp_path / "run").picture == tmp_path / "run" / "preview.png"
     picture = pixels(tmp_path / "run" / "preview.png")
-    for colour in (*class_colours({"model": {"classes": 3}}), rgb(IGNORED_COLOUR)):
+    for colour in (*class_colours(3), rgb(IGNORED_COLOUR)):
         assert contains(picture, colour) > 1000
     assert contains(picture, rgb(TRUTH_COLOUR)) > 100
     text = (tmp_path / "run" / "preview.txt").read_text()

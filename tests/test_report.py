@@ -23,13 +23,13 @@ from unet_jax.evaluation.report.pictures import Picture
 from unet_jax.evaluation.report.words import left_out_words
 from unet_jax.evaluation.report.zooms import worst_windows
 from unet_jax.evaluation.result import Evaluation
-from unet_jax.evaluation.scores import FoldScores, ImageScores, Scores
+from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores
 from unet_jax.example import IGNORED
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics import THRESHOLDS, Score, SegScore
 from unet_jax.metrics.scores import ClassScores
 from unet_jax.network import UNet
-from unet_jax.record import Training
+from unet_jax.run_record import Training
 from unet_jax.sources import Synthetic
 
 EM_METRICS = (

@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 # With what states a run and is as light.
 PAPER = {
     *("network", "layers", "loss", "weight_map", "augmentation", "normalisation", "optimiser"),
-    *("train_step", "overlap_tile", "instances", "example", "model", "crops", "resizing"),
-    *("settings", "errors", "device", "configuration", "sources", "record", "loop"),
+    *("train_step", "overlap_tile", "instances", "example", "model", "training_images", "resizing"),
+    *("checked_settings", "errors", "hardware", "configuration", "sources", "run_record"),
+    "training_loop",
     "compiled",
 }
 # What stands on the paper's files, from below: each may import what is above it here, and itself.

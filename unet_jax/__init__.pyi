@@ -12,8 +12,6 @@ from .evaluation.instance_tuning import tune_instances as tune_instances
 from .example import Example as Example
 from .instances import InstanceSettings as InstanceSettings
 from .instances import find_cells as find_cells
-from .loop import Progress as Progress
-from .loop import train as train
 from .model import Model as Model
 from .network import UNet as UNet
 from .optimiser import OptimiserSettings as OptimiserSettings
@@ -26,5 +24,7 @@ from .run.preview import preview as preview
 from .train_step import TrainState as TrainState
 from .train_step import create_train_state as create_train_state
 from .train_step import make_train_step as make_train_step
+from .training_loop import Progress as Progress
+from .training_loop import train as train
 from .weight_map import WeightMapSettings as WeightMapSettings
 from .weight_map import class_weights as class_weights

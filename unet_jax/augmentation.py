@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from unet_jax.settings import check, setting
+from unet_jax.checked_settings import check, setting
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from unet_jax.augmentation import AugmentationSettings
+from unet_jax.checked_settings import as_dict, check, read, setting
 from unet_jax.errors import InputError, Problems
 from unet_jax.network import UNet, valid_input_sides
 from unet_jax.optimiser import OptimiserSettings
-from unet_jax.settings import as_dict, check, read, setting
 from unet_jax.sources import Data, Isbi2012, read_data
 from unet_jax.weight_map import WeightMapSettings
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.settings import check, setting
+from unet_jax.checked_settings import check, setting
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
-from unet_jax.record import Record
+from unet_jax.run_record import Record
 
 
 @dataclass(frozen=True)

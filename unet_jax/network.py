@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from unet_jax.checked_settings import setting
 from unet_jax.layers import Conv3x3, UpConv2x2, max_pool2x2
-from unet_jax.settings import setting
 
 
 def context(depth: int) -> int:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import optax
 
+from unet_jax.checked_settings import check, setting
 from unet_jax.errors import InputError
-from unet_jax.settings import check, setting
 
 
 @dataclass(frozen=True)

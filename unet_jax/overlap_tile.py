@@ -17,7 +17,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from unet_jax.device import device_memory_bytes, is_out_of_memory
+from unet_jax.hardware import device_memory_bytes, is_out_of_memory
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides

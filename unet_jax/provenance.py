@@ -7,7 +7,7 @@ from platform import python_version
 
 import jax
 
-from unet_jax.device import cpu_cores
+from unet_jax.hardware import cpu_cores
 
 
 def versions() -> dict[str, str]:

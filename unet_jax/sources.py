@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unet_jax.checked_settings import check, read, setting
 from unet_jax.errors import InputError
-from unet_jax.settings import check, read, setting
 
 _SCALE = "above 0, at most 10"
 _RANGE = "two whole numbers, first and last + 1"

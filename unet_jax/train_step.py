@@ -92,16 +92,16 @@ def make_train_step(
     return jax.jit(_on_auto_axes(train_step), donate_argnums=0, compiler_options=compiler_options())
 
 
-def _on_auto_axes(function):
-    """The function with replicated results in a mesh whose axes are Explicit, JAX's default."""
+def _on_auto_axes(train_step):
+    """The step with replicated results in a mesh whose axes are Explicit, JAX's default."""
     if not hasattr(jax.sharding, "auto_axes"):  # an older JAX, which has no such axes
-        return function
-    replicated = jax.sharding.auto_axes(function, out_sharding=jax.sharding.PartitionSpec())
+        return train_step
+    replicated = jax.sharding.auto_axes(train_step, out_sharding=jax.sharding.PartitionSpec())
 
-    @wraps(function)
-    def in_any_mesh(*arguments):
+    @wraps(train_step)
+    def in_any_mesh(state, batch, key):
         # JAX 0.7 and 0.8 refuse `auto_axes` outside of a mesh.
         outside = jax.sharding.get_abstract_mesh().empty
-        return (function if outside else replicated)(*arguments)
+        return (train_step if outside else replicated)(state, batch, key)
 
     return in_any_mesh

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unet_jax.checked_settings import check, setting
 from unet_jax.example import IGNORED, Example
-from unet_jax.settings import check, setting
 
 logger = logging.getLogger("unet_jax")
 

@@ -100,8 +100,9 @@ def run(words: list[str], seconds: float, log: Path, checkout: Path, environment
     """Runs a command line, which is asked to stop when the time is over; its status and end."""
     began = time.monotonic()
     with log.open("w") as output:
-        options = {"stdout": output, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(["env", *words], cwd=checkout, env=environment, **options)
+        process = subprocess.Popen(
+            ["env", *words], cwd=checkout, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
         for patience, stop in ((seconds, process.terminate), (20, process.kill)):
             try:
                 process.wait(patience)
@@ -118,7 +119,7 @@ def reached(log: Path) -> dict:
     """When a run's pixel error first fell below each target, and its last validation."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     scored = [row for row in rows if "validation" in row]
-    below = {}
+    below: dict[float, dict] = {}
     for row in scored:
         for target in (0.08, 0.06, 0.05, 0.045):
             if row["validation"].get("pixel_error", 1) < target:

@@ -10,7 +10,6 @@ import pytest
 from tests.test_checkpoint import a_record, a_state
 from unet_jax import checkpoint
 from unet_jax.configuration import read_configuration
-from unet_jax.crops import Draw, annotated_images, batch_indices, take
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example, separated
@@ -20,6 +19,7 @@ from unet_jax.run.fit import fit
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import read_log
 from unet_jax.train_step import create_train_state, make_train_step, tile_keys
+from unet_jax.training_images import Draw, annotated_images, batch_indices, take
 from unet_jax.weight_map import class_weights, weight_maps
 
 

@@ -43,7 +43,7 @@ from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
 from unet_jax.network import UNet, init_params
-from unet_jax.record import Record, StartedFrom, read_record
+from unet_jax.run_record import Record, StartedFrom, read_record
 from unet_jax.sources import CellTracking, Folder, Synthetic
 
 pytestmark = [

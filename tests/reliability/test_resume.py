@@ -199,7 +199,7 @@ def test_the_step_is_compiled_once_in_a_run_that_goes_on(tiny_config, workdir, m
         made.append(original(*args, **settings))
         return made[0]
 
-    monkeypatch.setattr("unet_jax.loop.make_train_step", noting)
+    monkeypatch.setattr("unet_jax.training_loop.make_train_step", noting)
     tiny_config.train.steps = 12
     assert fit(tiny_config, workdir).status == 0
     assert made[0]._cache_size() == 1

@@ -18,8 +18,7 @@ import tifffile
 from tests.reliability.conftest import ROOT, TINY
 from tests.test_checkpoint import FIELDS, a_record, a_state
 from unet_jax import checkpoint
-from unet_jax import device as environment
-from unet_jax.crops import annotated_images
+from unet_jax import hardware as environment
 from unet_jax.errors import InputError
 from unet_jax.example import Example
 from unet_jax.files.hyperstack import Frame, result_file
@@ -28,6 +27,7 @@ from unet_jax.network import UNet
 from unet_jax.overlap_tile import choose_tile_side
 from unet_jax.prediction.predict_files import predict_files
 from unet_jax.run.stop import StopRequest
+from unet_jax.training_images import annotated_images
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux plays Windows; /proc is needed")
 
@@ -125,7 +125,7 @@ def test_pages_are_gone_after_the_file_is_written(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
-from unet_jax.crops import annotated_images
+from unet_jax.training_images import annotated_images
 from unet_jax.errors import InputError
 from unet_jax.files.output import lock
 try:

@@ -10,7 +10,6 @@ from tests.reliability.conftest import ROOT
 from tests.test_augmentation import OFF
 from tests.test_checkpoint import FIELDS, a_record, a_state, same_bits
 from unet_jax import checkpoint, load, predict_tiled
-from unet_jax.crops import annotated_images, take
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.example import Example
 from unet_jax.network import UNet, context
@@ -18,6 +17,7 @@ from unet_jax.optimiser import OptimiserSettings, sgd
 from unet_jax.overlap_tile import AVERAGING
 from unet_jax.run.fit import fit
 from unet_jax.train_step import create_train_state, make_train_step, tile_keys
+from unet_jax.training_images import annotated_images, take
 from unet_jax.weight_map import weight_maps
 
 GOLDEN = ROOT / "tests" / "reliability" / "golden" / "0.1.0"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from unet_jax.checkpoint.steps import DESCRIPTION, MANIFEST, saved_steps, step_folder
+from unet_jax.checkpoint.steps import MANIFEST, RECORD, saved_steps, step_folder
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.output import complete
 from unet_jax.files.untrusted import read_small
@@ -30,7 +30,7 @@ def write_manifest(folder: Path) -> None:
 def verify(folder: Path) -> None:
     """Raises one of `UNREADABLE` unless the files of a step are exactly those of its manifest."""
     manifest = json.loads(read_small(folder / MANIFEST))
-    if not isinstance(manifest, dict) or DESCRIPTION not in manifest:
+    if not isinstance(manifest, dict) or RECORD not in manifest:
         raise ValueError(f"{MANIFEST} is no manifest")
     files = files_of(folder)
     for name in sorted(manifest.keys() ^ files.keys()):
@@ -53,16 +53,16 @@ def verified(workdir: Path, step: int) -> Path:
     return folder
 
 
-def read_verified_description(folder: Path) -> bytes:
-    """The description of a step, without a look at the files beside it.
+def read_verified_record(folder: Path) -> bytes:
+    """The record of a step, without a look at the files beside it.
 
     Raises:
       one of `UNREADABLE`: it is not what was saved.
     """
     manifest = json.loads(read_small(folder / MANIFEST))
-    text = read_small(folder / DESCRIPTION)
-    if hashlib.sha256(text).hexdigest() != manifest[DESCRIPTION]:
-        raise ValueError(f"{DESCRIPTION} is not what was saved")
+    text = read_small(folder / RECORD)
+    if hashlib.sha256(text).hexdigest() != manifest[RECORD]:
+        raise ValueError(f"{RECORD} is not what was saved")
     return text
 
 

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from unet_jax.checkpoint.arrays import write_arrays
-from unet_jax.checkpoint.description import best_step
 from unet_jax.checkpoint.manifest import verify, write_manifest
-from unet_jax.checkpoint.steps import DESCRIPTION, remove_step, saved_steps, step_folder
+from unet_jax.checkpoint.records import best_step
+from unet_jax.checkpoint.steps import RECORD, remove_step, saved_steps, step_folder
 from unet_jax.errors import RunFailed, one_line
-from unet_jax.record import Record
+from unet_jax.run_record import Record
 from unet_jax.train_step import TrainState
 
 
@@ -84,7 +84,7 @@ def save(workdir: Path, state: TrainState, record: Record) -> None:
         write_arrays(folder / "params", state.params)
         write_arrays(folder / "opt_state", state.opt_state)
         text = json.dumps(record.to_json(), indent=1) + "\n"
-        (folder / DESCRIPTION).write_text(text, encoding="utf-8", newline="\n")
+        (folder / RECORD).write_text(text, encoding="utf-8", newline="\n")
         write_manifest(folder)
         verify(folder)
     except Exception as error:  # of Orbax's threads, many kinds

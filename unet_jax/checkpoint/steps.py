@@ -5,7 +5,7 @@ from pathlib import Path
 
 from unet_jax.errors import InputError
 
-DESCRIPTION = "checkpoint.json"
+RECORD = "checkpoint.json"
 MANIFEST = "sha256.json"
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.data.file_names import find_files, find_pairs, page_names
 from unet_jax.data.mask_rules import check_masks, check_settings, ignored_numbers
+from unet_jax.data.pairs import find_files, find_pairs
 from unet_jax.errors import InputError, Problems
 from unet_jax.example import IGNORED, SPARSE, Example, annotated_share
 from unet_jax.files.images import check_grey_values, grey_as_one_channel, read_image, read_mask
+from unet_jax.files.names import page_names
 
 
 def read_folder(

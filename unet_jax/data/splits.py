@@ -6,13 +6,13 @@ from itertools import compress
 import numpy as np
 
 from unet_jax.data.cell_tracking import find_dataset, read_sequence
-from unet_jax.data.file_names import stem_and_page
 from unet_jax.data.folder import read_folder
+from unet_jax.data.folder_split import split_by_stem
 from unet_jax.data.isbi2012 import read_isbi2012
-from unet_jax.data.random_split import split_by_stem
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError, one_line
 from unet_jax.example import IGNORED, Example, rescaled, separated
+from unet_jax.files.names import stem_and_page
 from unet_jax.sources import CellTracking, Data, Folder, Isbi2012, Synthetic
 
 logger = logging.getLogger("unet_jax")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unet_jax.checkpoint import load_members
-from unet_jax.checkpoint.instances import read_settings
+from unet_jax.checkpoint.cell_settings import read_settings
 from unet_jax.errors import InputError
 from unet_jax.evaluation.images import predict_parts, seen_before, select
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import pictures
 from unet_jax.evaluation.result import Evaluation
-from unet_jax.evaluation.scores import Measured, measure, score, score_folds, score_images
+from unet_jax.evaluation.scoring import Measured, measure, score, score_folds, score_images
 from unet_jax.example import IGNORED, Example, annotated_share, is_sparse
 from unet_jax.figures import class_colours, save_examples
 from unet_jax.files.output import complete, writable_folder

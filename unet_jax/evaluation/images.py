@@ -16,7 +16,7 @@ from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example, image_sha256, sha256
 from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_tiled
-from unet_jax.record import Training
+from unet_jax.run_record import Training
 from unet_jax.sources import Folder, Isbi2012
 
 logger = logging.getLogger("unet_jax")

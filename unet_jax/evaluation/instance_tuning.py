@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from unet_jax.checked_settings import as_dict
 from unet_jax.checkpoint import load_members
-from unet_jax.checkpoint.instances import SETTINGS
+from unet_jax.checkpoint.cell_settings import SETTINGS
 from unet_jax.errors import InputError
 from unet_jax.evaluation.images import left_out, predict_parts
 from unet_jax.example import Example
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.instances import InstanceSettings, growing_cells
 from unet_jax.metrics import seg
-from unet_jax.settings import as_dict
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.images import Seen
-from unet_jax.evaluation.scores import FoldScores, ImageScores, Scores
+from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics import Score
-from unet_jax.record import Training
-from unet_jax.settings import as_dict
+from unet_jax.run_record import Training
 
 
 @dataclass(frozen=True)

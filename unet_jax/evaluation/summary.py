@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.instance_tuning import Tuning
 from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.report.words import AVERAGING_WORDS, left_out_words
 from unet_jax.evaluation.result import Evaluation
-from unet_jax.settings import as_dict
 
 
 def summary(evaluation: Evaluation) -> str:

@@ -12,7 +12,7 @@ from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.model import Model
-from unet_jax.record import Training
+from unet_jax.run_record import Training
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from unet_jax.device import cpu_cores
 from unet_jax.example import IGNORED
+from unet_jax.hardware import cpu_cores
 
 #: The challenge adds 0.1 ten times, so these doubles are not the literals: the last is below 1.
 THRESHOLDS: tuple[float, ...] = tuple(accumulate(repeat(0.1, 10), initial=0.0))

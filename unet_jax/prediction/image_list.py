@@ -5,8 +5,8 @@ import logging
 import shlex
 from pathlib import Path
 
-from unet_jax.data.file_names import SUFFIXES, file_stem, has_image_suffix
 from unet_jax.errors import InputError, listed
+from unet_jax.files.names import SUFFIXES, file_stem, has_image_suffix
 
 logger = logging.getLogger("unet_jax")
 

@@ -10,10 +10,10 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
-from unet_jax.data.file_names import file_stem
 from unet_jax.errors import one_line
 from unet_jax.figures import cell_picture, class_colours, colours_by_number, grey_values, outlined
 from unet_jax.files.hyperstack import read_frame, reserve, result_file
+from unet_jax.files.names import file_stem
 from unet_jax.files.output import complete
 from unet_jax.model import Model
 

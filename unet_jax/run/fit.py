@@ -16,23 +16,23 @@ from unet_jax import checkpoint
 from unet_jax.configuration import Configuration, read_configuration
 from unet_jax.data.findings import doubts, duplicates
 from unet_jax.data.splits import read_run
-from unet_jax.device import is_out_of_memory
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example, image_sha256, sha256
 from unet_jax.figures import class_colours, save_examples, save_training_curves
 from unet_jax.files.output import unlocking
-from unet_jax.loop import draw, initial_state, train, training_key
+from unet_jax.hardware import is_out_of_memory
 from unet_jax.network import valid_input_sides
 from unet_jax.optimiser import sgd
 from unet_jax.provenance import versions
-from unet_jax.record import Record, Training
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import RunLog
 from unet_jax.run.resume import resume_or_start
 from unet_jax.run.start_from import first_state
 from unet_jax.run.stop import StopRequest
 from unet_jax.run.validation import validate
+from unet_jax.run_record import Record, Training
 from unet_jax.train_step import TrainState
+from unet_jax.training_loop import draw, initial_state, train, training_key
 from unet_jax.weight_map import class_weights, weight_maps
 
 logger = logging.getLogger("unet_jax")

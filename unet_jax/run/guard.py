@@ -1,4 +1,7 @@
-"""The numerical guard: training that has gone wrong is stopped or said aloud."""
+"""The numerical guard: training that has gone wrong is stopped or said aloud.
+
+`RunLog.fetch` looks at each step, `fit` stops at the first that is not finite.
+"""
 
 import json
 import math
@@ -10,10 +13,10 @@ import jax
 import numpy as np
 
 from unet_jax import checkpoint
-from unet_jax.crops import Draw
 from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example
 from unet_jax.files.output import complete
+from unet_jax.training_images import Draw
 
 #: Where the step that was not finite is recorded.
 FAILURE = "failure.json"

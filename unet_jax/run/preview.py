@@ -18,7 +18,6 @@ from scipy import ndimage
 
 from unet_jax.augmentation import Tile, augment, tile_coordinates
 from unet_jax.configuration import Configuration, TrainSettings, read_configuration
-from unet_jax.crops import AnnotatedImages, annotated_images, take
 from unet_jax.data.findings import cell_diameters, doubts, finding, table
 from unet_jax.data.splits import read_run
 from unet_jax.example import IGNORED, Example
@@ -31,9 +30,10 @@ from unet_jax.figures import (
     numbered_picture,
 )
 from unet_jax.files.output import complete, probe
-from unet_jax.loop import draw, training_key
 from unet_jax.network import context
 from unet_jax.train_step import tile_keys
+from unet_jax.training_images import AnnotatedImages, annotated_images, take
+from unet_jax.training_loop import draw, training_key
 from unet_jax.weight_map import class_weights, weight_maps
 
 _TILES = 2  # of each example

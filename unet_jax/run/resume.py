@@ -11,7 +11,7 @@ import jax
 from unet_jax import checkpoint
 from unet_jax.errors import InputError
 from unet_jax.files.output import lock, probe
-from unet_jax.record import Record
+from unet_jax.run_record import Record
 from unet_jax.train_step import TrainState
 
 logger = logging.getLogger("unet_jax")

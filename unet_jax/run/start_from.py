@@ -8,7 +8,8 @@ from pathlib import Path
 from unet_jax import checkpoint
 from unet_jax.configuration import Configuration
 from unet_jax.errors import InputError
-from unet_jax.record import StartedFrom, Training
+from unet_jax.model import Model
+from unet_jax.run_record import StartedFrom, Training
 from unet_jax.train_step import TrainState
 
 logger = logging.getLogger("unet_jax")
@@ -51,30 +52,7 @@ def first_state(
     if not configuration.train.start_from:
         return state, None
     source, scale = Path(configuration.train.start_from), configuration.data.scale
-    members = checkpoint.load_members(source)
-    if len(members) > 1:
-        raise InputError(
-            f"{source}: holds a cross-validation, whose networks do not add up to one; start from "
-            f"one of them, such as {source / 'fold0'}."
-        )
-    (model,) = members
-    theirs, ours = model.network, configuration.model
-    if (theirs.width, theirs.depth) != (ours.width, ours.depth):
-        raise InputError(
-            f"{source}: its network has width {theirs.width} and depth {theirs.depth}, this run's "
-            f"has {ours.width} and {ours.depth}, so that its layers do not fit; give "
-            f"--config.model.width={theirs.width} --config.model.depth={theirs.depth}."
-        )
-    new = {}
-    if model.channels != channels:
-        new[_FIRST] = f"its images have {model.channels} channel(s), these {channels}"
-    if theirs.classes != ours.classes:
-        new[_LAST] = f"it has {theirs.classes} classes, this run {ours.classes}"
-    if configuration.train.freeze_contracting_path and _FIRST in new:
-        raise InputError(
-            f"{source}: {new[_FIRST]}, so that {_FIRST} begins at random and has to be trained; "
-            "leave config.train.freeze_contracting_path False."
-        )
+    model, new = _source_model(source, configuration, channels)
     params = {
         name: layer if name in new else {key: x[0] for key, x in model.params[name].items()}
         for name, layer in state.params.items()
@@ -104,6 +82,37 @@ def first_state(
         new_layers=list(new),
         seen=seen,
     )
+
+
+def _source_model(
+    source: Path, configuration: Configuration, channels: int
+) -> tuple[Model, dict[str, str]]:
+    """The network of the run to start from, and which layers do not fit, with the reason."""
+    members = checkpoint.load_members(source)
+    if len(members) > 1:
+        raise InputError(
+            f"{source}: holds a cross-validation, whose networks do not add up to one; start from "
+            f"one of them, such as {source / 'fold0'}."
+        )
+    (model,) = members
+    theirs, ours = model.network, configuration.model
+    if (theirs.width, theirs.depth) != (ours.width, ours.depth):
+        raise InputError(
+            f"{source}: its network has width {theirs.width} and depth {theirs.depth}, this run's "
+            f"has {ours.width} and {ours.depth}, so that its layers do not fit; give "
+            f"--config.model.width={theirs.width} --config.model.depth={theirs.depth}."
+        )
+    new: dict[str, str] = {}
+    if model.channels != channels:
+        new[_FIRST] = f"its images have {model.channels} channel(s), these {channels}"
+    if theirs.classes != ours.classes:
+        new[_LAST] = f"it has {theirs.classes} classes, this run {ours.classes}"
+    if configuration.train.freeze_contracting_path and _FIRST in new:
+        raise InputError(
+            f"{source}: {new[_FIRST]}, so that {_FIRST} begins at random and has to be trained; "
+            "leave config.train.freeze_contracting_path False."
+        )
+    return model, new
 
 
 def _seen(training: Training | None, held_out: Mapping[str, str]) -> list[str]:

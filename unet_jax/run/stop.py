@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a run ends after its present step."""
+"""Ctrl-C and SIGTERM as a request that a run ends after its present step, which `fit` saves."""
 
 import signal
 import threading

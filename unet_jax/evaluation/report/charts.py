@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.report.embedded import svg
 from unet_jax.evaluation.report.words import number
-from unet_jax.evaluation.scores import ImageScores
+from unet_jax.evaluation.scoring import ImageScores
 from unet_jax.figures import SPLIT_COLOUR, draw_losses, draw_validation_errors
 from unet_jax.metrics import Score
 

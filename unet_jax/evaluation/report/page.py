@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.colors import to_hex
 
 from unet_jax import figures
+from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.report.charts import (
     histogram,
@@ -31,7 +32,6 @@ from unet_jax.evaluation.report.zooms import ZOOM_SIDE, zooms
 from unet_jax.evaluation.result import Evaluation
 from unet_jax.files.output import complete
 from unet_jax.normalisation import PERCENTILES
-from unet_jax.settings import as_dict
 
 
 def save_report(evaluation: Evaluation, pictures: Sequence[Picture]) -> None:

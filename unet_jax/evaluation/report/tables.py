@@ -8,7 +8,7 @@ import numpy as np
 from unet_jax.evaluation.metric_table import METRICS, Metric
 from unet_jax.evaluation.report.words import number
 from unet_jax.evaluation.result import Evaluation
-from unet_jax.evaluation.scores import FoldScores
+from unet_jax.evaluation.scoring import FoldScores
 from unet_jax.sources import CellTracking, Data, Isbi2012
 
 # Ronneberger et al. 2015, Table 1 and the challenge's later leaderboard; Table 2.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unet_jax.augmentation import AugmentationSettings
-from unet_jax.evaluation.scores import ImageScores
-from unet_jax.settings import as_dict
+from unet_jax.checked_settings import as_dict
+from unet_jax.evaluation.scoring import ImageScores
 from unet_jax.sources import CellTracking, Data, Folder, Isbi2012, Synthetic
 
 AVERAGING_WORDS = {

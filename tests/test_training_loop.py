@@ -8,15 +8,15 @@ import optax
 import pytest
 
 from tests.test_checkpoint import same_bits
-from unet_jax import InputError, crops, load, loop, predict_tiled
+from unet_jax import InputError, load, predict_tiled, training_images, training_loop
 from unet_jax.configuration import Configuration, TrainSettings, read_configuration
 from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_examples
-from unet_jax.loop import train
 from unet_jax.network import UNet
 from unet_jax.optimiser import OptimiserSettings, sgd
 from unet_jax.run.fit import fit
 from unet_jax.run.log import read_log
+from unet_jax.training_loop import train
 
 CONFIGURATION = Configuration(
     model=UNet(width=2, depth=2),
@@ -106,6 +106,8 @@ def test_a_class_weight_replaces_that_of_the_examples(examples, expected):
             "bad: has 3 channel(s), expected 1 as in picture 0",
         ),
         (lambda e: {"labels": 2 * e.labels}, "bad: holds class 2, the network has 2"),
+        (lambda e: {"labels": e.labels - 3}, "bad: holds class -3, the network has 2"),
+        (lambda e: {"image": np.full((60, 70), np.nan)}, "bad: holds NaN, infinite or huge pixels"),
     ],
 )
 @pytest.mark.parametrize("arrays", [np, jnp])
@@ -140,14 +142,14 @@ def test_arrays_of_other_types_train_the_same(examples, expected, convert):
 
 
 def test_images_on_the_host_train_to_the_same_bits_one_step_ahead(examples, expected, monkeypatch):
-    monkeypatch.setattr(crops, "device_memory_bytes", lambda: 1000)
-    drawn, draw = [], loop.draw
+    monkeypatch.setattr(training_images, "device_memory_bytes", lambda: 1000)
+    drawn, draw = [], training_loop.draw
 
     def noting(key, step, *rest):
         drawn.append(step)
         return draw(key, step, *rest)
 
-    monkeypatch.setattr(loop, "draw", noting)
+    monkeypatch.setattr(training_loop, "draw", noting)
     found, threads = [], threading.active_count()
     for progress in train(examples, CONFIGURATION):
         found += metrics([progress])
@@ -158,7 +160,7 @@ def test_images_on_the_host_train_to_the_same_bits_one_step_ahead(examples, expe
 
 @pytest.mark.parametrize("end", ["closed", "left", "never begun"])
 def test_training_that_is_given_up_leaves_no_thread(examples, monkeypatch, end):
-    monkeypatch.setattr(crops, "device_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(training_images, "device_memory_bytes", lambda: 1000)
     threads = threading.active_count()
     steps = train(examples, CONFIGURATION)
     assert threading.active_count() == threads

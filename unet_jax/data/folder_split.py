@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unet_jax.data.file_names import stem_and_page
 from unet_jax.errors import InputError, listed
 from unet_jax.example import IGNORED, Example
+from unet_jax.files.names import stem_and_page
 
 logger = logging.getLogger("unet_jax")
 

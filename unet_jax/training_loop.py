@@ -9,13 +9,14 @@ import numpy as np
 import optax
 
 from unet_jax.configuration import Configuration, TrainSettings
-from unet_jax.crops import Draw, annotated_images, batch_indices, batches
 from unet_jax.errors import InputError
-from unet_jax.example import Example, separated
+from unet_jax.example import IGNORED, Example, separated
 from unet_jax.model import Model
 from unet_jax.network import UNet, context
+from unet_jax.normalisation import are_grey_values
 from unet_jax.optimiser import sgd
 from unet_jax.train_step import TrainState, create_train_state, make_train_step
+from unet_jax.training_images import Draw, annotated_images, batch_indices, batches
 from unet_jax.weight_map import class_weights, weight_maps
 
 
@@ -62,7 +63,7 @@ def train(
       examples: to train on, of one number of channels and any sizes.
       configuration: `model`, `weight_map`, `augmentation`, `optimiser` and `train` of it count.
       optimiser: another one than the configuration's; there is no last step then.
-      state: to go on from; by default a new one, drawn by the configuration's seed.
+      state: to go on from, which is used up; by default a new one, drawn by the seed.
       class_weight: float32 [classes], by default `class_weights` of the examples.
 
     Raises:
@@ -139,7 +140,8 @@ def _check(examples: Sequence[Example], classes: int) -> None:
                 f"{example.name}: has {example.channels} channel(s), expected "
                 f"{examples[0].channels} as in {examples[0].name}"
             )
-        if np.max(example.labels) >= classes:
-            raise InputError(
-                f"{example.name}: holds class {np.max(example.labels)}, the network has {classes}"
-            )
+        for label in (np.min(example.labels), np.max(example.labels)):
+            if not IGNORED <= label < classes:
+                raise InputError(f"{example.name}: holds class {label}, the network has {classes}")
+        if not are_grey_values(example.image):
+            raise InputError(f"{example.name}: holds NaN, infinite or huge pixels")

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from unet_jax.checkpoint.manifest import UNREADABLE, damaged, read_verified_description
+from unet_jax.checkpoint.manifest import UNREADABLE, damaged, read_verified_record
 from unet_jax.checkpoint.steps import saved_steps, step_folder
 from unet_jax.errors import InputError
-from unet_jax.record import Record, read_record
+from unet_jax.run_record import Record, read_record
 
 
 def describe(workdir: Path, step: int) -> Record:
@@ -17,7 +17,7 @@ def describe(workdir: Path, step: int) -> Record:
     """
     folder = step_folder(workdir, step)
     try:
-        values = json.loads(read_verified_description(folder))
+        values = json.loads(read_verified_record(folder))
     except UNREADABLE as error:
         raise damaged(workdir, step, error) from error
     try:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unet_jax.data.file_names import file_stem
 from unet_jax.errors import InputError
+from unet_jax.files.names import file_stem
 from unet_jax.files.output import complete, lock, probe
 from unet_jax.prediction.image_list import name_of
 from unet_jax.prediction.results import KINDS

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+from unet_jax.checked_settings import as_dict, read
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.untrusted import read_small
 from unet_jax.instances import InstanceSettings
-from unet_jax.settings import as_dict, read
 
 #: Where it is kept, in the run's folder.
 SETTINGS = "instances.json"

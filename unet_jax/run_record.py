@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run: a typed record, with one way to and from JSON."""
+"""What `checkpoint.json` holds: a typed record of the run, with one way to and from JSON."""
 
 import dataclasses
 import json
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unet_jax.checked_settings import as_dict, read
 from unet_jax.configuration import Configuration, read_configuration
 from unet_jax.errors import InputError, one_line
 from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
-from unet_jax.settings import as_dict, read
 
 _MAX_DEPTH = 10  # of nested JSON
 

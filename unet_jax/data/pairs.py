@@ -1,53 +1,22 @@
-"""What the names of image files tell: which files are images, and which mask belongs to which."""
+"""Which mask belongs to which image of a folder, by their names."""
 
 import logging
 import os
 import re
-import unicodedata
 from collections import Counter
 from pathlib import Path
 
 from unet_jax.errors import InputError, Problems, listed
+from unet_jax.files.names import SUFFIXES, composed, file_stem, has_image_suffix
 
 logger = logging.getLogger("unet_jax")
 
-#: Of the names of image files.
-SUFFIXES = (".tif", ".tiff", ".png")
 # What programs and people add to the name of an image, such as cell_img.tif and cell_masks.tif.
 _MASK_ENDING = re.compile(
     r"[ _.-]+((cp|simple)[ _-])?(masks?|labels?|labell?ed|seg|segmentation|gt|annotations?)$",
     re.IGNORECASE,
 )
 _IMAGE_ENDING = re.compile(r"[ _.-]+(images?|img|raw)$", re.IGNORECASE)
-
-
-def has_image_suffix(path: Path) -> bool:
-    """Whether a file is a TIFF or PNG by its name."""
-    return path.suffix.lower() in SUFFIXES
-
-
-def file_stem(path: Path) -> str:
-    """The name of an image file without its suffix, of which .ome.tif is one.
-
-    Composed (NFC): macOS stores an "ä" in two parts, and other systems in one.
-    """
-    stem = _composed(path.stem)
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def page_names(stem: str, pages: int) -> list[str]:
-    """The names of the examples that the pages of a file become."""
-    return [stem] if pages == 1 else [f"{stem} page {page}" for page in range(pages)]
-
-
-def stem_and_page(name: str) -> tuple[str, int]:
-    """The file's stem and the page, from 0, out of an example's name."""
-    match = re.fullmatch(r"(.*) page (\d+)", name)
-    return (match[1], int(match[2])) if match else (name, 0)
 
 
 def find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]:
@@ -172,8 +141,8 @@ def _pair(
 
 def _refuse_alone(alone: list[Path], files: dict[str, Path], missing: str) -> None:
     """Refuses those of the files that have no partner, if there are any."""
-    looks = Counter(_composed(path.name) for path in files.values())
-    names = [path.name if looks[_composed(path.name)] == 1 else ascii(path.name) for path in alone]
+    looks = Counter(composed(path.name) for path in files.values())
+    names = [path.name if looks[composed(path.name)] == 1 else ascii(path.name) for path in alone]
     if names:
         raise InputError(
             f"{len(names)} file(s) without {missing}: {listed(names, 3)}; expected the same names"

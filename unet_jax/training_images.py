@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from unet_jax.augmentation import AugmentationSettings, Crop, part_corner, reached_side
-from unet_jax.device import device_memory_bytes
 from unet_jax.example import IGNORED, Example, is_sparse
+from unet_jax.hardware import device_memory_bytes
 from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.train_step import tile_keys
 

@@ -9,14 +9,14 @@ import pytest
 
 from tests.test_augmentation import PAPER
 from tests.test_train_step import NETWORK, SCHEDULE, STEPS
-from unet_jax import crops
+from unet_jax import training_images
 from unet_jax.augmentation import Crop, augment, reached_side
-from unet_jax.crops import Draw, annotated_images, batch_indices, batches, take
 from unet_jax.example import IGNORED, Example
 from unet_jax.network import context
 from unet_jax.normalisation import grey_value_statistics, normalise
 from unet_jax.optimiser import sgd
 from unet_jax.train_step import create_train_state, make_train_step, tile_keys
+from unet_jax.training_images import Draw, annotated_images, batch_indices, batches, take
 
 
 def test_every_example_once_in_each_epoch_and_another_order_next():
@@ -69,7 +69,7 @@ def examples_of(*sizes, sparse=False):
 def held_on(request, monkeypatch):
     """Where the pixels are; on the host if the device has too little memory."""
     if request.param == "host":
-        monkeypatch.setattr(crops, "device_memory_bytes", lambda: 1000)
+        monkeypatch.setattr(training_images, "device_memory_bytes", lambda: 1000)
     return jax.Array if request.param == "device" else np.ndarray
 
 
@@ -120,7 +120,7 @@ def test_a_tile_of_a_part_is_that_of_the_whole_image(monkeypatch, elastic_pixels
     keys = jax.random.split(jax.random.key(1), len(indices))
     part = partial(take, settings=settings, tile_side=side, context=margin)
     on_device = annotated_images(examples, weights)
-    monkeypatch.setattr(crops, "device_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(training_images, "device_memory_bytes", lambda: 1000)
     on_host = annotated_images(examples, weights)
     batch, host_batch = part(on_device, indices, keys), part(on_host, indices, keys)
     assert isinstance(batch.image, jax.Array) and isinstance(host_batch.image, np.ndarray)
@@ -195,7 +195,7 @@ def test_batches_are_cut_one_step_ahead_on_the_host_alone(held_on):
 
 @pytest.mark.parametrize("end", ["closed", "dropped"])
 def test_batches_that_are_given_up_leave_no_thread(monkeypatch, end):
-    monkeypatch.setattr(crops, "device_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(training_images, "device_memory_bytes", lambda: 1000)
     images = annotated_images(*examples_of((100, 120), (90, 130)))
     threads = threading.active_count()
     steps = batches_of(images, range(1000), [])
@@ -209,17 +209,17 @@ def test_batches_that_are_given_up_leave_no_thread(monkeypatch, end):
 
 
 def test_an_error_of_the_thread_is_raised_where_the_batch_is_asked_for(monkeypatch):
-    monkeypatch.setattr(crops, "device_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(training_images, "device_memory_bytes", lambda: 1000)
     images = annotated_images(*examples_of((100, 120), (90, 130)))
     threads = threading.active_count()
-    original = crops.take
+    original = training_images.take
 
     def failing(images, indices, *rest, **options):
         if indices[0] == 1:
             raise OSError("the disk is gone")
         return original(images, indices, *rest, **options)
 
-    monkeypatch.setattr(crops, "take", failing)
+    monkeypatch.setattr(training_images, "take", failing)
     steps = batches_of(images, range(5), [])
     assert next(steps)[0].step == 0
     with pytest.raises(OSError, match="the disk is gone"):

@@ -1,0 +1,38 @@
+"""What the names of image files tell."""
+
+import re
+import unicodedata
+from pathlib import Path
+
+#: Of the names of image files.
+SUFFIXES = (".tif", ".tiff", ".png")
+
+
+def has_image_suffix(path: Path) -> bool:
+    """Whether a file is a TIFF or PNG by its name."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def file_stem(path: Path) -> str:
+    """The name of an image file without its suffix, of which .ome.tif is one.
+
+    Composed (NFC): macOS stores an "ä" in two parts, and other systems in one.
+    """
+    stem = composed(path.stem)
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def composed(name: str) -> str:
+    """The name with each letter in one piece (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def page_names(stem: str, pages: int) -> list[str]:
+    """The names of the examples that the pages of a file become."""
+    return [stem] if pages == 1 else [f"{stem} page {page}" for page in range(pages)]
+
+
+def stem_and_page(name: str) -> tuple[str, int]:
+    """The file's stem and the page, from 0, out of an example's name."""
+    match = re.fullmatch(r"(.*) page (\d+)", name)
+    return (match[1], int(match[2])) if match else (name, 0)
