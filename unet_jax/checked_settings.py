@@ -108,6 +108,8 @@ def _has_type(value: Any, kind: Any) -> bool:
         return fits and all(type(item) is kinds[0] for item in value)
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
+    if kind is str:
+        return type(value) is str and "\0" not in value  # no file is called so
     return kind is Any or type(value) is kind
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy import ndimage
 
+from unet_jax.errors import printable
 from unet_jax.example import IGNORED, Example
 from unet_jax.files.output import complete
 
@@ -76,7 +77,7 @@ def save_examples(
             axes[3].imshow(
                 error_map(example.labels, cell > threshold), cmap=_ERROR_COLOURS, vmin=0, vmax=4
             )
-        axes[0].set_ylabel(example.name[:_NAME_SHOWN])
+        axes[0].set_ylabel(printable(example.name[:_NAME_SHOWN]), parse_math=False)
         for axis in axes:
             axis.set(xticks=[], yticks=[])
     with complete(file) as unfinished:

@@ -123,7 +123,8 @@ def read_record(values: Any) -> Record:
 def _read(values: Mapping[str, Any]) -> Record:
     if _depth(values) > _MAX_DEPTH:
         raise InputError(f"it is nested more than {_MAX_DEPTH} deep")
-    json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair, which no file takes
+    # Names of files may be bytes that are no UTF-8: Python has half a surrogate pair for each.
+    json.dumps(values, ensure_ascii=False).encode(errors="surrogateescape")
     network = read(UNet, values["model"], "model")
     low, high = values["percentiles"]
     validation, scale = values.get("validation"), values["scale"]
@@ -152,6 +153,8 @@ def _read_training(values: Mapping[str, Any], network: UNet) -> Training:
     splits, source = values["splits"], values.get("started_from")
     weights, versions = values.get("class_weights", []), values["versions"]
     data, images = values.get("data", {}), values.get("images", {})
+    # These go into files whose formats demand UTF-8.
+    json.dumps([config.class_names, versions], ensure_ascii=False).encode()
     _demand(
         values,
         ("config", config.model == network),

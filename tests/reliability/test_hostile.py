@@ -540,6 +540,10 @@ for name, keys, value, says in [
     ("nested_config", ["config", "data", "deep"], nested(200), NO_CHECKPOINT),
     ("absolute_paths", ["config", "data"], {"source": "folder", "images": f"/{MARK}"}, "loads"),
     ("half_a_letter", ["command"], "\ud800", NO_CHECKPOINT),
+    ("name_that_is_no_text", ["data"], {"\udcff": "\udcff"}, "loads"),
+    ("split_that_is_no_text", ["splits", "train"], ["\udcff"], "loads"),
+    ("version_that_is_no_text", ["versions", "\udcff"], "", NO_CHECKPOINT),
+    ("zero_byte", ["config", "train", "start_from"], "a\0b", NO_CHECKPOINT),
     ("no_step", ["step"], None, NO_CHECKPOINT),
     ("folds", ["folds"], "3\n", NO_CHECKPOINT),
     ("class_names", ["class_names"], "ab", NO_CHECKPOINT),
@@ -570,6 +574,14 @@ for name, keys, value, says in [
     ("data", ["data"], "x", NO_CHECKPOINT),
 ]:
     attack(says, name=f"described_{name}")(described(keys, value))
+
+
+@attack(NO_CHECKPOINT)
+def described_class_names_that_are_no_text(step, outside):
+    def edit(record):
+        record["class_names"] = record["config"]["class_names"] = ["\udcff", "cell"]
+
+    edit_json(step / "checkpoint.json", edit)
 
 
 for name, text in {
@@ -1245,7 +1257,7 @@ def test_an_index_of_long_names(area):
 
 VALUES = [
     *(None, True, 0, -1, 7, 10**9, 10**30, 10**400, 0.5, 1e308, 5e-324, math.nan, math.inf),
-    *("", "a", "1", "\0", "\ud800", "a\nb", "x" * 5000, "$\\frac$ {{ 1 }} %s"),
+    *("", "a", "1", "\0", "\ud800", "\udcff", "a\nb", "x" * 5000, "$\\frac$ {{ 1 }} %s"),
     *([], {}, [None], [[1]], ["a", "b"], ["\0"], [True, True], [5, 2], [0, 10**9], [math.nan]),
     *({"": {}}, {"a": 1}, {"a": "b"}, {"loss": 0.5, "a": "b"}, dict.fromkeys(SPLITS, "ab")),
 ]

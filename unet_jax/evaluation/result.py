@@ -72,7 +72,9 @@ class Evaluation:
         """One digest for all images of the training run; None if it recorded none."""
         digests = self.training.data
         lines = "".join(f"{digest} {name}\n" for name, digest in sorted(digests.items()))
-        return hashlib.sha256(lines.encode()).hexdigest() if digests else None
+        # Names of files may be no text.
+        content = lines.encode(errors="surrogatepass")
+        return hashlib.sha256(content).hexdigest() if digests else None
 
     def record(self) -> dict[str, Any]:
         """What `report.json` holds."""

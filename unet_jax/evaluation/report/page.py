@@ -53,7 +53,8 @@ def save_report(evaluation: Evaluation, pictures: Sequence[Picture]) -> None:
     environment.filters |= {"number": number, "plural": plural, "listed": listed}
     page = environment.get_template("report.html.jinja").render(_context(evaluation, pictures))
     with complete(evaluation.report) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+        # Names of files may be no text.
+        unfinished.write_text(page, encoding="utf-8", errors="replace")
 
 
 def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, Any]:
