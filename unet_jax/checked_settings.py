@@ -6,7 +6,7 @@ A field says once what it is by default and what it may be:
 """
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -107,7 +107,7 @@ def _has_type(value: Any, kind: Any) -> bool:
         fits = isinstance(value, list | tuple) and (kinds[1] is ... or len(value) == len(kinds))
         return fits and all(type(item) is kinds[0] for item in value)
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if kind is str:
         return type(value) is str and "\0" not in value  # no file is called so
     return kind is Any or type(value) is kind

@@ -10,6 +10,10 @@ class InputError(ValueError):
     Each argument is one problem, in one line. The command line programs exit with status 2.
     """
 
+    def __init__(self, *problems: str):
+        """Names of files and the like may hold anything: what steers a terminal is left out."""
+        super().__init__(*(printable(" ".join(problem.splitlines())) for problem in problems))
+
     def __str__(self):
         """All problems."""
         return "; ".join(self.args)

@@ -39,10 +39,13 @@ import tifffile
 from tests.reliability.conftest import forget_peak, peak_bytes
 from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
 from unet_jax import checkpoint, load
+from unet_jax.checked_settings import as_dict
 from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
+from unet_jax.instances import InstanceSettings
 from unet_jax.network import UNet, init_params
+from unet_jax.run.log import read_log
 from unet_jax.run_record import Record, StartedFrom, read_record
 from unet_jax.sources import CellTracking, Folder, Synthetic
 
@@ -770,6 +773,16 @@ def deep_array(step, outside):
 # ---- Beside the checkpoints ----
 
 BESIDE = {}
+# Of a log, without numbers where some have to be.
+ROWS = """{"step": 1, "loss": {}}
+{"step": 1, "loss": "low"}
+{"step": 1, "validation": 3}
+{"step": 1, "validation": {}}
+{"step": 1, "validation": {"loss": 0.5, "pixel_error": []}}
+{"step": Infinity, "loss": 0.5}
+{"step": null, "loss": 0.5}
+{"loss": 0.5}
+"""
 
 
 def beside(make):
@@ -785,6 +798,10 @@ for file in ("instances.json", "log.jsonl"):
         "hole": lambda path, outside: (path.touch(), os.truncate(path, 2**40)),
         "nested": lambda path, outside: path.write_text("[" * 100_000),
         "other": lambda path, outside: path.write_text('{"step": "x", "loss": {}}\n[1]\n2\n'),
+        "rows": lambda path, outside: path.write_text(ROWS),
+        "huge": lambda path, outside: path.write_text(
+            json.dumps(as_dict(InstanceSettings()) | {"neck": 10**400, "step": 1})
+        ),
     }.items():
 
         def make_file(workdir, outside, make=make, file=file):
@@ -1340,9 +1357,17 @@ def test_a_record_is_as_declared_or_refused_and_so_is_its_data(data, tmp_path, m
         assert repr(read_record(record.to_json())) == repr(record)
         if record.training and record.training.config.data != data:
             ends["data"] += 1
-            with contextlib.suppress(InputError):
+            try:
                 read_splits(record.training.config.data, 2)
+            except InputError as error:
+                assert all(line.isprintable() for line in error.args)
     assert min(ends["refused"], ends["read"]) > 200 and ends["data"] > 10, ends
+
+
+def test_rows_of_a_log_have_numbers(tmp_path):
+    good = {"step": 1, "loss": math.inf, "validation": {"loss": 0.5, "pixel_error": 0}}
+    (tmp_path / "log.jsonl").write_text(ROWS + json.dumps(good) + "\n")
+    assert read_log(tmp_path / "log.jsonl") == [good]
 
 
 def test_messages_do_not_steer_the_terminal(area):

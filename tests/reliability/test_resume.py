@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,6 +301,18 @@ def test_the_checkpoint_of_an_earlier_release_predicts_the_same():
             predict_tiled(model, expected["image"]), expected["probabilities"], atol=1e-5
         )
         assert model.record.training.versions["unet-jax"] == release.name
+
+
+def test_a_run_of_an_earlier_release_goes_on(tmp_path):
+    releases = sorted((ROOT / "tests" / "reliability" / "golden").glob("*/run"))
+    assert releases
+    for release in releases:
+        workdir = tmp_path / release.parent.name
+        shutil.copytree(release, workdir)
+        config = load(workdir).record.training.config
+        run = fit(replace(config, train=replace(config.train, steps=24)), workdir)
+        assert (run.begun_after, run.step) == (20, 24)
+        assert load(workdir, "latest").record.step == 24
 
 
 def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):

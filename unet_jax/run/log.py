@@ -7,6 +7,7 @@ validation, `{"step", "seconds", "validation": {...}}`; seconds count the time s
 import itertools
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class RunLog:
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
         self._file = file
         self._pending: list[dict[str, Any]] = []
-        self._began = time.perf_counter() - (self.rows[-1]["seconds"] if self.rows else 0)
+        self._began = time.perf_counter() - (self.rows[-1].get("seconds", 0) if self.rows else 0)
         with complete(file) as unfinished:
             unfinished.write_text(_lines(self.rows), encoding="utf-8")
 
@@ -95,12 +96,20 @@ def read_log(file: Path) -> list[dict[str, Any]]:
         raise InputError(f"{file}: cannot be read ({one_line(error)}).") from error
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            rows.append(row | {"step": int(row["step"])})
-        except (ValueError, LookupError, TypeError, RecursionError):
+            rows.append(_read_row(line))
+        except Exception:  # made-up values raise many kinds
             if number < len(lines):
                 logger.warning("%s: line %d is damaged and left out.", file, number)
     return rows
+
+
+def _read_row(line: str) -> dict[str, Any]:
+    """Raises many kinds for a line that no run has written."""
+    row = json.loads(line)
+    validation = row.get("validation", {"loss": 0.0})
+    for number in (validation["loss"], *(row | validation | {"validation": 0}).values()):
+        math.isfinite(number)
+    return row | {"step": int(row["step"])}
 
 
 def _lines(rows):
