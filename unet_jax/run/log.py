@@ -107,7 +107,8 @@ def _read_row(line: str) -> dict[str, Any]:
     """Raises many kinds for a line that no run has written."""
     row = json.loads(line)
     validation = row.get("validation", {"loss": 0.0})
-    for number in (validation["loss"], *(row | validation | {"validation": 0}).values()):
+    numbers = (row | {"validation": validation["loss"]}).values()
+    for number in (*numbers, *validation.values()):
         math.isfinite(number)
     return row | {"step": int(row["step"])}
 
