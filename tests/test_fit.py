@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from unet_jax import checkpoint, load, loop, predict_tiled
+from unet_jax import checkpoint, load, predict_tiled, training_loop
 from unet_jax.data import splits as data_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED
@@ -30,14 +30,14 @@ def latest_state(workdir):
 
 def interrupt_at(monkeypatch, step, number=signal.SIGINT):
     """Sends the signal while the batch of a step is put together."""
-    original = loop.draw
+    original = training_loop.draw
 
     def interrupting(key, current, *args):
         if current == step:
             signal.raise_signal(number)
         return original(key, current, *args)
 
-    monkeypatch.setattr(loop, "draw", interrupting)
+    monkeypatch.setattr(training_loop, "draw", interrupting)
 
 
 def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.reliability.conftest import TINY
-from unet_jax import load, loop, predict_tiled
+from unet_jax import load, predict_tiled, training_loop
 from unet_jax import overlap_tile as overlap_tile_module
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.run.fit import fit
@@ -100,7 +100,7 @@ def test_training_out_of_memory_is_one_line_with_a_remedy(
 
         return train_step
 
-    monkeypatch.setattr(loop, "make_train_step", make_train_step)
+    monkeypatch.setattr(training_loop, "make_train_step", make_train_step)
     tiny_config.train.batch_size = batch_size
     with pytest.raises(RunFailed) as end:
         fit(tiny_config, tmp_path / "run")
@@ -160,7 +160,7 @@ def assert_flat(samples, end):
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
     tiny_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(training_loop, "make_train_step", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "file").touch()
     began = time.monotonic()
     with pytest.raises(InputError, match="cannot be written to"):
