@@ -12,6 +12,7 @@ from unet_jax.data.cell_tracking import find_dataset, read_sequence
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED
+from unet_jax.sources import CellTracking
 
 # pooch leaves the connection of a failed download to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -80,16 +81,8 @@ def test_background_far_from_the_cells_of_a_partly_annotated_frame_is_ignored(
     np.testing.assert_array_equal(second.labels == 1, cells)
 
 
-def config(dataset, **changes):
-    return {
-        "source": "cell_tracking",
-        "dataset": str(dataset),
-        "train_sequence": "01",
-        "test_sequence": "02",
-        "validation_every": 2,
-        "truth": "gold",
-        "partly_annotated": (),
-    } | changes
+def settings(dataset, validation_every=2, **changes):
+    return CellTracking(dataset=str(dataset), validation_every=validation_every, **changes)
 
 
 def names(splits):
@@ -97,11 +90,11 @@ def names(splits):
 
 
 def test_one_sequence_against_the_other(dataset):
-    gold = names(read_splits(config(dataset), 2))
+    gold = names(read_splits(settings(dataset), 2))
     assert gold["train"] == ["01/002", "01/033", "01/114"]
     assert gold["validation"] == ["01/010", "01/050"]
     assert gold["test"] == ["02/002", "02/010", "02/033", "02/050", "02/114"]
-    silver = names(read_splits(config(dataset, truth="silver"), 2))
+    silver = names(read_splits(settings(dataset, truth="silver"), 2))
     assert silver["train"] == ["01/002", "01/033", "01/060", "01/114"]
     assert (silver["validation"], silver["test"]) == (gold["validation"], gold["test"])
 
@@ -119,7 +112,7 @@ def test_bad_settings(dataset, tmp_path):
         message = refused(lambda n=name: read(dataset, partly_annotated=(n,)))
         assert f"partly_annotated holds '{name}', but" in message and "01_GT/SEG no such" in message
     for every in (1, 6):
-        message = refused(lambda n=every: read_splits(config(dataset, validation_every=n), 2))
+        message = refused(lambda n=every: read_splits(settings(dataset, validation_every=n), 2))
         assert f"between 2 and the 5 annotated frames of sequence 01, not {every}" in message
     assert "none of the known ones, DIC-" in refused(lambda: find_dataset("DIC-C2DH-Hela"))
     assert "03_GT/SEG: is not a folder" in refused(lambda: read(dataset, "03")) or "03: is not" in (
