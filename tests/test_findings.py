@@ -9,6 +9,7 @@ from unet_jax.data.folder import read_folder
 from unet_jax.data.mask_fit import explained
 from unet_jax.data.splits import read_splits
 from unet_jax.example import IGNORED, Example, image_sha256
+from unet_jax.sources import Isbi2012, read_data
 
 
 def example(seed=0, *, radius=6, shape=(100, 120)):
@@ -398,9 +399,9 @@ def real_sets(path):
     for sequence, other in (("01", "02"), ("02", "01")):
         made = dic_hela.get_config()
         made.data.train_sequence, made.data.test_sequence = sequence, other
-        splits = read_splits(made.data, 2)
+        splits = read_splits(read_data(made.data), 2)
         yield splits["train"] + splits["validation"], made
-    yield read_splits(em.get_config().data, 2)["train"], em.get_config()
+    yield read_splits(Isbi2012(), 2)["train"], em.get_config()
 
 
 def test_masks_of_real_data(real_data):

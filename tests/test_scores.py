@@ -136,10 +136,10 @@ def test_a_validation_split_without_a_cell_has_no_errors(monkeypatch):
     split, weights = [example(EMPTY)], [np.ones(EMPTY.shape, np.float32)]
     probability = np.stack([EMPTY + 0.75, EMPTY + 0.25], axis=-1).astype(np.float32)
     monkeypatch.setattr(validation, "predict_tiled", lambda model, image: probability)
-    scores = validation.validate(None, split, weights, ["background", "cell"]).scores
+    scores = validation.validate(None, split, weights, ["background", "cell"], {}).scores
     assert scores == {"loss": pytest.approx(-np.log(0.75), rel=1e-5), "mean_iou": 1.0}
     sparse = [example(np.where(np.arange(35) < 3, 0, IGNORED) + EMPTY)]
-    assert "rand_error" not in validation.validate(None, sparse, weights, ["a", "b"]).scores
+    assert "rand_error" not in validation.validate(None, sparse, weights, ["a", "b"], {}).scores
 
 
 def test_images_of_different_sizes_by_hand():
