@@ -12,7 +12,7 @@ import jax
 
 from benchmarks.side_by_side import alternate, rounded, summary
 from unet_jax import checkpoint
-from unet_jax.checkpoint.manifest import verify
+from unet_jax.checkpoint.integrity import verify
 from unet_jax.configuration import Configuration
 from unet_jax.network import UNet
 from unet_jax.optimiser import sgd

@@ -22,12 +22,12 @@ def train(images, cells, *, steps, width=8, tile_side=252):
     Args:
       images: number [N, H, W].
       cells: int [N, H, W], the cell each pixel belongs to, 0 = membrane.
-      steps: number of them.
-      width: of the network.
+      steps: number of them; width: of the network.
       tile_side: pixels, side of its input.
     """
     network = unet_jax.UNet(width=width, depth=4)
-    optimiser = unet_jax.sgd(steps=steps)
+    settings = unet_jax.OptimiserSettings(momentum_warmup_steps=steps // 4)
+    optimiser = unet_jax.sgd(settings, steps=steps)
     step = unet_jax.make_train_step(network, optimiser, tile_side=tile_side)
 
     labels = (cells > 0).astype(np.int32)
@@ -55,6 +55,6 @@ def train(images, cells, *, steps, width=8, tile_side=252):
 if __name__ == "__main__":
     pictures = [synthetic_em(i, height=256, width=256) for i in range(32)]
     images, cells = (np.stack(arrays) for arrays in zip(*pictures, strict=True))
-    model = train(images[2:], cells[2:].astype(np.int32), steps=1500)
+    model = train(images[2:], cells[2:].astype(np.int32), steps=3000)
     cell = np.stack([unet_jax.predict_tiled(model, image)[..., 1] for image in images[:2]])
     print(f"pixels that are right: {np.mean((cell > 0.5) == (cells[:2] > 0)):.1%}")

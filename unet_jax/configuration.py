@@ -1,4 +1,8 @@
-"""All settings of a training run in one; the page of values is `docs/configuration.md`."""
+"""All settings of a training run in one.
+
+Defaults and limits of a part stand in the file of its idea, such as `augmentation.py`; the page of
+all values is `docs/configuration.md`.
+"""
 
 import json
 from collections.abc import Mapping

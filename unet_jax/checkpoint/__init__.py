@@ -9,8 +9,8 @@ A step exists when its manifest does, and is read only if the files are those of
 Nothing in it is ever executed, and nothing outside its folder is opened.
 """
 
+from unet_jax.checkpoint.integrity import manifest_sha256
 from unet_jax.checkpoint.loading import ensemble, load, load_members, restore
-from unet_jax.checkpoint.manifest import manifest_sha256
 from unet_jax.checkpoint.records import best_step, describe
 from unet_jax.checkpoint.saving import Saver, save
 from unet_jax.checkpoint.steps import remove_unfinished, saved_steps

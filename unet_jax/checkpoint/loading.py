@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unet_jax.checkpoint.arrays import read_arrays
-from unet_jax.checkpoint.manifest import files_of, verified
+from unet_jax.checkpoint.integrity import files_of, verified
 from unet_jax.checkpoint.records import best_step, describe
 from unet_jax.checkpoint.steps import own, saved_steps
 from unet_jax.errors import InputError

@@ -1,9 +1,9 @@
-"""The record that is saved with a step beside its arrays, which may come from a stranger."""
+"""Reading `checkpoint.json`, which may come from a stranger; `run_record` says what it holds."""
 
 import json
 from pathlib import Path
 
-from unet_jax.checkpoint.manifest import UNREADABLE, damaged, read_verified_record
+from unet_jax.checkpoint.integrity import UNREADABLE, damaged, read_verified_record
 from unet_jax.checkpoint.steps import saved_steps, step_folder
 from unet_jax.errors import InputError
 from unet_jax.run_record import Record, read_record

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from unet_jax.checkpoint.arrays import write_arrays
-from unet_jax.checkpoint.manifest import verify, write_manifest
+from unet_jax.checkpoint.integrity import verify, write_manifest
 from unet_jax.checkpoint.records import best_step
 from unet_jax.checkpoint.steps import RECORD, remove_step, saved_steps, step_folder
 from unet_jax.errors import RunFailed, one_line

@@ -1,4 +1,4 @@
-"""The manifest of a step: the SHA-256 digests of its files, by which damage is found."""
+"""How damage is found: the manifest of a step holds the SHA-256 digests of its files."""
 
 import hashlib
 import json
