@@ -27,7 +27,7 @@ NAMES = (
     "fine_tuning",
 )
 #: Run when they are named.
-ON_REQUEST = ("ceilings", "variants", "loop", "kernels", "resume", "versions")
+ON_REQUEST = ("ceilings", "gpu_compile", "variants", "loop", "kernels", "resume", "versions")
 
 
 def main():

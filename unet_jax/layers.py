@@ -29,6 +29,20 @@ def compiler_options() -> dict[str, str]:
     return _CPU_OPTIONS
 
 
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """The larger of x and 0, elementwise; its gradient at 0 is 0."""
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    # It reads what came out, so that a GPU computes convolution, bias and ReLU in one kernel and
+    # keeps its result only. Not y > 0, which XLA turns back into x > 0. NaN passes.
+    y = relu(*primals)
+    return y, jnp.where(y != 0, *tangents, 0)
+
+
 def max_pool2x2(x: jax.Array) -> jax.Array:
     """The largest of each 2x2 pixels: [N, H, W, C] -> [N, H / 2, W / 2, C], H and W even.
 
@@ -79,10 +93,10 @@ class UpConv2x2(nn.Module):
         # A 1x1 convolution: XLA's matrix product rounds otherwise where there are more pixels, so
         # that a tile would not equal the whole image.
         product = kernel.transpose(2, 0, 1, 3).reshape(1, 1, incoming, -1)
-        blocks = _convolution(x, product).reshape(n, height, width, 2, 2, self.channels)
-        blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
-        pixels = blocks.reshape(n, 2 * height, 2 * width, self.channels)
-        return pixels + bias.reshape(1, 1, 1, -1)
+        # The bias is added before pixels are rearranged: after it, it would be made an image.
+        blocks = _convolution(x, product) + jnp.tile(bias, 4).reshape(1, 1, 1, -1)
+        blocks = blocks.reshape(n, height, width, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
+        return blocks.reshape(n, 2 * height, 2 * width, self.channels)
 
 
 @jax.custom_vjp

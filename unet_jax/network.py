@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unet_jax.checked_settings import setting
-from unet_jax.layers import Conv3x3, UpConv2x2, max_pool2x2
+from unet_jax.layers import Conv3x3, UpConv2x2, max_pool2x2, relu
 
 
 def context(depth: int) -> int:
@@ -71,7 +71,7 @@ class UNet(nn.Module):
 
         def conv3x3_relu(x, channels, name):
             init = he_normal(9 * x.shape[-1])
-            return nn.relu(Conv3x3(channels, kernel_init=init, dtype=self.dtype, name=name)(x))
+            return relu(Conv3x3(channels, kernel_init=init, dtype=self.dtype, name=name)(x))
 
         def up_conv2x2(x, channels, name):
             # An output pixel sees one input pixel, so N is the number of input channels.
