@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout
 
 # XLA's CPU backend hands convolutions to a library that is slow at them unless told not to. Where
 # an option is unknown, as on an accelerator, XLA does not compile.
@@ -143,7 +144,13 @@ def _two_convolutions(x, kernel, gradient):
 
 
 def _derived_gradient(x, kernel, gradient):
-    return jax.vjp(_convolution, x, kernel)[1](gradient)
+    x_gradient, kernel_gradient = jax.vjp(_convolution, x, kernel)[1](gradient)
+    if hasattr(layout, "with_layout_constraint"):  # not in an older JAX
+        # A GPU's own order of the axes would reach parameters and momentum: the whole update would
+        # take place in it, and be copied to where they are.
+        order = layout.Layout(tuple(range(kernel.ndim)))
+        kernel_gradient = layout.with_layout_constraint(kernel_gradient, order)
+    return x_gradient, kernel_gradient
 
 
 conv3x3.defvjp(lambda x, kernel: (_forward(x, kernel), (x, kernel)), _backward)
