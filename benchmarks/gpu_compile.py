@@ -125,9 +125,7 @@ def tile(case, sharding):
 
 def on(sharding, arrays):
     """The same shapes on a device."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arrays
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arrays)
 
 
 def counted(text):
@@ -167,7 +165,9 @@ def counted(text):
 def bytes_of(result):
     """Of the arrays of a type; scratch space, which is of bytes, not counted."""
     total = 0
-    for dtype, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", re.sub(r"\bu8\[\d+\]", "", result)):
+    for dtype, shape in re.findall(
+        r"\b([a-z]+\d*)\[([\d,]*)\]", re.sub(r"\bu8\[\d+\]", "", result)
+    ):
         bits = _BITS.get(dtype) or int(re.sub(r"\D", "", dtype) or 0)
         elements = 1
         for side in filter(None, shape.split(",")):

@@ -1,8 +1,8 @@
 """A training step in variants that may suit a GPU better, beside the step as it is, "base".
 
 Each is a patch of `unet_jax` while the step is compiled. `--cases` are FORMAT:BATCH:WIDTH:NAMES as
-of `training_step`; the names of variants stand between commas, parts of one joined by +, and `all`
-is all of them together. The variants of a case take turns.
+of `training_step`; the names of variants stand between commas, parts of one joined by +. The variants
+of a case take turns.
 """
 
 import re
@@ -18,22 +18,18 @@ import numpy as np
 
 from benchmarks.side_by_side import alternate, rounded
 from benchmarks.training_step import Case, ours, step_flops
-from unet_jax import layers, network, train_step
-from unet_jax.example import IGNORED
+from unet_jax import layers, network
 
 # The most wanted first: time may be short.
 _GPU_CASES = (
-    "bfloat16:1:64:base,all",
-    "bfloat16:8:64:base,all",
-    "bfloat16:1:64:base,relu,up_bias,one_hot,not_donated",
-    "bfloat16:1:16:base,all",
-    "default:1:64:base",
-    "default:8:64:base",
+    "bfloat16:1:64:base,nine,nine+eight_back,nine+product,eight+eight_back,pool,bias,not_donated",
+    "bfloat16:8:64:base,nine,nine+eight_back,nine+product,eight+eight_back,pool,bias",
+    "default:1:64:base,nine",
     "float32:1:64:base",
-    "bfloat16:16:64:base,all",
+    "bfloat16:16:64:base",
 )
-_CPU_CASES = ("float32:1:16:base,relu,up_bias,one_hot,not_donated",)
-_QUICK_CASES = ("float32:1:4:base,all",)
+_CPU_CASES = ("float32:1:16:base,pool,bias,not_donated",)
+_QUICK_CASES = ("float32:1:4:base,pool+bias",)
 
 
 def rows(quick, cases=None):
@@ -76,28 +72,58 @@ def in_code(text: str) -> dict[str, int]:
 
 @contextmanager
 def variant(names: str) -> Iterator[None]:
-    """Patches the project for a while; parts of `_PATCHES` joined by +, `all` or `base`."""
-    parts = {"base": [], "all": _PATCHES}.get(names, names.split("+"))
+    """Patches the project for a while; parts of `_PATCHES` joined by +, or `base`."""
     with ExitStack() as patches:
-        for part in parts:
+        for part in [] if names == "base" else names.split("+"):
             patches.enter_context(patch.object(*_PATCHES[part]))
         yield
 
 
-@jax.custom_vjp
-def _relu(x):
-    """With a gradient that reads the output: what came before it need not be kept."""
-    return jnp.maximum(x, 0)
+def _nine_products(x, kernel):
+    """The first layer as one loop over pixels, in float32."""
+    if x.shape[-1] > 1:
+        return layers._convolution(x, kernel)
+    return layers._nine_products(*(a.astype(jnp.float32) for a in (x, kernel))).astype(x.dtype)
 
 
-# Not y > 0, which XLA turns back into x > 0: then the convolution would have two users.
-_relu.defvjp(
-    lambda x: (y := jnp.maximum(x, 0), y), lambda y, gradient: (jnp.where(y != 0, gradient, 0),)
-)
+def _eight_channels(x, kernel):
+    """The first layer with channels of zeros, so that all of a memory access is of one pixel."""
+    if x.shape[-1] == 1:
+        x, kernel = (_filled(array, axis) for array, axis in ((x, 3), (kernel, 2)))
+    return layers._convolution(x, kernel)
 
 
-class _UpConv2x2(nn.Module):
-    """The bias before the reshape to six axes, so that it is no image of its own."""
+_derived_gradient = layers._derived_gradient
+
+
+def _gradient_of_eight_channels(x, kernel, gradient):
+    if x.shape[-1] > 1:
+        return _derived_gradient(x, kernel, gradient)
+    return jax.vjp(_eight_channels, x, kernel)[1](gradient)
+
+
+def _gradient_as_product(x, kernel, gradient):
+    """The first layer's kernel gradient as one matrix product."""
+    if x.shape[-1] > 1:
+        return _derived_gradient(x, kernel, gradient)
+    height, width = gradient.shape[1:3]
+    taps = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    product = jnp.stack(taps).reshape(9, -1) @ gradient.reshape(-1, gradient.shape[-1])
+    return jnp.zeros_like(x), product.reshape(kernel.shape)
+
+
+def _filled(array, axis):
+    return jnp.pad(array, [(0, 7 if i == axis else 0) for i in range(4)])
+
+
+def _pool_by_axes(x):
+    """The pooling as a maximum over two axes."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+class _Conv3x3(nn.Module):
+    """Whose bias gradient is a matrix product, so that the other gradient is a plain loop."""
 
     channels: int
     kernel_init: object
@@ -105,22 +131,23 @@ class _UpConv2x2(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", self.kernel_init, (2, 2, x.shape[-1], self.channels))
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        n, height, width, incoming = x.shape
-        product = kernel.transpose(2, 0, 1, 3).reshape(1, 1, incoming, -1)
-        blocks = layers._convolution(x, product) + jnp.tile(bias, 4)
-        blocks = blocks.reshape(n, height, width, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
-        return blocks.reshape(n, 2 * height, 2 * width, self.channels)
+        return _add_bias(layers.conv3x3(x, kernel), bias)
 
 
-def _one_hot_cross_entropy(logits, labels, weights):
-    """Without a gather, whose gradient is a scatter."""
-    counted = labels != IGNORED
-    of_class = jnp.arange(logits.shape[-1]) == jnp.where(counted, labels, 0)[..., None]
-    entropy = -jnp.sum(jnp.where(of_class, jax.nn.log_softmax(logits), 0), -1)
-    return jnp.sum(jnp.where(counted, weights, 0) * entropy), jnp.sum(counted, dtype=logits.dtype)
+@jax.custom_vjp
+def _add_bias(x, bias):
+    return x + bias.reshape(1, 1, 1, -1)
+
+
+def _bias_product(_, gradient):
+    pixels = gradient.reshape(-1, gradient.shape[-1])
+    return gradient, (jnp.ones((8, len(pixels)), pixels.dtype) @ pixels)[0]
+
+
+_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), None), _bias_product)
 
 
 def _jit_without_donation(function, jit=jax.jit, **options):
@@ -130,8 +157,11 @@ def _jit_without_donation(function, jit=jax.jit, **options):
 
 
 _PATCHES = {
-    "relu": (nn, "relu", _relu),
-    "up_bias": (network, "UpConv2x2", _UpConv2x2),
-    "one_hot": (train_step, "weighted_cross_entropy", _one_hot_cross_entropy),
+    "nine": (layers, "_forward", _nine_products),
+    "eight": (layers, "_forward", _eight_channels),
+    "eight_back": (layers, "_derived_gradient", _gradient_of_eight_channels),
+    "product": (layers, "_derived_gradient", _gradient_as_product),
+    "pool": (network, "max_pool2x2", _pool_by_axes),
+    "bias": (network, "Conv3x3", _Conv3x3),
     "not_donated": (jax, "jit", _jit_without_donation),
 }
