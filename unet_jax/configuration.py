@@ -12,6 +12,7 @@ from typing import Any
 from unet_jax.augmentation import AugmentationSettings
 from unet_jax.checked_settings import as_dict, check, read, setting
 from unet_jax.errors import InputError, Problems
+from unet_jax.hardware import fastest_dtype
 from unet_jax.network import UNet, valid_input_sides
 from unet_jax.optimiser import OptimiserSettings
 from unet_jax.sources import Data, Isbi2012, read_data
@@ -132,6 +133,9 @@ class Configuration:
 def read_configuration(values: Mapping[str, Any] | Configuration) -> Configuration:
     """The configuration that a `configs/*.py` gives, or that was saved; the rest is as by default.
 
+    A `model.dtype` of "auto" is replaced by what suits this machine's device, so that a record says
+    what it was.
+
     Raises:
       InputError: a line for each key that is not known, and each value that makes no sense.
     """
@@ -144,8 +148,11 @@ def read_configuration(values: Mapping[str, Any] | Configuration) -> Configurati
     problems = Problems()
     parts: dict[str, Any] = {}
     for name, kind in _PARTS.items():
+        part = values.get(name, {})
+        if name == "model" and part.get("dtype") == "auto":
+            part = {**part, "dtype": fastest_dtype()}
         with problems.collected():
-            parts[name] = read(kind, values.get(name, {}), f"config.{name}")
+            parts[name] = read(kind, part, f"config.{name}")
     with problems.collected():
         parts["data"] = read_data(values.get("data", {"source": "isbi2012"}))
     problems.raise_all()

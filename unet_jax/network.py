@@ -57,7 +57,9 @@ class UNet(nn.Module):
     depth: int = setting(5, at_least=1, at_most=8)
     classes: int = setting(2, at_least=2, at_most=4096)
     dropout_rate: float = setting(0.5, at_least=0, below=1, wanted="in [0, 1)")
-    dtype: Any = setting("float32", one_of=("float32", "bfloat16"))
+    dtype: Any = setting(
+        "float32", one_of=("float32", "bfloat16"), wanted="auto, float32 or bfloat16"
+    )
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:  # noqa: D102
