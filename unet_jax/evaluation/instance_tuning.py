@@ -41,7 +41,7 @@ class Tuning:
 def tune_instances(
     workdir: str | Path,
     *,
-    step: str = "best",
+    step: str | int = "best",
     averaging: str = "none",
     overwrite: bool = False,
 ) -> Tuning:

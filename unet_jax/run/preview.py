@@ -96,8 +96,8 @@ def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> P
         ]
     )
     probe(workdir, 0)
-    shares = sum(f.pixels for f in findings["train"])
-    figure = _figure(configuration, stored["train"], seen["train"], shares, found)
+    pixels = sum(f.pixels for f in findings["train"])
+    figure = _figure(configuration, stored["train"], seen["train"], pixels, found)
     picture = workdir / "preview.png"
     with complete(picture) as unfinished:
         figure.savefig(unfinished, dpi=110)
