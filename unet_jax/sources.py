@@ -68,7 +68,7 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Folder:
-    """The user's own images and masks, see `folder.read_folder`.
+    """The user's own images and masks, see `data.folder.read_folder`.
 
     Attributes:
       source: the name of this kind of data.

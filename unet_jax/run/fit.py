@@ -125,7 +125,7 @@ def fit(
       workdir: the run's folder.
       fold: which part is left out, see `cross_validate`.
       folds: number of parts; 1 for the splits that the configuration gives.
-      allow_change: keys in which the run may differ from what it was, see `resume`.
+      allow_change: keys in which the run may differ from what it was, see `resume_or_start`.
       command: what the user typed, for the record.
 
     Raises:
