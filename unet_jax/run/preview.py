@@ -1,6 +1,5 @@
 """A look at the data before training: what the network will see, and what was found in it."""
 
-import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,9 +121,9 @@ def first_tiles(
     """
     key = training_key(settings)
     tiles: list[tuple[int, jax.Array]] = []
-    for step in itertools.count(1):
-        if len(tiles) >= count:
-            break
+    step = 0
+    while len(tiles) < count:
+        step += 1
         drawn = draw(key, step, examples, settings)
         keys = tile_keys(drawn.key, settings.batch_size)
         tiles += [(step, keys[i]) for i in np.flatnonzero(drawn.indices == chosen)]
