@@ -1,15 +1,19 @@
 import ast
 import importlib
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from unet_jax.checked_settings import as_dict
 from unet_jax.configuration import Configuration, read_configuration
 from unet_jax.errors import InputError
+from unet_jax.instances import InstanceSettings
+from unet_jax.network import UNet
 from unet_jax.sources import CellTracking, Folder, Isbi2012, Synthetic, read_data
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +124,20 @@ def test_what_is_not_given_is_as_by_default():
     assert read_configuration(found) is found
     assert read_configuration(found.to_dict()) == found
     assert read_configuration(found.to_json()) == found, "lists become tuples"
+
+
+def test_numbers_out_of_an_array_are_numbers():
+    array = np.array([3])
+    settings = InstanceSettings(np.linspace(0, 1, 3)[1], smallest_cell=array[0], neck=array[0])
+    assert settings == InstanceSettings(0.5, smallest_cell=3, neck=3)
+    assert json.loads(json.dumps(as_dict(settings))) == as_dict(settings)
+    with pytest.raises(InputError, match="^largest_hole must be a whole number, not 0.5.$"):
+        InstanceSettings(largest_hole=np.float32(0.5))
+
+
+def test_a_network_is_checked_as_a_part_of_the_configuration():
+    with pytest.raises(InputError, match="^width must be a whole number from 1 to 4096, not 0.$"):
+        Configuration(model=UNet(width=0))
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ class Configuration:
 
     def __post_init__(self):
         """Raises InputError, a line for each value that does not go with another one."""
+        check(self.model)  # which does not do it itself, being a Flax module
         names, colours, classes = self.class_names, self.class_colours, self.model.classes
         sides = valid_input_sides(self.train.tile_side, self.model.depth)
         steps, warmup = self.train.steps, self.optimiser.warmup_steps

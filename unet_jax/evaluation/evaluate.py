@@ -66,8 +66,8 @@ def evaluate(
     members = load_members(workdir, step)
     settings, tuned = read_settings(workdir)
     log = read_log(workdir / "log.jsonl")
-    model, record = members[0], members[0].record
-    if record is None or record.training is None:
+    model = members[0]
+    if model.training is None:
         raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
     selection = select(members, split, images=images, labels=labels, mask_rule=mask_rule)
     parts = selection.parts
@@ -110,7 +110,7 @@ def evaluate(
         instances=settings,
         tuned=tuned,
         tile_side=_tile_side(model, examples),
-        training=record.training,
+        training=model.training,
         log=log,
         versions=versions(),
     )
