@@ -1,7 +1,7 @@
 """What XLA makes of a step and of a tile for a GPU that need not be there: kernels and bytes.
 
     python3.12 -m venv .venv-gpu
-    .venv-gpu/bin/pip install -r benchmarks/gpu_requirements.txt
+    .venv-gpu/bin/pip install -r benchmarks/gpu_requirements.txt -e .
     PATH=$PWD/.venv-gpu/bin:$PATH python -m benchmarks gpu_compile
 
 XLA's compiler for GPUs runs without one; only the algorithms of cuDNN are not chosen. `gigabytes`

@@ -1,4 +1,4 @@
-"""What can be seen of a GPU's training step on a machine without one; see `benchmarks.gpu_compile`."""
+"""What can be seen of a GPU's training step without a GPU; see also `benchmarks.gpu_compile`."""
 
 import re
 

@@ -33,6 +33,8 @@ class TrainSettings:
         (Sect. 3). All layers are taken over but the first one for another number of channels, and
         the last one for another number of classes. Width and depth have to be those of that run.
       freeze_contracting_path: whether only the expanding path is trained.
+      deterministic: whether a GPU may only use what gives the same bits each time, see
+        `layers.compiler_options`.
     """
 
     seed: int = setting(0, at_least=0)
@@ -42,6 +44,7 @@ class TrainSettings:
     validate_every: int = setting(500, at_least=1)
     start_from: str = setting("", wanted="the --workdir of a run, or empty")
     freeze_contracting_path: bool = setting(False)
+    deterministic: bool = setting(False)
 
     def __post_init__(self):
         """Raises InputError for a value that makes no sense."""
@@ -149,10 +152,12 @@ def read_configuration(values: Mapping[str, Any] | Configuration) -> Configurati
     problems = Problems()
     parts: dict[str, Any] = {}
     for name, kind in _PARTS.items():
-        part = values.get(name, {})
-        if name == "model" and part.get("dtype") == "auto":
-            part = {**part, "dtype": fastest_dtype()}
         with problems.collected():
+            part = values.get(name, {})
+            if not hasattr(part, "items"):
+                raise InputError(f"config.{name} must be a group of values, not {part!r}.")
+            if kind is UNet and part.get("dtype") == "auto":
+                part = {**part, "dtype": fastest_dtype()}
             parts[name] = read(kind, part, f"config.{name}")
     with problems.collected():
         parts["data"] = read_data(values.get("data", {"source": "isbi2012"}))

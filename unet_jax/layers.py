@@ -15,12 +15,21 @@ from jax.experimental import layout
 
 # XLA's CPU backend hands convolutions to a library that is slow at them unless told not to. Where
 # an option is unknown, as on an accelerator, XLA does not compile.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+_CPU_OPTIONS: dict[str, str | bool] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"
+}
 
 
 @cache
-def compiler_options() -> dict[str, str]:
-    """What `jax.jit` is given as `compiler_options` for a function that runs the network."""
+def compiler_options(deterministic: bool = False) -> dict[str, str | bool]:
+    """What `jax.jit` is given as `compiler_options` for a function that runs the network.
+
+    Args:
+      deterministic: whether a GPU may only use what gives the same bits each time, whatever turns
+        out to be fastest when it is compiled. A CPU always does.
+    """
+    if jax.default_backend() == "gpu" and deterministic:
+        return {"xla_gpu_deterministic_ops": True}
     if jax.default_backend() != "cpu":
         return {}
     try:
@@ -40,8 +49,9 @@ def relu(x: jax.Array) -> jax.Array:
 def _relu_jvp(primals, tangents):
     # It reads what came out, so that a GPU computes convolution, bias and ReLU in one kernel and
     # keeps its result only. Not y > 0, which XLA turns back into x > 0. NaN passes.
-    y = relu(*primals)
-    return y, jnp.where(y != 0, *tangents, 0)
+    (x,), (tangent,) = primals, tangents
+    y = relu(x)
+    return y, jnp.where(y != 0, tangent, 0)
 
 
 def max_pool2x2(x: jax.Array) -> jax.Array:

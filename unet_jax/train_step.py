@@ -45,12 +45,14 @@ def make_train_step(
     tile_side: int,
     augmentation: AugmentationSettings = AugmentationSettings(),
     freeze_contracting_path: bool = False,
+    deterministic: bool = False,
 ) -> Callable[[TrainState, Crop, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled train_step(state, batch, key) -> (state, metrics).
 
     A batch is a `Crop` whose arrays have a leading axis of the batch. One call augments, computes
     loss and gradient, and updates; the state passed in is used up. A frozen contracting path stays
-    bit for bit as it is, and has no part in the gradient's norm.
+    bit for bit as it is, and has no part in the gradient's norm. For `deterministic` see
+    `layers.compiler_options`.
 
     In a mesh of devices (`jax.set_mesh`) the batch may be sharded along its leading axis, on Auto
     or Explicit axes; state and key are replicated, and so are the results.
@@ -89,7 +91,11 @@ def make_train_step(
         metrics |= {k: v for k, v in hyperparams.items() if k == "learning_rate"}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(_on_auto_axes(train_step), donate_argnums=0, compiler_options=compiler_options())
+    return jax.jit(
+        _on_auto_axes(train_step),
+        donate_argnums=0,
+        compiler_options=compiler_options(deterministic),
+    )
 
 
 def _on_auto_axes(train_step):

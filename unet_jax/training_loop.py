@@ -90,6 +90,7 @@ def train(
         tile_side=settings.tile_side,
         augmentation=configuration.augmentation,
         freeze_contracting_path=settings.freeze_contracting_path,
+        deterministic=settings.deterministic,
     )
     first = int(state.step) + 1
     numbers = itertools.count(first) if last is None else range(first, last + 1)
