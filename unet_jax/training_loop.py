@@ -155,7 +155,7 @@ def _train(
     train_step: TrainStep,
     configuration: Configuration,
 ) -> Iterator[Progress]:
-    steps = _compiled(train_step, at_once, configuration)
+    steps = compiled_steps(train_step, at_once, configuration)
     key = jax.random.key_data(training_key(configuration.train))
     for numbers, given in _given(images, blocks, at_once, configuration):
         on_device = images if images.on_device else None
@@ -163,7 +163,7 @@ def _train(
         yield Progress(Steps(numbers, values), state, configuration.model)
 
 
-def _compiled(train_step: TrainStep, at_once: int, configuration: Configuration):
+def compiled_steps(train_step: TrainStep, at_once: int, configuration: Configuration):
     """The steps(state, given, count, key, images) -> (state, values), which use up the state.
 
     All that a step needs is computed in there: its key, crops and learning rate.

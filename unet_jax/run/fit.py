@@ -39,7 +39,6 @@ from unet_jax.weight_map import class_weights, weight_maps
 
 logger = logging.getLogger("unet_jax")
 
-_STEPS_AT_ONCE = 10
 _EXAMPLES_SHOWN = 3
 _PATIENCE_HOURS = 3
 
@@ -148,14 +147,12 @@ def fit(
 
     validation, examples = splits["validation"], [e.name for e in splits["train"]]
     weights = weight_maps(validation, balance, configuration.weight_map)
-    # On a CPU they would not be faster, and take long beside the patience of who asks to stop.
-    at_once = 1 if jax.default_backend() == "cpu" else _STEPS_AT_ONCE
     steps = train(
         splits.pop("train"),
         configuration,
         state=state,
         class_weight=balance,
-        steps_at_once=at_once,
+        steps_at_once=_steps_at_once(),
     )
     del splits  # memory that no step needs
     log, compiled = RunLog(workdir / "log.jsonl", start), None
@@ -252,6 +249,11 @@ def _prepared(
         ),
     )
     return splits, resume_or_start(workdir, state, record, allow_change), balance, record
+
+
+def _steps_at_once() -> int:
+    """One on a CPU, where more would be slower, and who asks to stop would wait for all of them."""
+    return 1 if jax.default_backend() == "cpu" else 10
 
 
 def _draw(

@@ -64,9 +64,10 @@ def validate(
     sparse = is_sparse(examples)
     if sparse:
         scores.pop("rand_error", None)  # of cells, not of strokes
-    mean_iou = class_scores(examples, probabilities, class_names).mean_iou
-    if mean_iou is not None and (sparse or len(class_names) > 2 or not errors):
-        scores["mean_iou"] = mean_iou
+    if sparse or len(class_names) > 2 or not errors:
+        mean_iou = class_scores(examples, probabilities, class_names).mean_iou
+        if mean_iou is not None:
+            scores["mean_iou"] = mean_iou
     return Validation(scores, probabilities)
 
 
