@@ -108,7 +108,7 @@ def test_another_optimiser_has_no_last_step(examples, optimiser):
     found = metrics(itertools.islice(steps, beyond))
     assert [m["step"] for m in found] == list(range(1, beyond + 1))
     assert all(np.isfinite(m["loss"]) for m in found)
-    tells = isinstance(optimiser.init({}), optax.InjectHyperparamsState)
+    tells = hasattr(optimiser.init({}), "hyperparams")
     assert all(np.isfinite(m["learning_rate"]) == tells for m in found)
     assert next(steps).step == beyond + 1
 
