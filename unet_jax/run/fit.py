@@ -120,7 +120,8 @@ def fit(
     """Trains as the configuration says, or goes on exactly where a run in `workdir` stopped.
 
     Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`; `failure.json`, if a
-    step is not finite. SIGINT and SIGTERM end it after the present step, which is saved.
+    step is not finite. SIGINT and SIGTERM end it after the present step, on an accelerator after at
+    most ten more, and the last one done is saved.
 
     Args:
       config: the settings, or those of a file such as `configs/em.py`.
