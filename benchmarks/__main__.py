@@ -27,7 +27,7 @@ NAMES = (
     "fine_tuning",
 )
 #: Run when they are named.
-ON_REQUEST = ("ceilings", "variants", "loop", "kernels", "resume", "versions")
+ON_REQUEST = ("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions")
 
 
 def main():
@@ -37,7 +37,7 @@ def main():
     parser.add_argument("name", nargs="*", metavar="NAME", help=by_default)
     parser.add_argument("--out", type=Path, help="folder for NAME.json")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="see training_step, variants")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help="see training_step, gpu_compile")
     parser.add_argument("--other", metavar="CHECKOUT", help="the other one of versions")
     arguments = parser.parse_args()
     for name in set(arguments.name) - {*NAMES, *ON_REQUEST}:

@@ -1,7 +1,7 @@
 """Whether a run that was stopped and goes on ends with the same bits as one that was not.
 
 With the compiled code that the first one has left, and compiled anew: then a GPU's algorithms are
-chosen anew, by their time. The last two forbid XLA what depends on the order of additions.
+chosen anew, by their time, unless `train.deterministic` forbids it.
 """
 
 import os
@@ -19,27 +19,22 @@ from benchmarks.side_by_side import rounded
 from unet_jax import checkpoint
 from unet_jax.run.log import read_log
 
-# What is tried: flags of XLA, and whether each start compiles anew.
-_WAYS = (("", False), ("", True))
-_GPU_WAYS = (
-    ("--xla_gpu_deterministic_ops=true", True),
-    ("--xla_gpu_exclude_nondeterministic_ops=true", True),
-)
+# What is tried: `train.deterministic`, and whether each start compiles anew.
+_WAYS = ((False, False), (False, True), (True, True))
 
 
 def rows(quick):
     """One row for each way to compile."""
-    on_gpu = jax.default_backend() != "cpu"
-    for flags, anew in _WAYS + _GPU_WAYS if on_gpu else _WAYS:
+    for deterministic, anew in _WAYS:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             whole, stopped = Path(folder, "whole"), Path(folder, "stopped")
             caches = [Path(folder, f"compiled{i if anew else ''}") for i in range(3)]
             steps = 40 if quick else 3000
             status = [
-                trained(whole, steps, flags, caches[0]),
-                trained(stopped, steps, flags, caches[1], stop_after=steps // 5),
-                trained(stopped, steps, flags, caches[2]),
+                trained(whole, steps, deterministic, caches[0]),
+                trained(stopped, steps, deterministic, caches[1], stop_after=steps // 5),
+                trained(stopped, steps, deterministic, caches[2]),
             ]
             a, b = (
                 jax.tree.leaves(checkpoint.load(workdir, "latest").params)
@@ -47,7 +42,7 @@ def rows(quick):
             )
         differences = [float(np.abs(np.asarray(x - y)).max()) for x, y in zip(a, b, strict=True)]
         yield {
-            "flags": flags,
+            "deterministic": deterministic,
             "compiled_anew": anew,
             "same_bits": not any(differences),
             "largest_difference": rounded(max(differences)),
@@ -56,7 +51,7 @@ def rows(quick):
         }
 
 
-def trained(workdir, steps, flags, cache, stop_after=None):
+def trained(workdir, steps, deterministic, cache, stop_after=None):
     """The exit status of `train.py`, which is asked to stop after so many steps."""
     quick = steps < 100
     settings = {
@@ -66,11 +61,12 @@ def trained(workdir, steps, flags, cache, stop_after=None):
         "train.tile_side": 44 if quick else 252,
         "train.steps": steps,
         "train.validate_every": steps // 2,
+        "train.deterministic": deterministic,
         "optimiser.warmup_steps": 10,
     }
     command = [sys.executable, "train.py", "--config=configs/demo.py", f"--workdir={workdir}"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environment, **quiet) as process:
         while stop_after and process.poll() is None:

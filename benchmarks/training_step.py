@@ -48,6 +48,9 @@ def rows(quick, cases=None):
             contestants["ours"], facts["ours"], _ = ours(case)
             name = "ours, no augmentation"
             contestants[name], facts[name], _ = ours(case, unaugmented())
+            if on_gpu:
+                name = "ours, deterministic"
+                contestants[name], facts[name], _ = ours(case, deterministic=True)
             contestants |= pytorch(case)
             contestants = {name: partial(steps, repeats) for name, steps in contestants.items()}
             seconds = alternate(contestants, rounds, repeats)
@@ -101,7 +104,9 @@ class Case:
 
 
 def ours(
-    case: Case, augmentation: AugmentationSettings = AugmentationSettings()
+    case: Case,
+    augmentation: AugmentationSettings = AugmentationSettings(),
+    deterministic: bool = False,
 ) -> tuple[Callable[[int], float], dict[str, float], Compiled]:
     """What takes so many steps and returns the last loss; what compiling it cost; the step."""
     optimiser = sgd(steps=10_000)
@@ -117,7 +122,11 @@ def ours(
     batch, key = jax.device_put(batch), jax.random.key(1)
     began = time.perf_counter()
     train_step = make_train_step(
-        case.network, optimiser, tile_side=case.side, augmentation=augmentation
+        case.network,
+        optimiser,
+        tile_side=case.side,
+        augmentation=augmentation,
+        deterministic=deterministic,
     )
     train_step = train_step.lower(state, batch, key).compile()
     facts = {

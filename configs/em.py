@@ -14,4 +14,6 @@ from unet_jax.configuration import Configuration
 
 def get_config():
     # The paper's values are the defaults of the settings, each beside its idea in `unet_jax/`.
-    return ConfigDict(Configuration().to_dict())
+    config = ConfigDict(Configuration().to_dict())
+    config.model.dtype = "auto"
+    return config

@@ -1,15 +1,21 @@
 import ast
 import importlib
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from unet_jax.checked_settings import as_dict
 from unet_jax.configuration import Configuration, read_configuration
 from unet_jax.errors import InputError
+from unet_jax.hardware import fastest_dtype
+from unet_jax.instances import InstanceSettings
+from unet_jax.network import UNet
 from unet_jax.sources import CellTracking, Folder, Isbi2012, Synthetic, read_data
 
 ROOT = Path(__file__).parents[1]
@@ -21,12 +27,20 @@ def config_of(name):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
+def resolved(config):
+    """The values of a file with what `auto` stands for on this machine."""
+    values = config.to_dict()
+    assert values["model"]["dtype"] == "auto"
+    values["model"]["dtype"] = fastest_dtype()
+    return values
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configuration_is_valid_and_says_how_to_run_it(name):
     config = config_of(name)
     assert isinstance(config, ConfigDict)
     # Each value is there, to be given another one on the command line.
-    assert read_configuration(config).to_dict() == config.to_dict()
+    assert read_configuration(config).to_dict() == resolved(config)
     assert f"--config=configs/{name}.py" in importlib.import_module(f"configs.{name}").__doc__
 
 
@@ -103,7 +117,8 @@ def test_the_page_has_all_settings_with_their_values_and_no_others():
 
 def test_the_values_of_the_page_are_the_defaults():
     """Where a file has a value of its own, it says so."""
-    assert config_of("em").to_dict() == Configuration().to_dict()
+    em, default = config_of("em").to_dict(), Configuration().to_dict()
+    assert em.pop("model") == default.pop("model") | {"dtype": "auto"} and em == default
     assert config_of("folder").data.to_dict() == as_dict(Folder())
     assert config_of("demo").data.to_dict() == as_dict(Synthetic())
     hela, default = config_of("dic_hela").data.to_dict(), as_dict(CellTracking())
@@ -120,6 +135,20 @@ def test_what_is_not_given_is_as_by_default():
     assert read_configuration(found) is found
     assert read_configuration(found.to_dict()) == found
     assert read_configuration(found.to_json()) == found, "lists become tuples"
+
+
+def test_numbers_out_of_an_array_are_numbers():
+    array = np.array([3])
+    settings = InstanceSettings(np.linspace(0, 1, 3)[1], smallest_cell=array[0], neck=array[0])
+    assert settings == InstanceSettings(0.5, smallest_cell=3, neck=3)
+    assert json.loads(json.dumps(as_dict(settings))) == as_dict(settings)
+    with pytest.raises(InputError, match="^largest_hole must be a whole number, not 0.5.$"):
+        InstanceSettings(largest_hole=np.float32(0.5))
+
+
+def test_a_network_is_checked_as_a_part_of_the_configuration():
+    with pytest.raises(InputError, match="^width must be a whole number from 1 to 4096, not 0.$"):
+        Configuration(model=UNet(width=0))
 
 
 @pytest.mark.parametrize(
@@ -156,16 +185,41 @@ def test_bad_values_of_a_source_are_told(values, message):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_of_version_0_1_0_is_read_as_one_of_today(name):
-    config = config_of(name).to_dict()
+    config = resolved(config_of(name))
     before = {part: dict(v) if isinstance(v, dict) else v for part, v in config.items()}
     del before["class_colours"]
     for part, key in (
         ("train", "start_from"),
         ("train", "freeze_contracting_path"),
+        ("train", "deterministic"),
         ("data", "minus_one"),
     ):
         before[part].pop(key, None)
     assert read_configuration(before).to_dict() == config == read_configuration(config).to_dict()
+
+
+def test_auto_is_what_the_device_is_fastest_in(monkeypatch):
+    for platform, capability, expected in (
+        ("cpu", None, "float32"),
+        ("gpu", "7.5", "float32"),
+        ("gpu", "8.0", "bfloat16"),
+        ("gpu", "10.0", "bfloat16"),
+        ("gpu", "gfx90a", "bfloat16"),
+        ("tpu", None, "bfloat16"),
+    ):
+        device = SimpleNamespace(platform=platform)
+        if capability:
+            device.compute_capability = capability
+        monkeypatch.setattr("jax.devices", lambda device=device: [device])
+        found = read_configuration({"model": {"dtype": "auto", "width": 2}}).model
+        assert (found.dtype, found.width) == (expected, 2), capability
+    with pytest.raises(InputError, match="model.dtype must be auto, float32 or bfloat16, not f4"):
+        read_configuration({"model": {"dtype": "f4"}})
+
+
+def test_a_part_that_is_no_group_of_values_is_told():
+    with pytest.raises(InputError, match="config.model must be a group of values, not 3."):
+        read_configuration({"model": 3})
 
 
 def test_the_em_configuration_is_the_paper():

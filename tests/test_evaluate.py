@@ -280,6 +280,9 @@ def test_bad_input_writes_nothing(workdir, own_data, tmp_path):
     tifffile.imwrite(images / "0.tif", np.zeros((50, 60, 3), np.uint8) + np.uint8([1, 2, 3]))
     tifffile.imwrite(images / "1.tif", np.zeros((70, 40, 3), np.uint8) + np.uint8([1, 2, 3]))
     assert "channel" in refused(images=images, labels=labels)
+    for averaging in ("all", []):
+        with pytest.raises(ValueError, match="averaging is one or some of none, rotations, symm"):
+            evaluate(workdir, averaging=averaging)
     with pytest.raises(ValueError, match="split is one of held_out, validation, test, not 'all'"):
         evaluate(workdir, split="all", out=out)
     assert not out.exists()

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unet_jax.layers import UpConv2x2, compiler_options, conv3x3, max_pool2x2
+from unet_jax.layers import UpConv2x2, compiler_options, conv3x3, max_pool2x2, relu
 
 RNG = np.random.default_rng(0)
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -39,12 +39,13 @@ def convolution(x, kernel):
 PAIRS = pytest.mark.parametrize(
     ("layer", "reference", "inputs"),
     [
+        (relu, nn.relu, [np.append(normal(9), [0, -0.0]).astype(np.float32)]),
         (max_pool2x2, window_max, [normal(2, 6, 10, 3)]),
         (up_conv, transposed_convolution, [normal(2, 3, 5, 4), normal(2, 2, 4, 3)]),
         (conv3x3, convolution, [normal(2, 7, 9, 1), normal(3, 3, 1, 5)]),
         (conv3x3, convolution, [normal(2, 7, 9, 3), normal(3, 3, 3, 5)]),
     ],
-    ids=["max_pool2x2", "UpConv2x2", "conv3x3 of one channel", "conv3x3"],
+    ids=["relu", "max_pool2x2", "UpConv2x2", "conv3x3 of one channel", "conv3x3"],
 )
 
 

@@ -67,6 +67,6 @@ def test_all_ignored_is_zero_with_zero_gradient(batch):
 def test_certain_and_wrong_is_finite():
     logits = jnp.array([[[200.0, -200.0]]])
     value, gradient = jax.value_and_grad(
-        lambda x: weighted_cross_entropy(x, jnp.array([[1]]), 1.0)[0]
+        lambda x: weighted_cross_entropy(x, jnp.array([[1]]), jnp.ones((1, 1)))[0]
     )(logits)
     assert value == 400 and np.isfinite(gradient).all()

@@ -13,7 +13,7 @@ from configs import folder
 from tests.reliability.conftest import TINY
 from tests.reliability.test_bad_inputs import call
 from tests.test_figures import contains, pixels
-from unet_jax import train_step as training
+from unet_jax import train_step
 from unet_jax.checkpoint import saved_steps
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
@@ -33,7 +33,7 @@ def test_a_preview_shows_the_tiles_that_the_run_trains_on(tiny_config, tmp_path,
     tiny_config.train.tile_side, tiny_config.augmentation.elastic_pixels = 24, 0.5
     tiny_config.train.validate_every = 6
     shown, trained = [], []
-    draw, augment = preview_module._draw_tile, training.augment
+    draw, augment = preview_module._draw_tile, train_step.augment
 
     def record(axes, tile, coordinates, config):
         shown.append((tile, coordinates))
@@ -51,7 +51,7 @@ def test_a_preview_shows_the_tiles_that_the_run_trains_on(tiny_config, tmp_path,
     first = (tmp_path / "preview.png").stat()
 
     # The folder is not taken for that of a run.
-    monkeypatch.setattr(training, "augment", recorded)
+    monkeypatch.setattr(train_step, "augment", recorded)
     assert fit(tiny_config, tmp_path).status == 0
     jax.effects_barrier()
     assert len(shown) == len(trained) == 6

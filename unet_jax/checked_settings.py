@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin
 
+import numpy as np
+
 from unet_jax.errors import InputError
 
 Settings = TypeVar("Settings")
@@ -42,7 +44,13 @@ def setting(default: Any, *, wanted: str = "", one_of: tuple[str, ...] = (), **b
 
 
 def check(settings: Any) -> None:
-    """Raises InputError, a line for each value that makes no sense; for `__post_init__`."""
+    """Raises InputError, a line for each value that makes no sense; for `__post_init__`.
+
+    A number out of a NumPy array becomes Python's: JSON knows no other.
+    """
+    for name, value in as_dict(settings).items():
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, name, value.item())  # frozen for all others
     _raise(_problems(type(settings), as_dict(settings), ""))
 
 

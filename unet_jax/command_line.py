@@ -56,27 +56,7 @@ def run(main: Callable[[], Outcome]) -> None:
         print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
     try:
-        try:
-            rest = flags.FLAGS(sys.argv)[1:]
-            for name in flags.FLAGS:
-                # A --config that could not be loaded raises when it is first looked into.
-                getattr(flags.FLAGS[name].value, "items", None)
-        except flags.Error as error:
-            raise InputError(one_line(error)) from error
-        # Everything that a --config can raise: it is a Python file.
-        except Exception as error:
-            # ml_collections names what it misses in a KeyError, or in an AttributeError around one.
-            for missing in (error, *error.args):
-                if isinstance(missing, KeyError) and missing.args:
-                    name, _, hint = str(missing.args[0]).partition("\n")
-                    raise InputError(
-                        f"--config has no value {name}, see docs/configuration.md. {hint}"
-                    ) from error
-            # The reason is the last line; the library puts a traceback before it.
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise InputError(f"--config: {one_line(reason[0])}") from error
-        if rest:
-            raise InputError(f"Not understood: {' '.join(rest)} (flags begin with --).")
+        _parse_flags()
         text, problems, status = main()
         # That nobody reads it any more, like `tee` after Ctrl-C, is no error.
         with contextlib.suppress(OSError):
@@ -84,14 +64,10 @@ def run(main: Callable[[], Outcome]) -> None:
         for problem in problems:
             _say(problem)
         status = status or int(bool(problems))
-    except InputError as error:
+    except (InputError, RunFailed) as error:
         for problem in error.args:
             _say(problem)
-        status = 2
-    except RunFailed as error:
-        for problem in error.args:
-            _say(problem)
-        status = 1
+        status = 2 if isinstance(error, InputError) else 1
     except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _say(one_line(error))
         status = 1
@@ -103,6 +79,31 @@ def run(main: Callable[[], Outcome]) -> None:
     except OSError:  # its reader is gone, like `tee` after Ctrl-C; Windows calls it otherwise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def _parse_flags() -> None:
+    """Raises InputError for flags that are not understood, and a --config that is not."""
+    try:
+        rest = flags.FLAGS(sys.argv)[1:]
+        for name in flags.FLAGS:
+            # A --config that could not be loaded raises when it is first looked into.
+            getattr(flags.FLAGS[name].value, "items", None)
+    except flags.Error as error:
+        raise InputError(one_line(error)) from error
+    # Everything that a --config can raise: it is a Python file.
+    except Exception as error:
+        # ml_collections names what it misses in a KeyError, or in an AttributeError around one.
+        for missing in (error, *error.args):
+            if isinstance(missing, KeyError) and missing.args:
+                name, _, hint = str(missing.args[0]).partition("\n")
+                raise InputError(
+                    f"--config has no value {name}, see docs/configuration.md. {hint}"
+                ) from error
+        # The reason is the last line; the library puts a traceback before it.
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise InputError(f"--config: {one_line(reason[0])}") from error
+    if rest:
+        raise InputError(f"Not understood: {' '.join(rest)} (flags begin with --).")
 
 
 class _Console(logging.Handler):

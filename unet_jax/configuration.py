@@ -12,6 +12,7 @@ from typing import Any
 from unet_jax.augmentation import AugmentationSettings
 from unet_jax.checked_settings import as_dict, check, read, setting
 from unet_jax.errors import InputError, Problems
+from unet_jax.hardware import fastest_dtype
 from unet_jax.network import UNet, valid_input_sides
 from unet_jax.optimiser import OptimiserSettings
 from unet_jax.sources import Data, Isbi2012, read_data
@@ -32,6 +33,8 @@ class TrainSettings:
         (Sect. 3). All layers are taken over but the first one for another number of channels, and
         the last one for another number of classes. Width and depth have to be those of that run.
       freeze_contracting_path: whether only the expanding path is trained.
+      deterministic: whether a GPU may only use what gives the same bits each time, see
+        `layers.compiler_options`.
     """
 
     seed: int = setting(0, at_least=0)
@@ -41,6 +44,7 @@ class TrainSettings:
     validate_every: int = setting(500, at_least=1)
     start_from: str = setting("", wanted="the --workdir of a run, or empty")
     freeze_contracting_path: bool = setting(False)
+    deterministic: bool = setting(False)
 
     def __post_init__(self):
         """Raises InputError for a value that makes no sense."""
@@ -82,6 +86,7 @@ class Configuration:
 
     def __post_init__(self):
         """Raises InputError, a line for each value that does not go with another one."""
+        check(self.model)  # which does not do it itself, being a Flax module
         names, colours, classes = self.class_names, self.class_colours, self.model.classes
         sides = valid_input_sides(self.train.tile_side, self.model.depth)
         steps, warmup = self.train.steps, self.optimiser.warmup_steps
@@ -132,6 +137,9 @@ class Configuration:
 def read_configuration(values: Mapping[str, Any] | Configuration) -> Configuration:
     """The configuration that a `configs/*.py` gives, or that was saved; the rest is as by default.
 
+    A `model.dtype` of "auto" is replaced by what suits this machine's device, so that a record says
+    what it was.
+
     Raises:
       InputError: a line for each key that is not known, and each value that makes no sense.
     """
@@ -145,7 +153,12 @@ def read_configuration(values: Mapping[str, Any] | Configuration) -> Configurati
     parts: dict[str, Any] = {}
     for name, kind in _PARTS.items():
         with problems.collected():
-            parts[name] = read(kind, values.get(name, {}), f"config.{name}")
+            part = values.get(name, {})
+            if not hasattr(part, "items"):
+                raise InputError(f"config.{name} must be a group of values, not {part!r}.")
+            if kind is UNet and part.get("dtype") == "auto":
+                part = {**part, "dtype": fastest_dtype()}
+            parts[name] = read(kind, part, f"config.{name}")
     with problems.collected():
         parts["data"] = read_data(values.get("data", {"source": "isbi2012"}))
     problems.raise_all()

@@ -39,17 +39,19 @@ class Example(NamedTuple):
 
 def sha256(example: Example) -> str:
     """The digest of an example's pixels, labels and cells, with their shapes and dtypes."""
-    digest = hashlib.sha256()
-    for array in (example.image, example.labels, example.instances):
-        digest.update(f"{array.shape} {array.dtype.str}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    return _sha256(example.image, example.labels, example.instances)
 
 
 def image_sha256(image: np.ndarray) -> str:
     """The digest of an image's pixels, with its shape and dtype: known again by nothing else."""
-    digest = hashlib.sha256(f"{image.shape} {image.dtype.str}".encode())
-    digest.update(np.ascontiguousarray(image).data)
+    return _sha256(image)
+
+
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """The memory and the processors that there are."""
 
 import os
+import re
 
 import jax
 import psutil
@@ -15,6 +16,15 @@ def device_memory_bytes() -> int:
     """All of the memory that JAX computes in, whatever is in use now; on a CPU the machine's."""
     statistics = jax.devices()[0].memory_stats() or {}
     return statistics.get("bytes_limit") or host_memory_bytes()
+
+
+def fastest_dtype() -> str:
+    """What the network is fastest in: bfloat16 on an accelerator that has it, else float32."""
+    device = jax.devices()[0]
+    # Of NVIDIA's GPUs such as "9.0", where it begins with 8; those of other makers have it.
+    generation = re.match(r"\d+", getattr(device, "compute_capability", ""))
+    has_it = device.platform != "cpu" and (not generation or int(generation[0]) >= 8)
+    return "bfloat16" if has_it else "float32"
 
 
 def cpu_cores() -> int:

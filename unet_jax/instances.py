@@ -51,27 +51,24 @@ def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarra
             f"Probabilities must lie in [0, 1], not from {probability.min()} to "
             f"{probability.max()}."
         )
-    cells, distance = growing_cells(
-        probability,
-        settings.threshold,
-        settings.largest_hole,
-        settings.neck,
-        settings.smallest_cell,
-    )
+    cells, distance = growing_cells(probability, settings)
     return np.where(distance <= settings.neck + settings.border, cells, 0)
 
 
-def growing_cells(probability, threshold, largest_hole, neck, smallest_cell):
-    """The cells before their growth is limited; arguments as in `InstanceSettings`.
+def growing_cells(
+    probability: np.ndarray, settings: InstanceSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cells before the border limits their growth; arguments as of `find_cells`.
 
     Returns:
       int32 [H, W], of each pixel the nearest cell that was cut and eroded by the neck, 0 if there
       is none; float64 [H, W], the distance to it in pixels.
     """
     # Cells are connected by their sides, so the background between them also by its corners.
-    mask = _components(probability <= threshold, largest_hole + 1, np.ones((3, 3))) == 0
-    cores = mask & (ndimage.distance_transform_edt(mask) > neck)
-    cores = _components(cores, smallest_cell)
+    background = probability <= settings.threshold
+    mask = _components(background, settings.largest_hole + 1, np.ones((3, 3))) == 0
+    cores = mask & (ndimage.distance_transform_edt(mask) > settings.neck)
+    cores = _components(cores, settings.smallest_cell)
     distance, nearest = ndimage.distance_transform_edt(cores == 0, return_indices=True)
     return cores[tuple(nearest)], distance
 

@@ -11,15 +11,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental import layout
 
 # XLA's CPU backend hands convolutions to a library that is slow at them unless told not to. Where
 # an option is unknown, as on an accelerator, XLA does not compile.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+_CPU_OPTIONS: dict[str, str | bool] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"
+}
 
 
 @cache
-def compiler_options() -> dict[str, str]:
-    """What `jax.jit` is given as `compiler_options` for a function that runs the network."""
+def compiler_options(deterministic: bool = False) -> dict[str, str | bool]:
+    """What `jax.jit` is given as `compiler_options` for a function that runs the network.
+
+    Args:
+      deterministic: whether a GPU may only use what gives the same bits each time, whatever turns
+        out to be fastest when it is compiled. A CPU always does.
+    """
+    if jax.default_backend() == "gpu" and deterministic:
+        return {"xla_gpu_deterministic_ops": True}
     if jax.default_backend() != "cpu":
         return {}
     try:
@@ -27,6 +37,21 @@ def compiler_options() -> dict[str, str]:
     except RuntimeError:
         return {}
     return _CPU_OPTIONS
+
+
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """The larger of x and 0, elementwise; its gradient at 0 is 0."""
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    # It reads what came out, so that a GPU computes convolution, bias and ReLU in one kernel and
+    # keeps its result only. Not y > 0, which XLA turns back into x > 0. NaN passes.
+    (x,), (tangent,) = primals, tangents
+    y = relu(x)
+    return y, jnp.where(y != 0, tangent, 0)
 
 
 def max_pool2x2(x: jax.Array) -> jax.Array:
@@ -79,10 +104,10 @@ class UpConv2x2(nn.Module):
         # A 1x1 convolution: XLA's matrix product rounds otherwise where there are more pixels, so
         # that a tile would not equal the whole image.
         product = kernel.transpose(2, 0, 1, 3).reshape(1, 1, incoming, -1)
-        blocks = _convolution(x, product).reshape(n, height, width, 2, 2, self.channels)
-        blocks = blocks.transpose(0, 1, 3, 2, 4, 5)
-        pixels = blocks.reshape(n, 2 * height, 2 * width, self.channels)
-        return pixels + bias.reshape(1, 1, 1, -1)
+        # The bias is added before pixels are rearranged: after it, it would be made an image.
+        blocks = _convolution(x, product) + jnp.tile(bias, 4).reshape(1, 1, 1, -1)
+        blocks = blocks.reshape(n, height, width, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
+        return blocks.reshape(n, 2 * height, 2 * width, self.channels)
 
 
 @jax.custom_vjp
@@ -129,7 +154,13 @@ def _two_convolutions(x, kernel, gradient):
 
 
 def _derived_gradient(x, kernel, gradient):
-    return jax.vjp(_convolution, x, kernel)[1](gradient)
+    x_gradient, kernel_gradient = jax.vjp(_convolution, x, kernel)[1](gradient)
+    if hasattr(layout, "with_layout_constraint"):  # not in an older JAX
+        # A GPU's own order of the axes would reach parameters and momentum: the whole update would
+        # take place in it, and be copied to where they are.
+        order = layout.Layout(tuple(range(kernel.ndim)))
+        kernel_gradient = layout.with_layout_constraint(kernel_gradient, order)
+    return x_gradient, kernel_gradient
 
 
 conv3x3.defvjp(lambda x, kernel: (_forward(x, kernel), (x, kernel)), _backward)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from unet_jax.example import IGNORED
 
@@ -21,11 +20,11 @@ def weighted_cross_entropy(
       The sum over the pixels that are not ignored, and their number (both of the logits' dtype).
       Divide sum by number over a whole batch, see `mean_over_pixels`.
     """
-    counted = labels != IGNORED
-    classes = jnp.where(counted, labels, 0)
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
-    weights = jnp.where(counted, weights, 0).astype(logits.dtype)
-    return jnp.sum(weights * cross_entropy), jnp.sum(counted, dtype=logits.dtype)
+    # Not by the class as an index, whose gradient would be a scatter.
+    of_class = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)  # of none, if ignored
+    weights = jnp.where(of_class, weights[..., None], 0).astype(logits.dtype)
+    pixels = jnp.sum(labels != IGNORED, dtype=logits.dtype)
+    return -jnp.sum(weights * jax.nn.log_softmax(logits)), pixels
 
 
 def mean_over_pixels(sums: jax.Array, pixels: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 
 from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
-from unet_jax.run_record import Record
+from unet_jax.run_record import Record, Training
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,21 @@ class Model:
     record: Record | None = None
 
     @property
+    def training(self) -> Training | None:
+        """How it was trained, where that is known."""
+        return self.record.training if self.record else None
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """By class, the background first."""
-        if self.record and self.record.training:
-            return self.record.training.config.class_names
+        if self.training:
+            return self.training.config.class_names
         return tuple(f"class {label}" for label in range(self.network.classes))
 
     @property
     def class_colours(self) -> tuple[str, ...]:
         """Of pictures, by class; () = the usual ones."""
-        training = self.record and self.record.training
-        return training.config.class_colours if training else ()
+        return self.training.config.class_colours if self.training else ()
 
     @classmethod
     def of(cls, network: UNet, params: Any) -> "Model":

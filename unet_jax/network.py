@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unet_jax.checked_settings import setting
-from unet_jax.layers import Conv3x3, UpConv2x2, max_pool2x2
+from unet_jax.layers import Conv3x3, UpConv2x2, max_pool2x2, relu
 
 
 def context(depth: int) -> int:
@@ -57,7 +57,9 @@ class UNet(nn.Module):
     depth: int = setting(5, at_least=1, at_most=8)
     classes: int = setting(2, at_least=2, at_most=4096)
     dropout_rate: float = setting(0.5, at_least=0, below=1, wanted="in [0, 1)")
-    dtype: Any = setting("float32", one_of=("float32", "bfloat16"))
+    dtype: Any = setting(
+        "float32", one_of=("float32", "bfloat16"), wanted="auto, float32 or bfloat16"
+    )
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:  # noqa: D102
@@ -71,7 +73,7 @@ class UNet(nn.Module):
 
         def conv3x3_relu(x, channels, name):
             init = he_normal(9 * x.shape[-1])
-            return nn.relu(Conv3x3(channels, kernel_init=init, dtype=self.dtype, name=name)(x))
+            return relu(Conv3x3(channels, kernel_init=init, dtype=self.dtype, name=name)(x))
 
         def up_conv2x2(x, channels, name):
             # An output pixel sees one input pixel, so N is the number of input channels.

@@ -94,9 +94,8 @@ class Record:
             "percentiles": self.percentiles,
         }
         if self.training:
-            training = {f.name: getattr(self.training, f.name) for f in _fields(Training)}
-            source = training["started_from"]
-            values |= training | {
+            source = self.training.started_from
+            values |= vars(self.training) | {
                 "class_names": self.training.config.class_names,
                 "config": self.training.config.to_json(),
                 "started_from": source and dataclasses.asdict(source),
@@ -189,10 +188,6 @@ def _demand(values: Mapping[str, Any], *demands: tuple[str, bool]) -> None:
     for name, holds in demands:
         if not holds:
             raise InputError(f"{name} is {values.get(name)!r}")
-
-
-def _fields(kind) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(kind)
 
 
 def _are_all(kind: type, values: Iterable[Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from unet_jax.checked_settings import check, read, setting
 from unet_jax.errors import InputError
@@ -68,7 +68,7 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Folder:
-    """The user's own images and masks, see `folder.read_folder`.
+    """The user's own images and masks, see `data.folder.read_folder`.
 
     Attributes:
       source: the name of this kind of data.
@@ -140,8 +140,7 @@ def read_data(values: Mapping[str, Any]) -> Data:
         that makes no sense.
     """
     name = values.get("source")
-    kinds: tuple[type[Any], ...] = (Isbi2012, CellTracking, Folder, Synthetic)
-    for kind in kinds:
+    for kind in get_args(Data):
         if kind.source == name:
             return read(kind, values, "config.data")
     raise InputError(f"data.source is isbi2012, cell_tracking, folder or synthetic, not {name!r}.")

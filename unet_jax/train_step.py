@@ -48,12 +48,14 @@ def make_train_step(
     tile_side: int,
     augmentation: AugmentationSettings = AugmentationSettings(),
     freeze_contracting_path: bool = False,
+    deterministic: bool = False,
 ) -> TrainStep:
     """The compiled train_step(state, batch, key) -> (state, metrics).
 
     A batch is a `Crop` whose arrays have a leading axis of the batch. One call augments, computes
     loss and gradient, and updates; the state passed in is used up. A frozen contracting path stays
-    bit for bit as it is, and has no part in the gradient's norm.
+    bit for bit as it is, and has no part in the gradient's norm. For `deterministic` see
+    `layers.compiler_options`.
 
     In a mesh of devices (`jax.set_mesh`) the batch may be sharded along its leading axis, on Auto
     or Explicit axes; state and key are replicated, and so are the results.
@@ -69,7 +71,8 @@ def make_train_step(
         augmentation=augmentation,
         freeze_contracting_path=freeze_contracting_path,
     )
-    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+    options = compiler_options(deterministic)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options)
 
 
 def pure_train_step(

@@ -157,8 +157,8 @@ def _train(
 ) -> Iterator[Progress]:
     steps = compiled_steps(train_step, at_once, configuration)
     key = jax.random.key_data(training_key(configuration.train))
+    on_device = images if images.on_device else None
     for numbers, given in _given(images, blocks, at_once, configuration):
-        on_device = images if images.on_device else None
         state, values = steps(state, given, np.int32(len(numbers)), key, on_device)
         yield Progress(Steps(numbers, values), state, configuration.model)
 
@@ -190,7 +190,8 @@ def compiled_steps(train_step: TrainStep, at_once: int, configuration: Configura
             return step(0, before)
         return jax.lax.fori_loop(0, count, step, before)
 
-    return jax.jit(steps, donate_argnums=0, compiler_options=compiler_options())
+    options = compiler_options(settings.deterministic)
+    return jax.jit(steps, donate_argnums=0, compiler_options=options)
 
 
 def _blocks(first: int, last: int | None, at_once: int, validate_every: int) -> Iterator[range]:

@@ -44,7 +44,6 @@ _TESTS = "XLA_PYTHON_CLIENT_PREALLOCATE=false python -m pytest -q -n 6 --dist lo
 STAGES = {
     "steps": [
         (90, "python -m benchmarks ceilings --out=RUNS"),
-        (300, "python -m benchmarks variants --out=RUNS"),
         (120, "python -m benchmarks kernels --out=RUNS"),
         (120, "python -m benchmarks loop --out=RUNS"),
     ],

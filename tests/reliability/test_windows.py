@@ -17,8 +17,7 @@ import tifffile
 
 from tests.reliability.conftest import ROOT, TINY
 from tests.test_checkpoint import FIELDS, a_record, a_state
-from unet_jax import checkpoint
-from unet_jax import hardware as environment
+from unet_jax import checkpoint, hardware
 from unet_jax.errors import InputError
 from unet_jax.example import Example
 from unet_jax.files.hyperstack import Frame, result_file
@@ -251,8 +250,8 @@ MACHINES = [(16 * GIB, 80 * GIB), (80 * GIB, 16 * GIB), (16 * GIB, None)]
 @pytest.mark.parametrize(("host", "gpu"), MACHINES)
 def test_the_two_memories(machine, host, gpu):
     machine(host, gpu)
-    assert environment.host_memory_bytes() == host
-    assert environment.device_memory_bytes() == (gpu or host)
+    assert hardware.host_memory_bytes() == host
+    assert hardware.device_memory_bytes() == (gpu or host)
 
 
 SMALL = 100_000  # bytes; all that follows needs more, and far less than a GiB

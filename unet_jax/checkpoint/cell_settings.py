@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from unet_jax.checked_settings import as_dict, read
+from unet_jax.checkpoint.integrity import UNREADABLE
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.untrusted import read_small
 from unet_jax.instances import InstanceSettings
@@ -25,5 +26,5 @@ def read_settings(workdir: Path) -> tuple[InstanceSettings, bool]:
         return read(InstanceSettings, values, SETTINGS), True
     except FileNotFoundError:
         return InstanceSettings(), False
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{file}: is damaged ({one_line(error)}); run --tune again.") from None

@@ -55,8 +55,7 @@ def load_members(workdir: Path, step: str | int = "best") -> list[Model]:
     if not folds:
         return [_load_one(workdir, step)]
     members = [_load_one(folder, step) for folder in folds]
-    training = members[0].record and members[0].record.training
-    expected = training.folds if training else 1
+    expected = members[0].training.folds if members[0].training else 1
     if len(members) != expected:
         raise InputError(
             f"{workdir}: holds {len(members)} of {expected} folds; train the others first."

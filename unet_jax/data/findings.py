@@ -61,7 +61,7 @@ def finding(example: Example, classes: int) -> Finding:
     return Finding(
         name=example.name,
         size=labels.shape,
-        channels=1 if image.ndim == 2 else image.shape[-1],
+        channels=example.channels,
         dtype=str(image.dtype),
         low=image.min(),
         high=image.max(),

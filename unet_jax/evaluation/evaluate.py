@@ -18,7 +18,7 @@ from unet_jax.figures import class_colours, save_examples
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.metrics.scores import baselines
 from unet_jax.model import Model
-from unet_jax.overlap_tile import choose_tile_side
+from unet_jax.overlap_tile import AVERAGING, choose_tile_side
 from unet_jax.provenance import versions
 from unet_jax.resizing import scaled_size
 from unet_jax.run.log import read_log
@@ -31,7 +31,7 @@ def evaluate(
     workdir: str | Path,
     *,
     step: str | int = "best",
-    averaging: Sequence[str] = ("none",),
+    averaging: str | Sequence[str] = "none",
     split: str = "held_out",
     images: str | Path | None = None,
     labels: str | Path | None = None,
@@ -48,7 +48,7 @@ def evaluate(
     Args:
       workdir: of the training run.
       step: see `checkpoint.load`.
-      averaging: see `predict_tiled`; the report shows the last one and compares all of them.
+      averaging: see `predict_tiled`; of several the report shows the last and compares all.
       split: one of `SPLITS`.
       images: folder of images to use instead of the run's own.
       labels: folder of their masks.
@@ -63,11 +63,14 @@ def evaluate(
       ValueError: there is no such split or averaging.
     """
     workdir = Path(workdir)
+    ways = [averaging] if isinstance(averaging, str) else averaging
+    if not ways or not {*ways} <= {*AVERAGING}:
+        raise ValueError(f"averaging is one or some of {', '.join(AVERAGING)}, not {averaging!r}.")
     members = load_members(workdir, step)
     settings, tuned = read_settings(workdir)
     log = read_log(workdir / "log.jsonl")
-    model, record = members[0], members[0].record
-    if record is None or record.training is None:
+    model = members[0]
+    if model.training is None:
         raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
     selection = select(members, split, images=images, labels=labels, mask_rule=mask_rule)
     parts = selection.parts
@@ -79,7 +82,7 @@ def evaluate(
 
     names = model.class_names
     scores, seconds = {}, {}
-    for averaged in averaging:
+    for averaged in ways:
         began = time.perf_counter()
         probabilities = predict_parts(parts, averaged)
         seconds[averaged] = round(time.perf_counter() - began, 2)
@@ -110,7 +113,7 @@ def evaluate(
         instances=settings,
         tuned=tuned,
         tile_side=_tile_side(model, examples),
-        training=record.training,
+        training=model.training,
         log=log,
         versions=versions(),
     )

@@ -110,9 +110,9 @@ def left_out(members: list[Model]) -> list[Part]:
 
 
 def _training(model: Model) -> Training:
-    if model.record is None or model.record.training is None:
+    if model.training is None:
         raise InputError("The checkpoint says nothing of its training.")
-    return model.record.training
+    return model.training
 
 
 def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> list[Example]:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Tuning:
 def tune_instances(
     workdir: str | Path,
     *,
-    step: str = "best",
+    step: str | int = "best",
     averaging: str = "none",
     overwrite: bool = False,
 ) -> Tuning:
@@ -111,10 +111,10 @@ def _tried(
             (smallest // 4,),
         )
     )
-    for threshold, hole, neck, cell in tqdm(grid, desc="Tuning", delay=3):
-        grown = [growing_cells(p, threshold, hole, neck, cell) for p in probabilities]
+    for values in tqdm(grid, desc="Tuning", delay=3):
+        settings = InstanceSettings(*values)
+        grown = [growing_cells(p, settings) for p in probabilities]
         for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
-            settings = InstanceSettings(threshold, hole, neck, cell, border)
-            reach = neck + border
+            reach = settings.neck + border
             found = [np.where(distance <= reach, cells, 0) for cells, distance in grown]
-            yield settings, seg(references, found).value
+            yield replace(settings, border=border), seg(references, found).value

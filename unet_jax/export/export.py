@@ -68,11 +68,11 @@ def export(
         ) from error
     workdir, output = Path(workdir), Path(output)
     model = checkpoint.load(workdir, step)
-    if model.record is None or model.record.training is None:
+    if model.training is None:
         raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
     name = f"unet_{workdir.resolve().name}" if name is None else name
     graph = onnx_graph(model).SerializeToString()
-    example = _example(model, image, model.record.training)
+    example = _example(model, image, model.training)
     package = bioimage_package(model, graph, example, name=name, authors=authors, licence=licence)
     files = {f"{name}.onnx": graph, f"{name}.zip": package}
     writable_folder(output, tuple(files), overwrite)

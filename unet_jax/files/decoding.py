@@ -29,10 +29,8 @@ _EXPECTED_OF_PALETTE = (
 
 
 def refusal(path: Path, reason: str) -> InputError:
-    """The error, in one printable line, that a file is refused with."""
-    # A damaged file's own words are quoted in some reasons.
-    printable = "".join(letter if letter.isprintable() else "?" for letter in reason)
-    return InputError(" ".join(f"{path}: {printable}".splitlines()))
+    """The error that a file is refused with."""
+    return InputError(f"{path}: {reason}")
 
 
 @functools.cache  # once for each folder, not for each of its files

@@ -128,7 +128,7 @@ def fit(
       workdir: the run's folder.
       fold: which part is left out, see `cross_validate`.
       folds: number of parts; 1 for the splits that the configuration gives.
-      allow_change: keys in which the run may differ from what it was, see `resume`.
+      allow_change: keys in which the run may differ from what it was, see `resume_or_start`.
       command: what the user typed, for the record.
 
     Raises:
@@ -161,7 +161,9 @@ def fit(
         StopRequest() as stop,
         checkpoint.Saver(workdir) as saver,
         Pictures() as pictures,
-        _progress_bar(start, settings.steps) as bar,
+        tqdm(
+            total=settings.steps, initial=start, desc="Training", unit="step", mininterval=1
+        ) as bar,
         _out_of_memory_explained(configuration),
     ):
         for progress in steps:
@@ -285,10 +287,6 @@ def _out_of_memory_explained(configuration: Configuration) -> Iterator[None]:
             f"Out of memory with {batch_size} tile(s) of {side}x{side} pixels at a width of "
             f"{network.width}; try --config.train.{remedy}, or a smaller --config.model.width."
         ) from error
-
-
-def _progress_bar(start: int, steps: int) -> tqdm:
-    return tqdm(total=steps, initial=start, desc="Training", unit="step", mininterval=1)
 
 
 def _warn_if_slow(seconds: float) -> None:

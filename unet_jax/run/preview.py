@@ -1,6 +1,5 @@
 """A look at the data before training: what the network will see, and what was found in it."""
 
-import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,8 +95,8 @@ def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> P
         ]
     )
     probe(workdir, 0)
-    shares = sum(f.pixels for f in findings["train"])
-    figure = _figure(configuration, stored["train"], seen["train"], shares, found)
+    pixels = sum(f.pixels for f in findings["train"])
+    figure = _figure(configuration, stored["train"], seen["train"], pixels, found)
     picture = workdir / "preview.png"
     with complete(picture) as unfinished:
         figure.savefig(unfinished, dpi=110)
@@ -106,25 +105,15 @@ def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> P
     return Preview(text, found, picture)
 
 
-def first_tiles(
+def _first_tiles(
     settings: TrainSettings, examples: int, chosen: int, count: int
 ) -> list[tuple[int, jax.Array]]:
-    """The first steps that train on an example, and the random keys of its tiles there.
-
-    Args:
-      settings: of the run.
-      examples: number of them in the training split.
-      chosen: number of the one wanted, from 0.
-      count: of steps.
-
-    Returns:
-      `count` times (step from 1 on, key for `augmentation.augment`), as in training.
-    """
+    """So many steps, from 1 on, that train on one of the examples, and the keys of its tiles."""
     key = training_key(settings)
     tiles: list[tuple[int, jax.Array]] = []
-    for step in itertools.count(1):
-        if len(tiles) >= count:
-            break
+    step = 0
+    while len(tiles) < count:
+        step += 1
         drawn = draw(key, step, examples, settings)
         keys = tile_keys(drawn.key, settings.batch_size)
         tiles += [(step, keys[i]) for i in np.flatnonzero(drawn.indices == chosen)]
@@ -200,7 +189,7 @@ def _tiles(
     tiles = []
     for n, i in enumerate(chosen):
         own = []
-        for step, key in first_tiles(config.train, examples, i, _TILES):
+        for step, key in _first_tiles(config.train, examples, i, _TILES):
             batch = take(images, np.array([n]), key[None], settings, **geometry)
             crop = jax.tree.map(lambda array: array[0], batch)
             own.append((step, *jax.device_get(tile(key, crop))))

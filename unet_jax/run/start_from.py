@@ -68,7 +68,7 @@ def first_state(
             "(config.data.scale): best where objects come out equally large.",
             *(model.scale, scale),
         )
-    seen = _seen(model.record.training if model.record else None, held_out)
+    seen = _seen(model.training, held_out)
     if seen:
         logger.info(
             "  it has seen %d of the %d images that this run validates or tests on, the first is "

@@ -130,8 +130,8 @@ def training_charts(log: list[dict[str, Any]]) -> list[Chart]:
     return charts
 
 
-def _chart(width: float = 4.4, height: float = 2.8) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _chart(height: float = 2.8) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.4, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -112,7 +112,7 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
         "zooms": zooms(pictures, threshold),
         "zoom_side": ZOOM_SIDE,
         "training_charts": training_charts(evaluation.log),
-        "settings": list(_flat(evaluation.record()["training"]["config"])),
+        "settings": list(_flat(config.to_json())),
         "instances": {**as_dict(evaluation.instances), "tuned": evaluation.tuned},
         "references": references(data, cells_first),
         "figures": figures,
