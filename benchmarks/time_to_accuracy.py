@@ -81,8 +81,8 @@ def ours(examples, configuration):
     def go_on(steps):
         nonlocal progress
         for progress in islice(run, len(steps)):
-            loss = progress.metrics["loss"]
-        loss.block_until_ready()
+            values = progress.steps.values
+        values.block_until_ready()
 
     return go_on, lambda image: predict_tiled(progress.model(), image)[..., 1]
 

@@ -80,7 +80,9 @@ def test_a_variant_is_there_as_long_as_its_context():
 
 
 def test_what_the_host_costs_and_where_time_goes():
-    assert [row["loop"] for row in loop.rows(quick=True)] == ["bare step", "train", "train and log"]
+    loops = ["train", "train, ten at once", "train and log", "train, ten at once and log"]
+    expected = ["bare step", *loops, *(f"host alone, {name}" for name in loops)]
+    assert [row["loop"] for row in loop.rows(quick=True)] == expected
     rows = list(kernels.rows(quick=True))
     assert {row["of"] for row in rows} == {"step", "kind", "kernel", "train", "predict_tiled"}
     (step,) = (row for row in rows if row["of"] == "step")

@@ -30,14 +30,14 @@ def latest_state(workdir):
 
 def interrupt_at(monkeypatch, step, number=signal.SIGINT):
     """Sends the signal while the batch of a step is put together."""
-    original = training_loop.draw
+    original = training_loop.batch_indices
 
-    def interrupting(key, current, *args):
-        if current == step:
+    def interrupting(before, *args):
+        if before == step - 1:
             signal.raise_signal(number)
-        return original(key, current, *args)
+        return original(before, *args)
 
-    monkeypatch.setattr(training_loop, "draw", interrupting)
+    monkeypatch.setattr(training_loop, "batch_indices", interrupting)
 
 
 def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
@@ -76,12 +76,16 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     assert str(again) == f"This run is finished. {evaluate}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "at_once"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGTERM, 3)]
+)
 def test_interrupted_and_continued_ends_with_the_same_bits(
-    tiny_config, tmp_path, monkeypatch, number
+    tiny_config, tmp_path, monkeypatch, number, at_once
 ):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
+    monkeypatch.setattr(fit_module, "_steps_at_once", lambda: 10 if at_once > 1 else 1)
     assert fit(tiny_config, whole).status == 0
+    monkeypatch.setattr(fit_module, "_steps_at_once", lambda: at_once)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 6, number)
         stopped = fit(tiny_config, parts)
@@ -101,6 +105,15 @@ def test_interrupted_and_continued_ends_with_the_same_bits(
         lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, other_params
     )
     assert all(jax.tree.leaves(same))
+
+
+def test_an_error_of_the_pictures_ends_the_run(tiny_config, tmp_path, monkeypatch):
+    def failing(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(fit_module, "save_training_curves", failing)
+    with pytest.raises(OSError, match="the disk is full"):
+        fit(tiny_config, tmp_path / "run")
 
 
 def test_seeds_differ(tiny_config, tmp_path):

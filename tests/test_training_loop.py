@@ -1,5 +1,6 @@
 import itertools
 import threading
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,26 @@ def test_left_half_way_it_gives_a_model_that_later_steps_leave_as_it_is(examples
     assert np.array_equal(predict_tiled(model, examples[0].image), probabilities)
 
 
+def test_steps_that_are_done_at_once_end_where_something_is_due(examples, expected):
+    configuration = replace(CONFIGURATION, train=replace(CONFIGURATION.train, steps=9))
+    one_by_one = list(train(examples, configuration))
+    whole, parts = [], []
+    often = replace(configuration, train=replace(configuration.train, validate_every=3))
+    for found, settings in ((whole, configuration), (parts, often)):
+        found += list(train(examples, settings, steps_at_once=4))
+    assert [list(p.steps.numbers) for p in whole] == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
+    assert [list(p.steps.numbers) for p in parts] == [[1, 2, 3], [4], [5, 6], [7, 8], [9]]
+    assert [p.step for p in whole] == [4, 8, 9]
+    rows, divided, single = (
+        [row for p in progress for row in p.steps.metrics()]
+        for progress in (whole, parts, one_by_one)
+    )
+    assert rows == divided and len(rows) == 9 and rows[3] == whole[0].metrics
+    assert same_bits(whole[-1].state, parts[-1].state)
+    for found, wanted in zip(rows, single, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4)
+
+
 def test_it_trains_in_any_thread(examples, expected):
     found = []
     thread = threading.Thread(target=lambda: found.extend(metrics(train(examples, CONFIGURATION))))
@@ -87,6 +108,8 @@ def test_another_optimiser_has_no_last_step(examples, optimiser):
     found = metrics(itertools.islice(steps, beyond))
     assert [m["step"] for m in found] == list(range(1, beyond + 1))
     assert all(np.isfinite(m["loss"]) for m in found)
+    tells = hasattr(optimiser.init({}), "hyperparams")
+    assert all(np.isfinite(m["learning_rate"]) == tells for m in found)
     assert next(steps).step == beyond + 1
 
 
@@ -151,7 +174,7 @@ def test_images_on_the_host_train_to_the_same_bits_one_step_ahead(examples, expe
 
     monkeypatch.setattr(training_loop, "draw", noting)
     found, threads = [], threading.active_count()
-    for progress in train(examples, CONFIGURATION):
+    for progress in train(examples, CONFIGURATION, steps_at_once=3):
         found += metrics([progress])
         assert drawn == list(range(1, min(progress.step + 1, 4) + 1))
     assert found == expected

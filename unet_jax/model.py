@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
@@ -52,4 +51,10 @@ class Model:
     def of(cls, network: UNet, params: Any) -> "Model":
         """The model of one network in training; it keeps a copy of the parameters."""
         channels = params["contracting1_conv1"]["kernel"].shape[2]
-        return cls(network, jax.tree.map(lambda x: jnp.array(x)[None], params), channels)
+        return cls(network, _as_one_member(params), channels)
+
+
+@jax.jit
+def _as_one_member(params):
+    """A copy with the leading axis of an ensemble."""
+    return jax.tree.map(lambda x: x[None], params)

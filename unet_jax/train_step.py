@@ -38,6 +38,9 @@ def tile_keys(key: jax.Array, batch_size: int) -> jax.Array:
     return jax.random.split(jax.random.split(key)[0], batch_size)
 
 
+TrainStep = Callable[[TrainState, Crop, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
 def make_train_step(
     network: UNet,
     optimiser: optax.GradientTransformation,
@@ -46,7 +49,7 @@ def make_train_step(
     augmentation: AugmentationSettings = AugmentationSettings(),
     freeze_contracting_path: bool = False,
     deterministic: bool = False,
-) -> Callable[[TrainState, Crop, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+) -> TrainStep:
     """The compiled train_step(state, batch, key) -> (state, metrics).
 
     A batch is a `Crop` whose arrays have a leading axis of the batch. One call augments, computes
@@ -61,6 +64,26 @@ def make_train_step(
       The step. Its metrics are float32 scalars: `loss` (Eq. 1 per pixel), `gradient_norm`, and
       `learning_rate`, if the optimiser is one of `optax.inject_hyperparams`, as `sgd` is.
     """
+    train_step = pure_train_step(
+        network,
+        optimiser,
+        tile_side=tile_side,
+        augmentation=augmentation,
+        freeze_contracting_path=freeze_contracting_path,
+    )
+    options = compiler_options(deterministic)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options)
+
+
+def pure_train_step(
+    network: UNet,
+    optimiser: optax.GradientTransformation,
+    *,
+    tile_side: int,
+    augmentation: AugmentationSettings = AugmentationSettings(),
+    freeze_contracting_path: bool = False,
+) -> TrainStep:
+    """The step of `make_train_step` to be compiled as part of something larger."""
 
     def train_step(state, batch, key):
         dropout_key = jax.random.split(key)[1]
@@ -91,11 +114,7 @@ def make_train_step(
         metrics |= {k: v for k, v in hyperparams.items() if k == "learning_rate"}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(
-        _on_auto_axes(train_step),
-        donate_argnums=0,
-        compiler_options=compiler_options(deterministic),
-    )
+    return _on_auto_axes(train_step)
 
 
 def _on_auto_axes(train_step):

@@ -6,11 +6,13 @@ next step while the device computes.
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unet_jax.augmentation import AugmentationSettings, Crop, part_corner, reached_side
@@ -36,28 +38,36 @@ class Draw(NamedTuple):
     key: jax.Array
 
 
-@dataclass(frozen=True)
+@flax.struct.dataclass
 class AnnotatedImages:
     """All pixels of all training images, image by image and row by row.
 
-    So the memory is that of the pixels, whatever the sizes of the images.
+    So the memory is that of the pixels, whatever the sizes of the images. All arrays are on the
+    device, or all on the host.
 
     Attributes:
       image: float32 [P, C], normalised.
       labels: int32 [P].
       weights: float32 [P].
       sizes: int32 [N, 2], height and width of each image.
-      first: int64 [N], the number of each image's first pixel.
+      first: int32 [N], on the host int64, the number of each image's first pixel.
       places: of sparsely annotated images int32 [N, 1000, 2], annotated pixels at which tiles are
         taken, so that none is without; else None.
+      largest: height and width that no image exceeds.
     """
 
     image: np.ndarray | jax.Array
     labels: np.ndarray | jax.Array
     weights: np.ndarray | jax.Array
-    sizes: np.ndarray
-    first: np.ndarray
-    places: np.ndarray | None
+    sizes: np.ndarray | jax.Array
+    first: np.ndarray | jax.Array
+    places: np.ndarray | jax.Array | None
+    largest: tuple[int, int] = flax.struct.field(pytree_node=False)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether `take` can be a part of a compiled function."""
+        return isinstance(self.image, jax.Array)
 
 
 def annotated_images(examples: Sequence[Example], weights: Sequence[np.ndarray]) -> AnnotatedImages:
@@ -76,16 +86,22 @@ def annotated_images(examples: Sequence[Example], weights: Sequence[np.ndarray])
     if is_sparse(examples):
         annotated = [np.argwhere(e.labels != IGNORED).astype(np.int32) for e in examples]
         places = np.stack([np.random.default_rng(0).choice(at, _PLACES) for at in annotated])
-    arrays = [
+    sizes = np.array([e.labels.shape for e in examples], np.int32)
+    height, width = sizes.max(0).tolist()
+    on_host = AnnotatedImages(
         pixels,
         np.concatenate([e.labels.ravel() for e in examples]),
         np.concatenate([w.ravel() for w in weights]),
-    ]
-    fits = sum(a.nbytes for a in arrays) <= device_memory_bytes() // 2
+        sizes,
+        first,
+        places,
+        (height, width),
+    )
+    fits = sum(a.nbytes for a in jax.tree.leaves(on_host)) <= device_memory_bytes() // 2
     # JAX counts pixels in 32 bits.
-    image, labels, weight = jax.device_put(arrays) if fits and ends[-1] < 2**31 else arrays
-    sizes = np.array([e.labels.shape for e in examples], np.int32)
-    return AnnotatedImages(image, labels, weight, sizes, first, places)
+    if fits and ends[-1] < 2**31:
+        return jax.device_put(replace(on_host, first=first.astype(np.int32)))
+    return on_host
 
 
 def batches(
@@ -96,10 +112,9 @@ def batches(
     tile_side: int,
     context: int,
 ) -> Iterator[tuple[Draw, Crop]]:
-    """The batch of each draw for `train_step.make_train_step`.
+    """The batch of each draw, cut and sent to the device one step ahead in a thread.
 
-    From images on the host they are cut, and sent to the device, one step ahead in a thread.
-    Arguments as of `take`.
+    For images on the host. Arguments as of `take`.
     """
 
     def batch(draw):
@@ -107,9 +122,6 @@ def batches(
         crop = take(images, draw.indices, keys, settings, tile_side=tile_side, context=context)
         return draw, jax.device_put(crop)
 
-    if isinstance(images.image, jax.Array):
-        yield from map(batch, draws)
-        return
     with ThreadPoolExecutor(1) as background:
         before = None
         for draw in draws:
@@ -123,7 +135,7 @@ def batches(
 
 def take(
     images: AnnotatedImages,
-    indices: np.ndarray,
+    indices: np.ndarray | jax.Array,
     keys: jax.Array,
     settings: AugmentationSettings = AugmentationSettings(),
     *,
@@ -145,38 +157,21 @@ def take(
       size of the largest image, its pixels at the end those of the edge where an image is smaller.
       Where a tile reaches less than that, [h, w] is what it reaches, with a `corner`.
     """
-    size = images.sizes[indices]
+    size, first = images.sizes[indices], images.first[indices]
     places = None if images.places is None else images.places[indices]
-    largest = images.sizes.max(0).tolist()
     reached = reached_side(tile_side, settings)
-    height, width = part = tuple(min(side, reached) for side in largest)
+    height, width = part = tuple(min(side, reached) for side in images.largest)
     corner = None
-    if list(part) != largest:
+    if part != images.largest:
         corner = _corners(
             keys, size, places, settings, part=part, tile_side=tile_side, context=context
         )
-    on_device = isinstance(images.image, jax.Array)
-    begins = np.zeros((len(indices), 2), np.int32) if corner is None else corner
-    image, labels, weights = (_compiled_parts if on_device else _parts)(
-        (images.image, images.labels, images.weights),
-        images.first[indices],
-        size,
-        begins if on_device else np.asarray(begins),
-        height,
-        width,
-    )
-    return Crop(image, labels, weights, size, corner, places)
-
-
-def _parts(pixels, first, size, corner, height, width):
-    """[B, height, width] of each of the `pixels`, from `corner` on, up to the image's edge."""
-    y = (corner[:, :1] + np.arange(height)).clip(max=size[:, :1] - 1)
-    x = (corner[:, 1:] + np.arange(width)).clip(max=size[:, 1:] - 1)
+    arrays = jnp if images.on_device else np
+    begins = arrays.zeros_like(size) if corner is None else arrays.asarray(corner)
+    y = (begins[:, :1] + np.arange(height)).clip(max=size[:, :1] - 1)
+    x = (begins[:, 1:] + np.arange(width)).clip(max=size[:, 1:] - 1)
     at = first[:, None, None] + y[:, :, None] * size[:, 1, None, None] + x[:, None, :]
-    return [array[at] for array in pixels]
-
-
-_compiled_parts = jax.jit(_parts, static_argnames=("height", "width"))
+    return Crop(images.image[at], images.labels[at], images.weights[at], size, corner, places)
 
 
 @partial(jax.jit, static_argnames=("settings", "part", "tile_side", "context"))

@@ -72,6 +72,20 @@ def test_the_step_that_failed_is_named_recorded_and_replayed(failing_config, tmp
     }
 
 
+def test_it_is_named_among_steps_that_are_done_at_once(failing_config, tmp_path, monkeypatch):
+    failing_config.train.validate_every, records = 12, []
+    for at_once in (1, 10):
+        monkeypatch.setattr("unet_jax.run.fit._steps_at_once", lambda n=at_once: n)
+        workdir = tmp_path / str(at_once)
+        with pytest.raises(RunFailed, match=r"Step \d+: the loss is"):
+            fit(failing_config, workdir)
+        records.append(json.loads((workdir / "failure.json").read_text()))
+        logged = [row["step"] for row in read_log(workdir / "log.jsonl")]
+        assert logged == list(range(1, records[-1]["step"])) and len(logged) < 9
+    for name in ("step", "examples", "key", "learning_rate", "last_saved"):
+        assert records[0][name] == records[1][name]
+
+
 def test_the_same_command_meets_the_same_failure_after_the_last_good_step(
     failing_config, tmp_path, caplog
 ):

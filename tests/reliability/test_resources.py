@@ -94,13 +94,13 @@ def test_other_errors_of_the_device_are_not_taken_for_it(model, monkeypatch):
 def test_training_out_of_memory_is_one_line_with_a_remedy(
     tiny_config, tmp_path, monkeypatch, batch_size, remedy
 ):
-    def make_train_step(*_, **__):
+    def pure_train_step(*_, **__):
         def train_step(*_):
             raise FULL
 
         return train_step
 
-    monkeypatch.setattr(training_loop, "make_train_step", make_train_step)
+    monkeypatch.setattr(training_loop, "pure_train_step", pure_train_step)
     tiny_config.train.batch_size = batch_size
     with pytest.raises(RunFailed) as end:
         fit(tiny_config, tmp_path / "run")
@@ -160,7 +160,7 @@ def assert_flat(samples, end):
 def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
     tiny_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(training_loop, "make_train_step", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(training_loop, "pure_train_step", lambda *_, **__: pytest.fail("too late"))
     (tmp_path / "file").touch()
     began = time.monotonic()
     with pytest.raises(InputError, match="cannot be written to"):

@@ -17,14 +17,14 @@ import tifffile
 
 from tests.reliability.conftest import ROOT, rows
 from tests.test_evaluate import use_folder
-from unet_jax import checkpoint, load, predict_tiled
+from unet_jax import checkpoint, load, predict_tiled, training_loop
 from unet_jax.checkpoint import saving
 from unet_jax.configuration import read_configuration
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.optimiser import sgd
 from unet_jax.run.fit import cross_validate, fit
 from unet_jax.run.log import RunLog
-from unet_jax.train_step import create_train_state, make_train_step
+from unet_jax.train_step import create_train_state
 
 
 def snapshot(folder):
@@ -194,13 +194,13 @@ def test_a_damaged_best_step_is_told_before_training(tiny_config, workdir):
 
 def test_the_step_is_compiled_once_in_a_run_that_goes_on(tiny_config, workdir, monkeypatch):
     made = []
-    original = make_train_step
+    original = training_loop.compiled_steps
 
-    def noting(*args, **settings):
-        made.append(original(*args, **settings))
+    def noting(*args):
+        made.append(original(*args))
         return made[0]
 
-    monkeypatch.setattr("unet_jax.training_loop.make_train_step", noting)
+    monkeypatch.setattr(training_loop, "compiled_steps", noting)
     tiny_config.train.steps = 12
     assert fit(tiny_config, workdir).status == 0
     assert made[0]._cache_size() == 1

@@ -2,10 +2,12 @@
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unet_jax.checkpoint.arrays import write_arrays
@@ -40,17 +42,14 @@ class Saver:
             self.wait()
 
     def save(self, state: TrainState, record: Record) -> None:
-        """Begins to save as `save` does, after the one before; waits only for that and for a copy.
+        """Begins to save as `save` does, after the one before, and waits only for that.
 
         Raises:
           RunFailed: the one before failed.
         """
         self.wait()
-        for array in jax.tree.leaves(state):
-            array.copy_to_host_async()  # from the device all at once
-        # Copies: the next step uses up the device's arrays, or cannot if there are views of them.
-        state = jax.tree.map(np.array, state)
-        self._saving = self._background.submit(save, self._workdir, state, record)
+        # A copy, which the device makes: the next step uses up the state.
+        self._saving = self._background.submit(save, self._workdir, _copy(state), record)
 
     def raise_error(self) -> None:
         """Raises RunFailed if a save has failed meanwhile."""
@@ -62,6 +61,9 @@ class Saver:
         saving, self._saving = self._saving, None
         if saving:
             saving.result()
+
+
+_copy = jax.jit(partial(jax.tree.map, jnp.copy))
 
 
 def save(workdir: Path, state: TrainState, record: Record) -> None:
@@ -76,6 +78,7 @@ def save(workdir: Path, state: TrainState, record: Record) -> None:
       RunFailed: it cannot be written, or is not finite; the steps before are as they were.
     """
     folder = step_folder(workdir, record.step)
+    state = jax.device_get(state)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(state)):
         raise RunFailed(f"{folder}: is not saved, the parameters are no longer finite.")
     remove_step(folder)

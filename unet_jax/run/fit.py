@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from unet_jax.optimiser import sgd
 from unet_jax.provenance import versions
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import RunLog
+from unet_jax.run.pictures import Pictures
 from unet_jax.run.resume import resume_or_start
 from unet_jax.run.start_from import first_state
 from unet_jax.run.stop import StopRequest
@@ -118,7 +120,8 @@ def fit(
     """Trains as the configuration says, or goes on exactly where a run in `workdir` stopped.
 
     Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`; `failure.json`, if a
-    step is not finite. SIGINT and SIGTERM end it after the present step, which is saved.
+    step is not finite. SIGINT and SIGTERM end it after the present step, on an accelerator after at
+    most ten more, and the last one done is saved.
 
     Args:
       config: the settings, or those of a file such as `configs/em.py`.
@@ -145,23 +148,30 @@ def fit(
 
     validation, examples = splits["validation"], [e.name for e in splits["train"]]
     weights = weight_maps(validation, balance, configuration.weight_map)
-    steps = train(splits.pop("train"), configuration, state=state, class_weight=balance)
+    steps = train(
+        splits.pop("train"),
+        configuration,
+        state=state,
+        class_weight=balance,
+        steps_at_once=_steps_at_once(),
+    )
     del splits  # memory that no step needs
-    log = RunLog(workdir / "log.jsonl", start)
+    log, compiled = RunLog(workdir / "log.jsonl", start), None
     with (
         StopRequest() as stop,
         checkpoint.Saver(workdir) as saver,
+        Pictures() as pictures,
         tqdm(
             total=settings.steps, initial=start, desc="Training", unit="step", mininterval=1
         ) as bar,
         _out_of_memory_explained(configuration),
     ):
         for progress in steps:
-            step, last = progress.step, progress.step == settings.steps
-            is_time = log.add(step, progress.metrics)
-            due = step % settings.validate_every == 0 or last
+            step, is_first = progress.step, progress.steps.numbers[0] == start + 1
+            is_time = log.add(progress.steps)
+            due = step % settings.validate_every == 0 or step == settings.steps
             stop_signal = stop.signal  # looked at once: it may come at any time
-            wait = due or bool(stop_signal) or step == start + 1
+            wait = due or bool(stop_signal) or is_first
             if not (wait or is_time):
                 continue
 
@@ -173,12 +183,12 @@ def fit(
                 raise record_failure(workdir, failed, log.rows, drawn, examples, settings.seed)
             bar.set_postfix(loss=f"{log.rows[-1]['loss']:.3f}", refresh=False)
             bar.update(step - bar.n)
-            if step == start + 1:
-                compiled_after = log.seconds
-            elif compiled_after is not None:
-                per_step = (log.seconds - compiled_after) / (step - start - 1)
+            if is_first:
+                compiled = step, log.seconds
+            elif compiled:
+                per_step = (log.seconds - compiled[1]) / (step - compiled[0])
                 _warn_if_slow(per_step * (settings.steps - step))
-                compiled_after = None
+                compiled = None
 
             scores = None
             if due:
@@ -186,10 +196,8 @@ def fit(
                 found = validate(progress.model(), validation, weights, names, row)
                 scores = found.scores
                 log.write([{"step": step, "seconds": row["seconds"], "validation": scores}])
-                shown = slice(_EXAMPLES_SHOWN)
-                pictures = validation[shown], found.probabilities[shown]
-                save_examples(workdir / "validation.png", *pictures, names, colours)
-                save_training_curves(workdir / "training.png", log.rows)
+                shown = validation[:_EXAMPLES_SHOWN], found.probabilities[:_EXAMPLES_SHOWN]
+                pictures.draw(partial(_draw, workdir, *shown, names, colours, list(log.rows)))
                 if warning := collapse(validation, found.probabilities, names):
                     logger.warning("Step %d: %s", step, warning)
             if due or stop_signal:
@@ -244,6 +252,23 @@ def _prepared(
         ),
     )
     return splits, resume_or_start(workdir, state, record, allow_change), balance, record
+
+
+def _steps_at_once() -> int:
+    """One on a CPU, where more would be slower, and who asks to stop would wait for all of them."""
+    return 1 if jax.default_backend() == "cpu" else 10
+
+
+def _draw(
+    workdir: Path,
+    examples: Sequence[Example],
+    probabilities: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    colours: np.ndarray,
+    log: list[dict[str, Any]],
+) -> None:
+    save_examples(workdir / "validation.png", examples, probabilities, class_names, colours)
+    save_training_curves(workdir / "training.png", log)
 
 
 @contextlib.contextmanager

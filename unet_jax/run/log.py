@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.output import complete
 from unet_jax.files.untrusted import read_small
 from unet_jax.run.guard import is_finite
+from unet_jax.training_loop import Steps
 
 logger = logging.getLogger("unet_jax")
 
@@ -36,7 +35,7 @@ class RunLog:
         """Opens the log of a run that goes on after `step`; 0 begins a new one."""
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
         self._file = file
-        self._pending: list[dict[str, Any]] = []
+        self._pending: list[Steps] = []
         self._began = time.perf_counter() - (self.rows[-1].get("seconds", 0) if self.rows else 0)
         with complete(file) as unfinished:
             unfinished.write_text(_lines(self.rows), encoding="utf-8")
@@ -46,15 +45,16 @@ class RunLog:
         """Spent training, by this process and those before it."""
         return time.perf_counter() - self._began
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> bool:
-        """Notes a step whose metrics are still on the device; whether it is time to `fetch`."""
-        self._pending.append({"step": step} | metrics)
-        return len(self._pending) > _FETCH_EVERY
+    def add(self, steps: Steps) -> bool:
+        """Notes steps whose metrics are still on the device; whether it is time to `fetch`."""
+        steps.values.copy_to_host_async()
+        self._pending.append(steps)
+        return sum(len(pending.numbers) for pending in self._pending) > _FETCH_EVERY
 
     def fetch(self, *, wait: bool) -> dict[str, Any] | None:
         """Writes the rows of the steps noted, up to the first that is not finite.
 
-        Without `wait` the newest step stays noted, so that the device, busy with it, does not wait
+        Without `wait` the newest ones stay noted, so that the device, busy with them, does not wait
         for the host.
 
         Returns:
@@ -62,12 +62,9 @@ class RunLog:
         """
         count = len(self._pending) - (not wait)
         ready, self._pending = self._pending[:count], self._pending[count:]
+        numbered = [pair for s in ready for pair in zip(s.numbers, s.metrics(), strict=True)]
         seconds = round(self.seconds, 1)
-        rows = [
-            {"step": metrics.pop("step"), "seconds": seconds}
-            | {name: float(metrics[name]) for name in ("loss", "gradient_norm", "learning_rate")}
-            for metrics in jax.device_get(ready)
-        ]
+        rows = [{"step": step, "seconds": seconds} | metrics for step, metrics in numbered]
         finite = list(itertools.takewhile(is_finite, rows))
         self.write(finite)
         return rows[len(finite)] if len(finite) < len(rows) else None

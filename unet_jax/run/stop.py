@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a run ends after its present step, which `fit` saves."""
+"""Ctrl-C and SIGTERM as a request that a run ends where its steps stand, which `fit` saves."""
 
 import signal
 import threading

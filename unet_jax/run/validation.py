@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -54,21 +55,24 @@ def validate(
             f"{row['learning_rate']:.2g}; {TOO_LARGE_STEPS}."
         )
     parts = [
-        # The soft-max of these logits are the probabilities.
-        weighted_cross_entropy(
-            jnp.asarray(np.log(np.maximum(p, np.finfo(p.dtype).tiny))),
-            jnp.asarray(e.labels),
-            jnp.asarray(w),
-        )
+        _weighted_cross_entropy(p, e.labels, w)
         for p, e, w in zip(probabilities, examples, weights, strict=True)
     ]
     errors = em_errors(examples, [1 - p[..., 0] for p in probabilities])
-    scores = {"loss": float(mean_over_pixels(*np.array(parts).T))}
+    scores = {"loss": float(mean_over_pixels(*np.array(jax.device_get(parts)).T))}
     scores |= {name: error.value for name, error in errors.items()}
     sparse = is_sparse(examples)
     if sparse:
         scores.pop("rand_error", None)  # of cells, not of strokes
-    mean_iou = class_scores(examples, probabilities, class_names).mean_iou
-    if mean_iou is not None and (sparse or len(class_names) > 2 or not errors):
-        scores["mean_iou"] = mean_iou
+    if sparse or len(class_names) > 2 or not errors:
+        mean_iou = class_scores(examples, probabilities, class_names).mean_iou
+        if mean_iou is not None:
+            scores["mean_iou"] = mean_iou
     return Validation(scores, probabilities)
+
+
+@jax.jit
+def _weighted_cross_entropy(probabilities, labels, weights):
+    # The soft-max of these logits are the probabilities.
+    logits = jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
+    return weighted_cross_entropy(logits, labels, weights)

@@ -1,0 +1,41 @@
+"""The pictures of a run, drawn in a thread while training goes on."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+
+
+class Pictures:
+    """Draws one at a time; one that has not been begun gives way to a newer one.
+
+    Used in a `with` block, whose end waits for the last one.
+    """
+
+    def __init__(self):
+        """Begins nothing yet."""
+        self._background = ThreadPoolExecutor(1)
+        self._drawings: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        """These pictures."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits; raises the last one's error, unless another error is on its way."""
+        self._background.shutdown()
+        if kind is None:
+            self._raise_errors()
+
+    def draw(self, picture: Callable[[], None]) -> None:
+        """Calls it in the thread; raises the error of an earlier one."""
+        self._raise_errors()
+        for drawing in self._drawings:
+            drawing.cancel()  # nothing happens to one that has been begun
+        self._drawings.append(self._background.submit(picture))
+
+    def _raise_errors(self) -> None:
+        done = [drawing for drawing in self._drawings if drawing.done()]
+        self._drawings = [drawing for drawing in self._drawings if drawing not in done]
+        for drawing in done:
+            if not drawing.cancelled():
+                drawing.result()
