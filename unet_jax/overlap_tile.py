@@ -147,7 +147,7 @@ def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, out
     tiles, count = _tiles(image, output, averaging, side, model.network.depth)
     predict = tile_probabilities(model.network)
     progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
-    ahead: deque[tuple[list[_Tile], jax.Array]] = deque()
+    ahead: deque[tuple[list[_Write], jax.Array]] = deque()
     for batch in _batched(progress, batch_size):
         # The last batch is filled up, so that there is one compilation for each tile side.
         dtype = batch[0][0].dtype.newbyteorder("=")
@@ -159,7 +159,7 @@ def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, out
         probabilities = predict(model.params, normalised)
         probabilities.copy_to_host_async()
         # The device computes while the host writes what came before.
-        ahead.append((batch, probabilities))
+        ahead.append(([write for _, write in batch], probabilities))
         if len(ahead) > _batches_ahead():
             _write(*ahead.popleft())
     while ahead:
@@ -292,13 +292,14 @@ def _batched(items, size):
         yield batch
 
 
-def _write(batch, probabilities):
-    for (_, write), tile_output in zip(batch, np.asarray(probabilities), strict=False):
+def _write(writes, probabilities):
+    for write, tile_output in zip(writes, np.asarray(probabilities), strict=False):
         write(tile_output)
 
 
 # A tile to predict, [side, side, C] of grey values, and what writes its probabilities.
-_Tile = tuple[np.ndarray, Callable[[np.ndarray], None]]
+_Write = Callable[[np.ndarray], None]
+_Tile = tuple[np.ndarray, _Write]
 
 
 def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]:
