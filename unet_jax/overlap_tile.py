@@ -31,9 +31,9 @@ from unet_jax.normalisation import (
 from unet_jax.resizing import resized, scaled_size
 
 if hasattr(jax, "enable_x64"):
-    in_64_bits = jax.enable_x64
+    _in_64_bits = jax.enable_x64
 else:  # before JAX 0.8
-    from jax.experimental import enable_x64 as in_64_bits
+    from jax.experimental import enable_x64 as _in_64_bits
 
 logger = logging.getLogger("unet_jax")
 
@@ -149,14 +149,10 @@ def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, out
     progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
     ahead: deque[tuple[list[_Write], jax.Array]] = deque()
     for batch in _batched(progress, batch_size):
+        tiles = [tile for tile, _ in batch]
         # The last batch is filled up, so that there is one compilation for each tile side.
-        dtype = batch[0][0].dtype.newbyteorder("=")
-        inputs = np.zeros((batch_size, side, side, model.channels), dtype)
-        for i, (tile, _) in enumerate(batch):
-            inputs[i] = tile
-        with in_64_bits(True):
-            normalised = _normalised(inputs, *statistics)
-        probabilities = predict(model.params, normalised)
+        tiles += tiles[:1] * (batch_size - len(tiles))
+        probabilities = predict(model.params, _normalised(np.stack(tiles), *statistics))
         probabilities.copy_to_host_async()
         # The device computes while the host writes what came before.
         ahead.append(([write for _, write in batch], probabilities))
@@ -168,9 +164,14 @@ def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, out
         np.clip(output, 0, 1, out=output)  # averages may exceed 1 by rounding
 
 
-@jax.jit
 def _normalised(tiles, mean, std):
-    """As `normalise`, bit for bit, on the device; to be called in 64 bits."""
+    """As `normalise`, bit for bit, on the device."""
+    with _in_64_bits(True):
+        return _normalise_tiles(tiles.astype(tiles.dtype.newbyteorder("="), copy=False), mean, std)
+
+
+@jax.jit
+def _normalise_tiles(tiles, mean, std):
     scale = jnp.where(std > 0, 1 / std, 0)
     return ((tiles.astype(jnp.float64) - mean) * scale).astype(jnp.float32)
 
