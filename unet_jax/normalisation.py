@@ -14,6 +14,8 @@ MAX_GREY_VALUE = np.float32(1e30)
 # In standard deviations. The hottest pixel of a 16-bit camera stays below it; a marker such as
 # 1e20 for "no value" does not, and would ruin what the network sees and learns around it.
 _MAX_DISTANCE = 1e6
+# Pixels at a time; more do not fit the processor's cache.
+_CHUNK = 2**17
 
 
 def are_grey_values(image: np.ndarray) -> bool:
@@ -126,7 +128,7 @@ def _chunks(channel, dtype=np.float32):
         flags=["external_loop", "buffered"],
         op_dtypes=[dtype],
         casting="unsafe",
-        buffersize=2**17,
+        buffersize=_CHUNK,
     )
 
 

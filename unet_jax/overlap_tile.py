@@ -152,7 +152,8 @@ def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, out
         tiles = [tile for tile, _ in batch]
         # The last batch is filled up, so that there is one compilation for each tile side.
         tiles += tiles[:1] * (batch_size - len(tiles))
-        probabilities = predict(model.params, _normalised(np.stack(tiles), *statistics))
+        inputs = np.stack(tiles) if batch_size > 1 else tiles[0][None]
+        probabilities = predict(model.params, _normalised(inputs, *statistics))
         probabilities.copy_to_host_async()
         # The device computes while the host writes what came before.
         ahead.append(([write for _, write in batch], probabilities))
