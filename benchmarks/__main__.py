@@ -27,7 +27,7 @@ NAMES = (
     "fine_tuning",
 )
 #: Run when they are named.
-ON_REQUEST = ("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions")
+ON_REQUEST = ("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions", "host_time")
 
 
 def main():
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--out", type=Path, help="folder for NAME.json")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="see training_step, gpu_compile")
-    parser.add_argument("--other", metavar="CHECKOUT", help="the other one of versions")
+    parser.add_argument("--other", metavar="CHECKOUT", help="of versions and host_time")
     arguments = parser.parse_args()
     for name in set(arguments.name) - {*NAMES, *ON_REQUEST}:
         parser.error(f"there is no benchmark {name}; {by_default}")

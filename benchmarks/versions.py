@@ -7,6 +7,7 @@ is this one beside itself.
 """
 
 import os
+import runpy
 import sys
 import time
 from functools import partial
@@ -27,9 +28,15 @@ _FIGURES = ("this_seconds", "other_seconds", "this_over_other", "low", "high")
 
 def rows(quick, other):
     """One row for each call."""
+    yield from compared(_HERE, quick, other)
+
+
+def compared(file, quick, other):
+    """One row for each of the `CALLS` in a file, which both versions run."""
     rounds = 2 if quick else _ROUNDS
-    with worker(_HERE.parents[1], quick) as this, worker(Path(other).resolve(), quick) as that:
-        for call in CALLS:
+    checkouts = _HERE.parents[1], Path(other).resolve()
+    with worker(file, checkouts[0], quick) as this, worker(file, checkouts[1], quick) as that:
+        for call in runpy.run_path(str(file))["CALLS"]:
             spent = []
             for i in range(rounds + 1):
                 # Who comes second may find the machine warmer.
@@ -44,10 +51,10 @@ def rows(quick, other):
             yield {"call": call} | dict(zip(_FIGURES, figures, strict=True))
 
 
-def worker(checkout, quick):
-    """A process that runs a version until its input ends."""
+def worker(file, checkout, quick):
+    """A process that runs a version's calls until its input ends."""
     # -P: the modules beside this file must not stand for others of the same name.
-    command = [sys.executable, "-P", str(_HERE), *(["--quick"] if quick else [])]
+    command = [sys.executable, "-P", str(_HERE), str(file), *(["--quick"] if quick else [])]
     path = os.environ | {"PYTHONPATH": str(checkout)}
     return Popen(command, env=path, cwd=checkout, stdin=PIPE, stdout=PIPE, text=True)
 
@@ -58,11 +65,11 @@ def seconds(process, call):
     return float(process.stdout.readline())
 
 
-def work(quick):
+def work(file, quick):
     """Does the call that each line of the input names, and prints its seconds."""
-    made = {}
+    calls, made = runpy.run_path(file)["CALLS"], {}
     for name in map(str.strip, sys.stdin):
-        made[name] = made.get(name) or CALLS[name](quick=quick)
+        made[name] = made.get(name) or calls[name](quick=quick)
         began = time.perf_counter()
         made[name]()
         print(time.perf_counter() - began, flush=True)
@@ -116,4 +123,4 @@ CALLS = {
 }
 
 if __name__ == "__main__":
-    work("--quick" in sys.argv)
+    work(sys.argv[1], "--quick" in sys.argv)

@@ -3,6 +3,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from unet_jax import normalisation
 from unet_jax.normalisation import grey_value_statistics, normalise
 
 
@@ -22,6 +23,11 @@ def images():
         "signs": rng.normal(size=(41, 50)).astype(np.float32),
         "heavy tails": rng.standard_cauchy((50, 50)).astype(np.float32),
         "bool": rng.random((30, 30)) > 0.5,
+        "int8": rng.integers(-128, 128, (31, 20)).astype(np.int8),
+        "int16": rng.integers(-32768, 32768, (31, 20)).astype(np.int16),
+        "big-endian": rng.integers(1000, 30000, (31, 20)).astype(">u2"),
+        "big-endian float": rng.normal(size=(31, 20)).astype(">f4"),
+        "zeros of both signs": np.copysign(rng.integers(0, 2, (31, 20)), -1).astype(np.float32),
         "a view": rng.normal(size=(90, 80)).astype(np.float32)[::-2, 3:40].T,
     }
 
@@ -33,6 +39,32 @@ def test_statistics_equal_numpy(name):
     expected_mean, expected_std = by_numpy(image)
     assert mean[0] == pytest.approx(expected_mean, rel=1e-6, abs=1e-6)
     assert std[0] == pytest.approx(expected_std, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", images())
+def test_the_order_of_the_pixels_changes_no_bit(name, monkeypatch):
+    pixels = images()[name].ravel()
+    expected = grey_value_statistics(pixels[None, :, None])
+    for chunk in (7, 100):
+        monkeypatch.setattr(normalisation, "_CHUNK", chunk)
+        pixels = np.random.default_rng(chunk).permutation(pixels)
+        np.testing.assert_array_equal(grey_value_statistics(pixels[None, :, None]), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_integers_have_the_statistics_of_the_same_floats(bits):
+    image = np.random.default_rng(1).integers(0, 2**bits, (200, 300, 1)).astype(f"u{bits // 8}")
+    as_float = grey_value_statistics(image.astype(np.float32))
+    np.testing.assert_allclose(grey_value_statistics(image), as_float, rtol=1e-12)
+
+
+def test_an_outlier_between_the_percentiles_leaves_the_others_their_digits():
+    image = np.random.default_rng(2).normal(size=(300, 300, 1)).astype(np.float32)
+    image[7, 7] = 1e5
+    expected = image.astype(float)
+    mean, std = grey_value_statistics(image, (0.0, 100.0))
+    assert mean[0] == pytest.approx(expected.mean(), rel=1e-9)
+    assert std[0] == pytest.approx(expected.std(), rel=1e-9)
 
 
 def test_other_percentiles():

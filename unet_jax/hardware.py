@@ -2,20 +2,29 @@
 
 import os
 import re
+from functools import cache
 
 import jax
 import psutil
 
+# Where an accelerator does not tell, as with some of JAX's allocators: that of a small one. A part
+# of the machine's would be a guess that may be far too large; prediction goes on with smaller tiles
+# where even this is not there.
+_UNTOLD_BYTES = 8 * 2**30
 
+
+@cache
 def host_memory_bytes() -> int:
     """All of the machine's memory, whatever is in use now."""
     return psutil.virtual_memory().total
 
 
+@cache
 def device_memory_bytes() -> int:
     """All of the memory that JAX computes in, whatever is in use now; on a CPU the machine's."""
     statistics = jax.devices()[0].memory_stats() or {}
-    return statistics.get("bytes_limit") or host_memory_bytes()
+    untold = host_memory_bytes() if jax.default_backend() == "cpu" else _UNTOLD_BYTES
+    return statistics.get("bytes_limit") or untold
 
 
 def fastest_dtype() -> str:

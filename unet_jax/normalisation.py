@@ -14,6 +14,8 @@ MAX_GREY_VALUE = np.float32(1e30)
 # In standard deviations. The hottest pixel of a 16-bit camera stays below it; a marker such as
 # 1e20 for "no value" does not, and would ruin what the network sees and learns around it.
 _MAX_DISTANCE = 1e6
+# Pixels at a time; more do not fit the processor's cache.
+_CHUNK = 2**17
 
 
 def are_grey_values(image: np.ndarray) -> bool:
@@ -52,25 +54,17 @@ def normalise(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarra
 
 
 def _channel_statistics(channel, percentiles):
-    ranks = np.array(percentiles) / 100 * (channel.size - 1)
     # The pixels between two interpolated percentiles are those between these two ranks.
-    low, high = _ranked(channel, int(np.ceil(ranks[0]))), _ranked(channel, int(ranks[1]))
-    count = total = squares = 0.0
-    extremes = [low, high]
-    for chunk in _chunks(channel):
-        extremes = [min(extremes[0], chunk.min()), max(extremes[1], chunk.max())]
-        # Around `low`: the squares of large grey values would lose the digits of a small spread.
-        inside = chunk[(chunk >= low) & (chunk <= high)].astype(np.float64) - low
-        count, total, squares = (
-            count + inside.size,
-            total + inside.sum(),
-            squares + np.square(inside).sum(),
-        )
+    low_rank, high_rank = np.array(percentiles) / 100 * (channel.size - 1)
+    ranks = int(np.ceil(low_rank)), int(high_rank)
+    extremes = float(channel.min()), float(channel.max())
+    few_values = channel.dtype.kind in "biu" and channel.dtype.itemsize <= 2
+    low, count, total, squares = (_counted if few_values else _searched)(channel, ranks)
     if count == 0:  # an image of two pixels
-        return float(low), 0.0
+        return low, 0.0
     mean = total / count
     std = np.sqrt(max(squares / count - mean**2, 0.0))
-    for extreme in map(float, extremes):
+    for extreme in extremes:
         if std > 0 and abs(extreme - low - mean) > _MAX_DISTANCE * std:
             raise ValueError(
                 f"holds a pixel of {extreme:g}, most are about {low + mean:.3g} with a standard "
@@ -80,33 +74,65 @@ def _channel_statistics(channel, percentiles):
     return low + mean, std
 
 
-def _ranked(channel, rank):
-    """The float32 grey value with `rank` smaller or equal ones before it, by a radix search."""
+# Both return the grey value of the lower rank and, of the pixels from there to that of the upper
+# rank, their number and the sums of their distances from it and of the squares of these. In another
+# order the pixels give the same bits.
+
+
+def _counted(channel, ranks):
+    """Of integers of up to 16 bits, from one histogram."""
+    dtype = np.dtype(np.uint8) if channel.dtype == bool else channel.dtype.newbyteorder("=")
+    least, largest = dtype.type(channel.min()), dtype.type(channel.max())
+    histogram = np.zeros(int(largest) - int(least) + 1, np.int64)
+    for chunk in _chunks(channel, dtype):
+        distances = (chunk - least).view(f"u{dtype.itemsize}")
+        histogram += np.bincount(distances, minlength=histogram.size)
+    low, high = np.searchsorted(np.cumsum(histogram), ranks, side="right")
+    inside = histogram[low : high + 1].astype(float)
+    distances = np.arange(inside.size)
+    count, total, squares = ((inside * distances**power).sum() for power in range(3))
+    return float(least) + low, count, total, squares
+
+
+def _searched(channel, ranks):
+    """Of any real numbers, taken as float32: a radix search of the ranks, then the sums."""
     upper = np.zeros(2**16, np.int64)
     for chunk in _chunks(channel):
-        upper += np.bincount(_sortable(chunk) >> 16, minlength=2**16)
-    bucket = np.searchsorted(np.cumsum(upper), rank, side="right")
-    lower = np.zeros(2**16, np.int64)
+        upper += np.bincount((_sortable(chunk) >> 16) + 2**15, minlength=2**16)
+    ends = np.cumsum(upper)
+    buckets = np.searchsorted(ends, ranks, side="right")
+    lower = np.zeros((2, 2**16), np.int64)
     for chunk in _chunks(channel):
         keys = _sortable(chunk)
-        lower += np.bincount(keys[keys >> 16 == bucket] & 0xFFFF, minlength=2**16)
-    position = np.searchsorted(np.cumsum(lower), rank - upper[:bucket].sum(), side="right")
-    key = np.uint32(bucket << 16 | position)
-    bits = key ^ np.uint32(0x80000000) if key >> 31 else ~key
-    return np.float32(bits.view(np.float32))
+        for counts, bucket in zip(lower, buckets - 2**15, strict=True):
+            counts += np.bincount(keys[keys >> 16 == bucket] & 0xFFFF, minlength=2**16)
+    within = ranks - (ends - upper)[buckets]
+    places = [np.searchsorted(np.cumsum(n), r, "right") for n, r in zip(lower, within, strict=True)]
+    keys = ((buckets - 2**15) << 16 | np.array(places)).astype(np.int32)
+    low, high = _sortable(keys.view(np.float32)).view(np.float32).astype(float)
+    spread = high - low or 1.0  # all distances are 0
+    # Whole numbers, whose sums are the same in any order: steps of 2^-42 of the spread.
+    count = total = squares = 0
+    for chunk in _chunks(channel):
+        inside = (chunk >= low) & (chunk <= high)
+        distances = np.where(inside, (chunk.astype(float) - low) / spread, 0)
+        count += np.count_nonzero(inside)
+        total += int(np.rint(distances * 2**42).astype(np.int64).sum())
+        squares += int(np.rint(np.square(distances) * 2**42).astype(np.int64).sum())
+    return low, count, total / 2**42 * spread, squares / 2**42 * spread**2
 
 
-def _chunks(channel):
+def _chunks(channel, dtype=np.float32):
     return np.nditer(
         channel,
         flags=["external_loop", "buffered"],
-        op_dtypes=[np.float32],
+        op_dtypes=[dtype],
         casting="unsafe",
-        buffersize=2**20,
+        buffersize=_CHUNK,
     )
 
 
 def _sortable(values):
-    """uint32 keys that sort as the float32 values do."""
-    bits = values.view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+    """int32 keys that sort as the float32 values do; the keys of keys are the values' bits."""
+    bits = values.view(np.int32)
+    return bits ^ (bits >> 31 & 0x7FFFFFFF)

@@ -9,14 +9,16 @@ import dataclasses
 import functools
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
+from unet_jax.compiled import compiled
 from unet_jax.hardware import device_memory_bytes, is_out_of_memory
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
@@ -25,9 +27,13 @@ from unet_jax.normalisation import (
     MAX_GREY_VALUE,
     are_grey_values,
     grey_value_statistics,
-    normalise,
 )
 from unet_jax.resizing import resized, scaled_size
+
+if hasattr(jax, "enable_x64"):
+    _in_64_bits = jax.enable_x64
+else:  # before JAX 0.8
+    from jax.experimental import enable_x64 as _in_64_bits
 
 logger = logging.getLogger("unet_jax")
 
@@ -40,8 +46,9 @@ AVERAGING = ("none", "rotations", "symmetries")
 _STEPS = (64, 128, 256, 384, *range(512, 1025, 64))
 # More input pixels at a time do not make an accelerator any faster.
 _PIXELS_IN_FLIGHT = 2**20
-# Feature maps of the first level's size and width that are alive at once, generously.
-_MAPS_ALIVE = 8
+# Memory in feature maps of the first level's size and width. XLA's plans take 2.1 to 3.1 of them on
+# a CPU and up to 2.4 on a GPU, where the convolutions may ask for more.
+_MAPS_ALIVE = 4
 
 
 def predict_tiled(
@@ -92,7 +99,12 @@ def predict_tiled(
         out[:] = result
         return out
     depth = model.network.depth
-    side = choose_tile_side(model.network, height, width) if tile_side is None else tile_side
+    if tile_side is None:
+        # Turned images are larger: as much as by 45 degrees, if it has to be one size for all.
+        turned = math.ceil((height + width) / math.sqrt(2))
+        seen = (turned, turned) if averaging == "rotations" else (height, width)
+        tile_side = choose_tile_side(model.network, *seen)
+    side = tile_side
     if side not in valid_input_sides(side, depth) or tile_step(side, depth) < 1:
         nearest = [s for s in valid_input_sides(side, depth) if tile_step(s, depth) > 0]
         nearest = nearest or [_side_of_step(2 ** (depth - 1), depth)]
@@ -130,24 +142,39 @@ def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
 
 def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, output) -> None:
     """Fills float32 [H, W, classes] for an image [H, W, C]."""
-    output[:] = 0
+    if averaging != "none":
+        output[:] = 0
     tiles, count = _tiles(image, output, averaging, side, model.network.depth)
     predict = tile_probabilities(model.network)
     progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
-    before = None
+    ahead: deque[tuple[list[_Write], jax.Array]] = deque()
     for batch in _batched(progress, batch_size):
+        tiles = [tile for tile, _ in batch]
         # The last batch is filled up, so that there is one compilation for each tile side.
-        inputs = np.zeros((batch_size, side, side, model.channels), np.float32)
-        for i, (tile, _) in enumerate(batch):
-            inputs[i] = normalise(tile, *statistics)
+        tiles += tiles[:1] * (batch_size - len(tiles))
+        inputs = np.stack(tiles) if batch_size > 1 else tiles[0][None]
+        probabilities = predict(model.params, _normalised(inputs, *statistics))
+        probabilities.copy_to_host_async()
         # The device computes while the host writes what came before.
-        probabilities = predict(model.params, inputs)
-        if before:
-            _write(*before)
-        before = batch, probabilities
-    if before:
-        _write(*before)
-    np.clip(output, 0, 1, out=output)  # averages may exceed 1 by rounding
+        ahead.append(([write for _, write in batch], probabilities))
+        if len(ahead) > _batches_ahead():
+            _write(*ahead.popleft())
+    while ahead:
+        _write(*ahead.popleft())
+    if averaging != "none":
+        np.clip(output, 0, 1, out=output)  # averages may exceed 1 by rounding
+
+
+def _normalised(tiles, mean, std):
+    """As `normalise`, bit for bit, on the device."""
+    with _in_64_bits(True):
+        return _normalise_tiles(tiles.astype(tiles.dtype.newbyteorder("="), copy=False), mean, std)
+
+
+@jax.jit
+def _normalise_tiles(tiles, mean, std):
+    scale = jnp.where(std > 0, 1 / std, 0)
+    return ((tiles.astype(jnp.float64) - mean) * scale).astype(jnp.float32)
 
 
 @functools.cache
@@ -162,7 +189,8 @@ def tile_probabilities(network: UNet) -> Callable[[Any, jax.Array | np.ndarray],
         def member(p):
             return jax.nn.softmax(cast(jax.Array, network.apply({"params": p}, tiles)))
 
-        return jax.lax.map(member, params).mean(0)
+        # At most 1 also where a device divides less exactly.
+        return jnp.minimum(jax.lax.map(member, params).mean(0), 1)
 
     return jax.jit(predict, compiler_options=compiler_options())
 
@@ -246,6 +274,11 @@ def _side_of_step(step, depth):
     return valid_input_sides(step + 2 * context(depth) + 1, depth)[-1]
 
 
+def _batches_ahead():
+    """How many the device has to compute while the host writes what came before."""
+    return 1 if jax.default_backend() == "cpu" else 3
+
+
 def _tile_bytes(network, side):
     return _MAPS_ALIVE * side**2 * network.width * np.dtype(np.float32).itemsize
 
@@ -261,13 +294,14 @@ def _batched(items, size):
         yield batch
 
 
-def _write(batch, probabilities):
-    for (_, write), tile_output in zip(batch, np.asarray(probabilities), strict=False):
+def _write(writes, probabilities):
+    for write, tile_output in zip(writes, np.asarray(probabilities), strict=False):
         write(tile_output)
 
 
-# A tile to predict, [side, side, C] of grey values, and what adds its probabilities to the output.
-_Tile = tuple[np.ndarray, Callable[[np.ndarray], None]]
+# A tile to predict, [side, side, C] of grey values, and what writes its probabilities.
+_Write = Callable[[np.ndarray], None]
+_Tile = tuple[np.ndarray, _Write]
 
 
 def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]:
@@ -276,14 +310,13 @@ def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]
     step = tile_step(side, depth)
     if averaging == "rotations":
         angles = [2 * math.pi * k / 7 for k in range(7)]
-        origins = [_rotated_origins(height, width, angle, step, depth) for angle in angles]
-        # SciPy would copy the whole image for each tile, if its bytes were in the other order.
-        image = image.astype(image.dtype.newbyteorder("="), copy=False)
+        turns = [tuple(_turn(a, height, width) for a in (angle, -angle)) for angle in angles]
+        places = [_turned_places(height, width, turn, step, depth) for turn in turns]
         return (
             tile
-            for angle, corners in zip(angles, origins, strict=True)
-            for tile in _rotated_tiles(image, output, angle, corners, step, side, depth)
-        ), sum(map(len, origins))
+            for turn, there in zip(turns, places, strict=True)
+            for tile in _turned_tiles(image, output, turn, there, step, side, depth)
+        ), sum(map(len, places))
     views = [(0, 1)] if averaging == "none" else [(k, flip) for k in range(4) for flip in (1, -1)]
     return (
         tile
@@ -300,74 +333,115 @@ def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]
 
 
 def _upright_tiles(image, output, weight, step, side, depth) -> Iterator[_Tile]:
-    """Tiles of one view; `output` is the same view of the array to add to."""
+    """Tiles of one view; `output` is the same view of the array to write to, or to add to."""
     height, width, _ = output.shape
     before, after = context(depth), side - context(depth)
     for top in range(0, height, step):
         for left in range(0, width, step):
-            rows = mirror_indices(top - before, top + after, height)
-            columns = mirror_indices(left - before, left + after, width)
             target = output[top : top + step, left : left + step]
 
             def write(probabilities, target=target):
-                target += np.float32(weight) * probabilities[: target.shape[0], : target.shape[1]]
+                probabilities = probabilities[: target.shape[0], : target.shape[1]]
+                if weight == 1:
+                    target[:] = probabilities
+                else:
+                    target += np.float32(weight) * probabilities
 
-            yield image[np.ix_(rows, columns)], write
+            yield _part(image, top - before, top + after, left - before, left + after), write
 
 
-def _rotated_origins(height, width, angle, step, depth):
-    """Origins of the tiles that cover the image turned by `angle` about its centre."""
-    corners = np.array([(y, x) for y in (0, height - 1) for x in (0, width - 1)], float)
-    y, x = _turned(corners[:, 0], corners[:, 1], -angle, height, width)
+def _part(image, top, bottom, left, right):
+    """The pixels [top ... bottom - 1, left ... right - 1] of an image mirrored at its border."""
+    height, width, _ = image.shape
+    rows, columns = mirror_indices(top, bottom, height), mirror_indices(left, right, width)
+    # Only what is needed of an image that may be larger than the memory.
+    part = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    if left < 0 or right > width:
+        part = part.take(columns - columns.min(), axis=1)
+    if top < 0 or bottom > height:
+        part = part.take(rows - rows.min(), axis=0)
+    return part
+
+
+def _turned_places(height, width, turn, step, depth):
+    """Where the tiles lie that see something of the turned image, and in which part of it.
+
+    Returns a list of their first row and column in the turned plane, and two slices of the image
+    that hold all pixels they may write.
+    """
+    forth, back = turn
     grid = 2 ** (depth - 1)
+    places = []
+    (top, bottom), (left, right) = _reach((0, height - 1), (0, width - 1), back)
+    for y in range(top // grid * grid, bottom + 1, step):
+        for x in range(left // grid * grid, right + 1, step):
+            reach = _reach((y, y + step), (x, x + step), forth)
+            rows, columns = (
+                slice(max(first, 0), min(last + 2, size))
+                for (first, last), size in zip(reach, (height, width), strict=True)
+            )
+            if rows.start < rows.stop and columns.start < columns.stop:
+                places.append((y, x, rows, columns))
+    return places
 
-    def starts(low, high):
-        return range(math.floor(low / grid) * grid, math.floor(high) + 1, step)
 
-    return [(top, left) for top in starts(y.min(), y.max()) for left in starts(x.min(), x.max())]
-
-
-def _rotated_tiles(image, output, angle, origins, step, side, depth) -> Iterator[_Tile]:
+def _turned_tiles(image, output, turn, places, step, side, depth) -> Iterator[_Tile]:
     """Tiles of the turned image, interpolated linearly there and back."""
-    height, width, classes = output.shape
-    before = context(depth)
-    pixels = np.arange(side, dtype=float) - before
-    for top, left in origins:
-        y, x = _turned(top + pixels[:, None], left + pixels[None, :], angle, height, width)
-        tile = np.stack(
-            [
-                map_coordinates(image[..., c], (y, x), np.float32, order=1, mode="mirror")
-                for c in range(image.shape[-1])
-            ],
-            axis=-1,
-        )
+    forth, back = turn
+    for place in places:
+        top, left = (start - context(depth) for start in place[:2])
+        (y, last_y), (x, last_x) = _reach((top, top + side - 1), (left, left + side - 1), forth)
+        part = _part(image, y, last_y + 2, x, last_x + 2).astype(np.float32, order="C")
+        tile = np.zeros((side, side, image.shape[-1]), np.float32)
+        _add_turned(tile, (top, left), part, (y, x), max(part.shape), forth, np.float32(1))
 
-        def write(probabilities, top=top, left=left):
-            # The pixels of the image that lie in the turned tile, each in one tile only.
-            ends = np.array([(a, b) for a in (top, top + step) for b in (left, left + step)], float)
-            y, x = _turned(ends[:, 0], ends[:, 1], angle, height, width)
-            rows, columns = _within(y, height), _within(x, width)
-            y, x = _turned(rows[:, None], columns[None, :], -angle, height, width)
-            y, x = y - top, x - left
-            inside = (y >= 0) & (y < step) & (x >= 0) & (x < step)
-            target = output[rows[:, None], columns[None, :]]
-            for c in range(classes):
-                back = map_coordinates(probabilities[..., c], (y[inside], x[inside]), order=1)
-                target[inside, c] += np.float32(1 / 7) * back
-            output[rows[:, None], columns[None, :]] = target
+        def write(probabilities, place=place):
+            top, left, rows, columns = place
+            corner = rows.start, columns.start
+            share = np.float32(1 / 7)
+            _add_turned(
+                output[rows, columns], corner, probabilities, (top, left), step, back, share
+            )
 
         yield tile, write
 
 
-def _within(coordinates, size):
-    """The pixels of a line that lie between the least and the largest coordinate."""
-    first, last = math.floor(coordinates.min()), math.ceil(coordinates.max())
-    return np.arange(size)[max(first, 0) : max(last + 1, 0)]
+def _turn(angle, height, width):
+    """What `_turned` needs to turn by `angle` (radians) about the centre of an image."""
+    return math.cos(angle), math.sin(angle), (height - 1) / 2, (width - 1) / 2
 
 
-def _turned(y, x, angle, height, width):
-    """Coordinates turned by `angle` (radians) about the centre of an image."""
-    cy, cx = (height - 1) / 2, (width - 1) / 2
-    cos, sin = math.cos(angle), math.sin(angle)
-    y, x = y - cy, x - cx
-    return cos * y - sin * x + cy, sin * y + cos * x + cx
+def _reach(rows, columns, turn):
+    """The first and last row, and column, that a turned rectangle reaches, rounded down."""
+    y, x = np.transpose([_turned(y, x, turn) for y in rows for x in columns])
+    return [(math.floor(line.min()), math.floor(line.max())) for line in (y, x)]
+
+
+@compiled
+def _turned(y, x, turn):
+    """Turned coordinates, the same bits wherever they are asked for."""
+    cos, sin, cy, cx = turn
+    return cos * (y - cy) + cy - sin * (x - cx), sin * (y - cy) + cx + cos * (x - cx)
+
+
+@compiled
+def _add_turned(target, corner, source, source_corner, step, turn, weight):
+    """Adds the pixels of `source`, turned and interpolated linearly, to those of `target`.
+
+    Both are parts [H, W, C] of planes, in which they begin at their corners. What lies beyond the
+    first `step` rows and columns of the source is left to its neighbours; whole numbers decide, so
+    that each pixel of the target is added to by exactly one of them.
+    """
+    height, width, channels = target.shape
+    for i in range(height):
+        for j in range(width):
+            y, x = _turned(corner[0] + i, corner[1] + j, turn)
+            floor_y, floor_x = math.floor(y), math.floor(x)
+            k, m = floor_y - source_corner[0], floor_x - source_corner[1]
+            if 0 <= k < step and 0 <= m < step:
+                y, x = np.float32(y - floor_y), np.float32(x - floor_x)
+                for c in range(channels):
+                    upper = source[k, m, c] + x * (source[k, m + 1, c] - source[k, m, c])
+                    lower = source[k + 1, m, c]
+                    lower += x * (source[k + 1, m + 1, c] - lower)
+                    target[i, j, c] += weight * (upper + y * (lower - upper))

@@ -233,14 +233,20 @@ def test_a_stop_request_is_of_the_main_thread_only():
 def machine(monkeypatch):
     """Gives the machine so many bytes of memory, and its GPU so many, None = there is none."""
 
+    def forget():
+        environment.host_memory_bytes.cache_clear()
+        environment.device_memory_bytes.cache_clear()
+
     def machine(host, gpu):
         statistics = None if gpu is None else {"bytes_limit": gpu}
         devices = [SimpleNamespace(memory_stats=lambda: statistics, device_kind="made up")]
         monkeypatch.setattr(jax, "devices", lambda *_: devices)
         memory = SimpleNamespace(total=host)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        forget()
 
-    return machine
+    yield machine
+    forget()
 
 
 GIB = 2**30
@@ -252,6 +258,13 @@ def test_the_two_memories(machine, host, gpu):
     machine(host, gpu)
     assert hardware.host_memory_bytes() == host
     assert hardware.device_memory_bytes() == (gpu or host)
+
+
+@pytest.mark.parametrize("host", [4 * GIB, 1000 * GIB])
+def test_a_gpu_that_does_not_tell_its_memory_is_not_given_the_machines(machine, monkeypatch, host):
+    machine(host, None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert environment.device_memory_bytes() == 8 * GIB
 
 
 SMALL = 100_000  # bytes; all that follows needs more, and far less than a GiB
