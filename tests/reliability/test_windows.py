@@ -234,8 +234,8 @@ def machine(monkeypatch):
     """Gives the machine so many bytes of memory, and its GPU so many, None = there is none."""
 
     def forget():
-        environment.host_memory_bytes.cache_clear()
-        environment.device_memory_bytes.cache_clear()
+        hardware.host_memory_bytes.cache_clear()
+        hardware.device_memory_bytes.cache_clear()
 
     def machine(host, gpu):
         statistics = None if gpu is None else {"bytes_limit": gpu}
@@ -264,7 +264,7 @@ def test_the_two_memories(machine, host, gpu):
 def test_a_gpu_that_does_not_tell_its_memory_is_not_given_the_machines(machine, monkeypatch, host):
     machine(host, None)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert environment.device_memory_bytes() == 8 * GIB
+    assert hardware.device_memory_bytes() == 8 * GIB
 
 
 SMALL = 100_000  # bytes; all that follows needs more, and far less than a GiB
