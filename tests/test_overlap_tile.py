@@ -185,16 +185,15 @@ def test_each_pixel_is_written_by_one_turned_tile_for_each_angle(depth, monkeypa
     model, margin = he_model(depth, width=1), context(depth)
     probabilities = jnp.array([0.25, 0.75])
 
+    @jax.jit
     def predict(_, tiles):
         sides = (side - 2 * margin for side in tiles.shape[1:3])
         return jnp.broadcast_to(probabilities, (len(tiles), *sides, 2))
 
     monkeypatch.setattr(overlap_tile, "tile_probabilities", lambda _: predict)
-    smallest = 2 * margin + (8 if depth == 3 else 3)
-    rng = np.random.default_rng(depth)
-    sizes = [(1, 1), (1, 90), (64, 64), (65, 64), (101, 77), *rng.integers(1, 150, (20, 2))]
-    for height, width in sizes:
-        for tile_side in (smallest, smallest + 8):
+    sizes = np.random.default_rng(depth).integers(1, 120, (10, 2))
+    for height, width in [(1, 1), (1, 90), (64, 64), (65, 64), (101, 77), *sizes]:
+        for tile_side in (2 * margin + 20, 2 * margin + 44):
             image = np.eye(height, width)
             result = predict_tiled(model, image, tile_side=tile_side, averaging="rotations")
             np.testing.assert_allclose(result, np.broadcast_to(probabilities, result.shape), 1e-6)
@@ -272,7 +271,7 @@ def test_memory_beyond_input_and_output_does_not_grow(small):
 
     for averaging in ("none", "symmetries", "rotations"):
         # The statistics take chunks of 2^17 pixels: both images are larger.
-        assert extra(900, averaging) < 1.1 * extra(500, averaging)
+        assert extra(800, averaging) < 1.1 * extra(400, averaging)
 
 
 def test_tile_side_is_chosen_by_size_and_memory(monkeypatch):

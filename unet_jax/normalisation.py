@@ -116,7 +116,7 @@ def _searched(channel, ranks):
     for chunk in _chunks(channel):
         inside = (chunk >= low) & (chunk <= high)
         distances = np.where(inside, (chunk.astype(float) - low) / spread, 0)
-        count += np.count_nonzero(inside)
+        count += int(np.count_nonzero(inside))
         total += int(np.rint(distances * 2**42).astype(np.int64).sum())
         squares += int(np.rint(np.square(distances) * 2**42).astype(np.int64).sum())
     return low, count, total / 2**42 * spread, squares / 2**42 * spread**2

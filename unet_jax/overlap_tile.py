@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
@@ -30,10 +31,8 @@ from unet_jax.normalisation import (
 )
 from unet_jax.resizing import resized, scaled_size
 
-if hasattr(jax, "enable_x64"):
-    _in_64_bits = jax.enable_x64
-else:  # before JAX 0.8
-    from jax.experimental import enable_x64 as _in_64_bits
+# Elsewhere before JAX 0.8.
+_in_64_bits = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
 
 logger = logging.getLogger("unet_jax")
 
@@ -104,12 +103,12 @@ def predict_tiled(
         turned = math.ceil((height + width) / math.sqrt(2))
         seen = (turned, turned) if averaging == "rotations" else (height, width)
         tile_side = choose_tile_side(model.network, *seen)
-    side = tile_side
-    if side not in valid_input_sides(side, depth) or tile_step(side, depth) < 1:
-        nearest = [s for s in valid_input_sides(side, depth) if tile_step(s, depth) > 0]
+    nearest = valid_input_sides(tile_side, depth)
+    if tile_side not in nearest or tile_step(tile_side, depth) < 1:
+        nearest = [side for side in nearest if tile_step(side, depth) > 0]
         nearest = nearest or [_side_of_step(2 ** (depth - 1), depth)]
         raise ValueError(
-            f"A U-Net of depth {depth} cannot take tiles of side {side}; "
+            f"A U-Net of depth {depth} cannot take tiles of side {tile_side}; "
             f"the nearest valid ones: {', '.join(map(str, nearest))}."
         )
 
@@ -118,7 +117,7 @@ def predict_tiled(
     except ValueError as error:
         raise ValueError(f"The image {error}.") from None
     out = np.empty(shape, np.float32) if out is None else out  # the statistics' memory is free now
-    for fitting, batch_size in _attempts(model.network, side):
+    for fitting, batch_size in _attempts(model.network, tile_side):
         try:
             _predict_by_tiles(model, image, statistics, averaging, fitting, batch_size, out)
             return out
@@ -149,10 +148,10 @@ def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, out
     progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
     ahead: deque[tuple[list[_Write], jax.Array]] = deque()
     for batch in _batched(progress, batch_size):
-        tiles = [tile for tile, _ in batch]
+        pixels = [tile for tile, _ in batch]
         # The last batch is filled up, so that there is one compilation for each tile side.
-        tiles += tiles[:1] * (batch_size - len(tiles))
-        inputs = np.stack(tiles) if batch_size > 1 else tiles[0][None]
+        pixels += pixels[:1] * (batch_size - len(batch))
+        inputs = np.stack(pixels) if batch_size > 1 else pixels[0][None]
         probabilities = predict(model.params, _normalised(inputs, *statistics))
         probabilities.copy_to_host_async()
         # The device computes while the host writes what came before.
@@ -310,13 +309,9 @@ def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]
     step = tile_step(side, depth)
     if averaging == "rotations":
         angles = [2 * math.pi * k / 7 for k in range(7)]
-        turns = [tuple(_turn(a, height, width) for a in (angle, -angle)) for angle in angles]
-        places = [_turned_places(height, width, turn, step, depth) for turn in turns]
-        return (
-            tile
-            for turn, there in zip(turns, places, strict=True)
-            for tile in _turned_tiles(image, output, turn, there, step, side, depth)
-        ), sum(map(len, places))
+        places = [p for angle in angles for p in _turned_places(height, width, angle, step, depth)]
+        tiles = (_turned_tile(image, output, place, step, side, depth) for place in places)
+        return tiles, len(places)
     views = [(0, 1)] if averaging == "none" else [(k, flip) for k in range(4) for flip in (1, -1)]
     return (
         tile
@@ -363,52 +358,39 @@ def _part(image, top, bottom, left, right):
     return part
 
 
-def _turned_places(height, width, turn, step, depth):
-    """Where the tiles lie that see something of the turned image, and in which part of it.
+def _turned_places(height, width, angle, step, depth):
+    """The tiles that see something of the image turned by `angle` (radians) about its centre.
 
-    Returns a list of their first row and column in the turned plane, and two slices of the image
-    that hold all pixels they may write.
+    Yields the turns from there to the image and back, see `_turned`, a tile's first row and column
+    in the turned plane, and the slices of the image outside of which it writes no pixel.
     """
-    forth, back = turn
+    centre = (height - 1) / 2, (width - 1) / 2
+    forth, back = ((math.cos(a), math.sin(a), *centre) for a in (angle, -angle))
     grid = 2 ** (depth - 1)
-    places = []
     (top, bottom), (left, right) = _reach((0, height - 1), (0, width - 1), back)
     for y in range(top // grid * grid, bottom + 1, step):
         for x in range(left // grid * grid, right + 1, step):
-            reach = _reach((y, y + step), (x, x + step), forth)
-            rows, columns = (
-                slice(max(first, 0), min(last + 2, size))
-                for (first, last), size in zip(reach, (height, width), strict=True)
-            )
+            (first, last), (start, end) = _reach((y, y + step), (x, x + step), forth)
+            rows = slice(max(first, 0), min(last + 2, height))
+            columns = slice(max(start, 0), min(end + 2, width))
             if rows.start < rows.stop and columns.start < columns.stop:
-                places.append((y, x, rows, columns))
-    return places
+                yield forth, back, (y, x), (rows, columns)
 
 
-def _turned_tiles(image, output, turn, places, step, side, depth) -> Iterator[_Tile]:
-    """Tiles of the turned image, interpolated linearly there and back."""
-    forth, back = turn
-    for place in places:
-        top, left = (start - context(depth) for start in place[:2])
-        (y, last_y), (x, last_x) = _reach((top, top + side - 1), (left, left + side - 1), forth)
-        part = _part(image, y, last_y + 2, x, last_x + 2).astype(np.float32, order="C")
-        tile = np.zeros((side, side, image.shape[-1]), np.float32)
-        _add_turned(tile, (top, left), part, (y, x), max(part.shape), forth, np.float32(1))
+def _turned_tile(image, output, place, step, side, depth) -> _Tile:
+    """A tile of the turned image, interpolated linearly there and back."""
+    forth, back, origin, part = place
+    top, left = (first - context(depth) for first in origin)
+    (y, last_y), (x, last_x) = _reach((top, top + side - 1), (left, left + side - 1), forth)
+    seen = _part(image, y, last_y + 2, x, last_x + 2).astype(np.float32, order="C")
+    tile = np.zeros((side, side, image.shape[-1]), np.float32)
+    _add_turned(tile, (top, left), seen, (y, x), max(seen.shape), forth, np.float32(1))
 
-        def write(probabilities, place=place):
-            top, left, rows, columns = place
-            corner = rows.start, columns.start
-            share = np.float32(1 / 7)
-            _add_turned(
-                output[rows, columns], corner, probabilities, (top, left), step, back, share
-            )
+    def write(probabilities):
+        corner, share = (part[0].start, part[1].start), np.float32(1 / 7)
+        _add_turned(output[part], corner, probabilities, origin, step, back, share)
 
-        yield tile, write
-
-
-def _turn(angle, height, width):
-    """What `_turned` needs to turn by `angle` (radians) about the centre of an image."""
-    return math.cos(angle), math.sin(angle), (height - 1) / 2, (width - 1) / 2
+    return tile, write
 
 
 def _reach(rows, columns, turn):
