@@ -73,6 +73,7 @@ def serve_file():
 def tiny_config():
     """A run of seconds on made-up pictures."""
     config = demo.get_config()
+    config.model.dtype = "float32"  # on a GPU too
     config.model.width = 2
     config.model.depth = 2
     config.data.height = config.data.width = 60

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, kernels, loop, variants
+from benchmarks import ceilings, gpu_compile, kernels, loop
 from benchmarks.accelerator import stage
 from benchmarks.side_by_side import alternate, repeated, summary
 from benchmarks.training_step import step_flops
@@ -61,22 +61,37 @@ def test_a_benchmark_that_needs_another_checkout_says_so(monkeypatch, capsys):
         assert told in capsys.readouterr().err
 
 
-def test_all_variants_of_a_step_compute_the_same():
-    names = ["base", "nine+pool+bias"]
-    base, other = variants.rows(quick=True, cases=[f"float32:1:4:{','.join(names)}"])
-    assert [base["variant"], other["variant"]] == names
-    assert base["over_first"] == 1
-    assert base["loss"] == pytest.approx(other["loss"], rel=1e-4)
-    assert base["kernels"] != other["kernels"]  # the patches were there
+def test_kernels_and_bytes_of_compiled_code_by_hand():
+    code = """HloModule m
 
+%fused (p: f32[2,3]) -> (f32[2,3], bf16[4]) {
+  %p = f32[2,3]{1,0} parameter(0)
+  %inner = f32[2,3]{1,0} negate(%p)
+}
 
-def test_a_variant_is_there_as_long_as_its_context():
-    kept = [getattr(*patch[:2]) for patch in variants._PATCHES.values()]
-    for names, count in (("base", 0), ("pool", 1), ("pool+bias", 2)):
-        with variants.variant(names):
-            patched = [getattr(*patch[:2]) for patch in variants._PATCHES.values()]
-            assert sum(a is not b for a, b in zip(patched, kept, strict=True)) == count
-        assert [getattr(*patch[:2]) for patch in variants._PATCHES.values()] == kept
+%graph (q: f32[2,3]) -> f32[2,3] {
+  %q = f32[2,3]{1,0} parameter(0)
+  ROOT %n = f32[2,3]{1,0} fusion(%q), kind=kLoop, calls=%fused
+}
+
+ENTRY %main (x: f32[2,3], k: bf16[3,3,1,4]) -> f32[2,3] {
+  %x = f32[2,3]{1,0} parameter(0)
+  %k = bf16[3,3,1,4]{3,2,1,0} parameter(1)
+  %both = (f32[2,3]{1,0}, u8[99]{0}) custom-call(%x, %k), dim_labels=b01f_o01i->b01f, c="conv"
+  %y = f32[2,3]{1,0} get-tuple-element(%both), index=0
+  %big = f32[600,600]{1,0} copy(%y)
+  ROOT %z = f32[2,3]{1,0} call(%y), to_apply=%graph
+}
+"""
+    convolution, copy, fusion = 24 + 24 + 72, 24 + 4 * 600 * 600, 24 + 24
+    assert gpu_compile.counted(code) == {
+        "kernels": 3,
+        "gigabytes": pytest.approx((convolution + copy + fusion) / 1e9, rel=1e-2),
+        "copies": 1,
+        "callbacks_and_transfers": 0,
+        "relu_in_convolution": 0,
+        "layouts": {"b01f_o01i->b01f": 1},
+    }
 
 
 def test_what_the_host_costs_and_where_time_goes():
