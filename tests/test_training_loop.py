@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import threading
 from dataclasses import replace
@@ -147,6 +148,13 @@ def test_examples_that_do_not_fit_are_told_before_the_first_step(examples, array
 def test_no_examples_are_refused():
     with pytest.raises(InputError, match=r"^There are no examples to train on\.$"):
         train([], CONFIGURATION)
+
+
+def test_another_run_to_start_from_asks_for_its_state(examples):
+    settings = dataclasses.replace(CONFIGURATION.train, start_from="runs/other")
+    configuration = dataclasses.replace(CONFIGURATION, train=settings)
+    with pytest.raises(InputError, match="a state is to be given"):
+        train(examples, configuration)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,8 @@ def train(
 
     Args:
       examples: to train on, of one number of channels and any sizes.
-      configuration: `model`, `weight_map`, `augmentation`, `optimiser` and `train` of it count.
+      configuration: `model`, `weight_map`, `augmentation`, `optimiser` and `train` of it count;
+        with `train.start_from` the state is to be given.
       optimiser: another one than the configuration's; there is no last step then.
       state: to go on from, which is used up; by default a new one, drawn by the seed.
       class_weight: float32 [classes], by default `class_weights` of the examples.
@@ -118,7 +119,8 @@ def train(
         for the device are done one by one.
 
     Raises:
-      InputError: no examples, or such that do not go with each other or with the network.
+      InputError: no examples, or such that do not go with each other or with the network; no state
+        although the configuration starts from another run.
     """
     settings, network = configuration.train, configuration.model
     _check(examples, network.classes)
@@ -129,6 +131,8 @@ def train(
     else:
         last = None
     if state is None:
+        if settings.start_from:
+            raise InputError("With config.train.start_from a state is to be given; `fit` does it.")
         state = initial_state(configuration, optimiser, examples[0].channels)
     if class_weight is None:
         class_weight = class_weights([e.labels for e in examples], network.classes)
