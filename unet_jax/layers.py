@@ -80,7 +80,7 @@ class Conv3x3(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape[-1:], jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return conv3x3(x, kernel) + bias.reshape(1, 1, 1, -1)
+        return conv3x3(x, _as_declared(kernel)) + bias.reshape(1, 1, 1, -1)
 
 
 class UpConv2x2(nn.Module):
@@ -103,11 +103,22 @@ class UpConv2x2(nn.Module):
         n, height, width, incoming = x.shape
         # A 1x1 convolution: XLA's matrix product rounds otherwise where there are more pixels, so
         # that a tile would not equal the whole image.
-        product = kernel.transpose(2, 0, 1, 3).reshape(1, 1, incoming, -1)
+        product = _as_declared(kernel).transpose(2, 0, 1, 3).reshape(1, 1, incoming, -1)
         # The bias is added before pixels are rearranged: after it, it would be made an image.
         blocks = _convolution(x, product) + jnp.tile(bias, 4).reshape(1, 1, 1, -1)
         blocks = blocks.reshape(n, height, width, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
         return blocks.reshape(n, 2 * height, 2 * width, self.channels)
+
+
+def _as_declared(kernel):
+    """With the axes of kernel and gradient in memory as they are declared.
+
+    Else a GPU's own order of them would reach parameters and momentum: the whole update would take
+    place in it, and be copied to where they are.
+    """
+    if not hasattr(layout, "with_layout_constraint"):  # an older JAX
+        return kernel
+    return layout.with_layout_constraint(kernel, layout.Layout(tuple(range(kernel.ndim))))
 
 
 @jax.custom_vjp
@@ -154,13 +165,7 @@ def _two_convolutions(x, kernel, gradient):
 
 
 def _derived_gradient(x, kernel, gradient):
-    x_gradient, kernel_gradient = jax.vjp(_convolution, x, kernel)[1](gradient)
-    if hasattr(layout, "with_layout_constraint"):  # not in an older JAX
-        # A GPU's own order of the axes would reach parameters and momentum: the whole update would
-        # take place in it, and be copied to where they are.
-        order = layout.Layout(tuple(range(kernel.ndim)))
-        kernel_gradient = layout.with_layout_constraint(kernel_gradient, order)
-    return x_gradient, kernel_gradient
+    return jax.vjp(_convolution, x, kernel)[1](gradient)
 
 
 conv3x3.defvjp(lambda x, kernel: (_forward(x, kernel), (x, kernel)), _backward)
