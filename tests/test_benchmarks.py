@@ -94,6 +94,7 @@ ENTRY %main (x: f32[2,3], k: bf16[3,3,1,4]) -> f32[2,3] {
     }
 
 
+@pytest.mark.slow
 def test_what_the_host_costs_and_where_time_goes():
     loops = ["train", "train, ten at once", "train and log", "train, ten at once and log"]
     expected = ["bare step", *loops, *(f"host alone, {name}" for name in loops)]

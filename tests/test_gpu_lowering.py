@@ -11,7 +11,7 @@ from unet_jax.network import UNet
 from unet_jax.optimiser import sgd
 from unet_jax.train_step import create_train_state, make_train_step
 
-WIDTH, DEPTH, SIDE = 4, 3, 60
+WIDTH, DEPTH, SIDE = 4, 2, 44
 
 
 @pytest.fixture(scope="module")
