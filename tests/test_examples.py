@@ -34,5 +34,5 @@ def test_a_loop_of_ones_own_on_the_em_stack(real_data):
         for kind in ("volume", "labels")
     )
     cells = np.stack([connected_cells(label > 0) for label in labels])
-    model = own_loop().train(images, cells, steps=20, width=2)
+    model = own_loop().train(images, cells, steps=101, width=2)
     assert np.isfinite(predict_tiled(model, images[0])).all()
