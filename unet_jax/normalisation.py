@@ -48,9 +48,13 @@ def grey_value_statistics(
 
 
 def normalise(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """float32 (image - mean) / std for an image or tile [..., C]; 0 where std is 0."""
-    scale = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
-    return ((image - mean) * scale).astype(np.float32)
+    """float32 (image - mean) / std for an image or tile [..., C]; 0 where std is 0.
+
+    In the precision of `std`, so of JAX's arrays only where JAX computes in 64 bits.
+    """
+    flat = (std == 0).astype(std.dtype)
+    scale = (1 - flat) / (std + flat)
+    return ((image.astype(std.dtype) - mean) * scale).astype(np.float32)
 
 
 def _channel_statistics(channel, percentiles):

@@ -28,6 +28,7 @@ from unet_jax.normalisation import (
     MAX_GREY_VALUE,
     are_grey_values,
     grey_value_statistics,
+    normalise,
 )
 from unet_jax.resizing import resized, scaled_size
 
@@ -170,10 +171,7 @@ def _normalised(tiles, mean, std):
         return _normalise_tiles(tiles.astype(tiles.dtype.newbyteorder("="), copy=False), mean, std)
 
 
-@jax.jit
-def _normalise_tiles(tiles, mean, std):
-    scale = jnp.where(std > 0, 1 / std, 0)
-    return ((tiles.astype(jnp.float64) - mean) * scale).astype(jnp.float32)
+_normalise_tiles = jax.jit(normalise)
 
 
 @functools.cache
