@@ -75,7 +75,8 @@ def annotated_images(examples: Sequence[Example], weights: Sequence[np.ndarray])
 
     On the device; as NumPy arrays if all would take more than half of its memory.
     """
-    images = [e.image.reshape(*e.labels.shape, -1) for e in examples]
+    # On the host, where NumPy normalises them in 64 bits.
+    images = [np.asarray(e.image).reshape(*e.labels.shape, -1) for e in examples]
     ends = np.cumsum([e.labels.size for e in examples])
     first = np.concatenate([[0], ends[:-1]])
     pixels = np.empty((ends[-1], images[0].shape[-1]), np.float32)
