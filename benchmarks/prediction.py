@@ -85,7 +85,7 @@ def rows(quick):
 def a_model(width, dtype="float32"):
     """A network of random weights, which takes as long as any."""
     network = UNet(width=width, dtype=dtype)
-    params = jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), network, 1)
+    params = init_params(jax.random.key(0), network, 1)
     return Model.of(network, params)
 
 

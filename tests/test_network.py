@@ -77,8 +77,7 @@ def test_initial_weights_are_he_gaussian():
     """Standard deviation sqrt(2 / N) in each layer, pooled over seeds, not truncated; no bias."""
     # So many channels and classes that no layer needs thousands of seeds.
     network = UNet(width=16, classes=64)
-    init = jax.jit(lambda key: init_params(key, network, 16))
-    pooled = [init(key) for key in jax.random.split(jax.random.key(0), 49)]
+    pooled = [init_params(key, network, 16) for key in jax.random.split(jax.random.key(0), 49)]
     for name in pooled[0]:
         height, width, incoming, _ = pooled[0][name]["kernel"].shape
         # An output pixel of an up-convolution sees one pixel, so that N is its channels.

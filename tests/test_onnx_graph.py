@@ -18,8 +18,7 @@ from unet_jax.export.onnx_graph import halo, onnx_graph, size_step  # noqa: E402
 def random_model(width=2, depth=5, channels=1, classes=2, members=1, dtype="float32"):
     """With biases, which a new network has not."""
     network = UNet(width=width, depth=depth, classes=classes, dtype=dtype)
-    init = jax.jit(lambda key: init_params(key, network, channels))
-    members = [init(jax.random.key(seed)) for seed in range(members)]
+    members = [init_params(jax.random.key(seed), network, channels) for seed in range(members)]
     params = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
     rng = np.random.default_rng(0)
     params = jax.tree.map(

@@ -23,7 +23,7 @@ from unet_jax.resizing import resized
 
 def he_model(depth=5, channels=1, classes=2, width=4, scale=1.0, seed=0):
     network = UNet(width=width, depth=depth, classes=classes)
-    params = jax.jit(lambda key: init_params(key, network, channels))(jax.random.key(seed))
+    params = init_params(jax.random.key(seed), network, channels)
     params = jax.tree.map(lambda x: x[None], params)
     return Model(network, params, channels, scale, PERCENTILES, {})
 

@@ -28,7 +28,7 @@ def create_train_state(
     key: jax.Array, network: UNet, optimiser: optax.GradientTransformation, channels: int = 1
 ) -> TrainState:
     """The state before the first step, for images of so many channels."""
-    params = jax.jit(init_params, static_argnums=(1, 2))(key, network, channels)
+    params = init_params(key, network, channels)
     return TrainState(jnp.int32(0), params, optimiser.init(params))
 
 
