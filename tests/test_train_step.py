@@ -97,7 +97,7 @@ def test_learning_reduces_the_loss():
     for i in range(STEPS):
         state, metrics = step(state, batch, jax.random.key(i))
         losses.append(float(metrics["loss"]))
-        rates.append(float(metrics["learning_rate"]))
+        rates.append(float(state.opt_state.hyperparams["learning_rate"]))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
     # That of each step itself: none in the first one, the highest after the warm-up.
     nominal = optax.warmup_cosine_decay_schedule(0.0, 0.0001, 10, STEPS)

@@ -61,8 +61,8 @@ def make_train_step(
     or Explicit axes; state and key are replicated, and so are the results.
 
     Returns:
-      The step. Its metrics are float32 scalars: `loss` (Eq. 1 per pixel), `gradient_norm`, and
-      `learning_rate`, if the optimiser is one of `optax.inject_hyperparams`, as `sgd` is.
+      The step. Its metrics are float32 scalars: `loss` (Eq. 1 per pixel) and `gradient_norm`. The
+      learning rate of `sgd` is in `state.opt_state.hyperparams`.
     """
     train_step = pure_train_step(
         network,
@@ -110,8 +110,6 @@ def pure_train_step(
             params |= contracting_path(state.params)  # whatever momentum it had
         squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)]
         metrics = {"loss": value, "gradient_norm": jnp.sqrt(sum(squares))}
-        hyperparams = getattr(opt_state, "hyperparams", {})
-        metrics |= {k: v for k, v in hyperparams.items() if k == "learning_rate"}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return _on_auto_axes(train_step)

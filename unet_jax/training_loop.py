@@ -34,7 +34,7 @@ from unet_jax.training_images import (
 )
 from unet_jax.weight_map import class_weights, weight_maps
 
-#: What is measured of each step, see `make_train_step`.
+#: What is told of each step, see `make_train_step`.
 METRICS = ("loss", "gradient_norm", "learning_rate")
 
 
@@ -186,6 +186,7 @@ def compiled_steps(train_step: TrainStep, at_once: int, configuration: Configura
                 keys = tile_keys(step_key, settings.batch_size)
                 batch = take(images, given[i], keys, configuration.augmentation, **geometry)
             state, metrics = train_step(state, batch, step_key)
+            metrics |= getattr(state.opt_state, "hyperparams", {})
             row = jnp.stack([metrics.get(name, jnp.float32(jnp.nan)) for name in METRICS])
             return state, values.at[i].set(row)
 
