@@ -348,11 +348,16 @@ def _part(image, top, bottom, left, right):
     height, width, _ = image.shape
     rows, columns = mirror_indices(top, bottom, height), mirror_indices(left, right, width)
     # Only what is needed of an image that may be larger than the memory.
-    part = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    first_row, first = rows.min(), columns.min()
+    part = image[first_row : rows.max() + 1, first : columns.max() + 1]
     if left < 0 or right > width:
-        part = part.take(columns - columns.min(), axis=1)
+        # One by one, which is slow, only those beyond the image.
+        start, end = np.clip((0, width), left, right)
+        before, after = columns[: start - left] - first, columns[end - left :] - first
+        inside = part[:, start - first : end - first]
+        part = np.concatenate([part.take(before, 1), inside, part.take(after, 1)], axis=1)
     if top < 0 or bottom > height:
-        part = part.take(rows - rows.min(), axis=0)
+        part = part.take(rows - first_row, axis=0)
     return part
 
 
