@@ -229,9 +229,10 @@ def test_killed_prediction_leaves_each_output_absent_or_complete(start, run, tmp
     for i in range(20):
         tifffile.imwrite(images / f"{i}.tif", rng.integers(0, 255, (300, 40 + 20 * i), np.uint8))
     command = ["predict.py", f"--checkpoint={workdir}", f"--images={images}"]
-    began = time.monotonic()
-    assert run(*command, f"--output={tmp_path / 'whole'}")[0] == 0
-    seconds = time.monotonic() - began
+    for output in ("first", "whole"):  # the first one compiles, which those below need not do
+        began = time.monotonic()
+        assert run(*command, f"--output={tmp_path / output}")[0] == 0
+        seconds = time.monotonic() - began
 
     counts = []
     for kill in range(kills):
