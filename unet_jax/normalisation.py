@@ -7,8 +7,6 @@ nothing. Nothing is clipped; what is too far from all others to be a grey value 
 
 import numpy as np
 
-from unet_jax.compiled import compiled
-
 #: The percentiles that bound the pixels counted.
 PERCENTILES = (1.0, 99.0)
 #: Beyond it, sums of float32 grey values are not finite any more.
@@ -88,21 +86,16 @@ def _channel_statistics(channel, percentiles):
 def _counted(channel, ranks):
     """Of integers of up to 16 bits, from one histogram."""
     dtype = np.dtype(np.uint8) if channel.dtype == bool else channel.dtype.newbyteorder("=")
-    least, largest = int(channel.min()), int(channel.max())
-    histogram = np.zeros(largest - least + 1, np.int64)
+    least, largest = dtype.type(channel.min()), dtype.type(channel.max())
+    histogram = np.zeros(int(largest) - int(least) + 1, np.int64)
     for chunk in _chunks(channel, dtype):
-        _count(chunk, least, histogram)
+        distances = (chunk - least).view(f"u{dtype.itemsize}")
+        histogram += np.bincount(distances, minlength=histogram.size)
     low, high = np.searchsorted(np.cumsum(histogram), ranks, side="right")
     inside = histogram[low : high + 1].astype(float)
     distances = np.arange(inside.size)
     count, total, squares = ((inside * distances**power).sum() for power in range(3))
-    return float(least + low), count, total, squares
-
-
-@compiled
-def _count(values, least, histogram):
-    for value in values:
-        histogram[value - least] += 1
+    return float(least) + low, count, total, squares
 
 
 def _searched(channel, ranks):
