@@ -78,7 +78,7 @@ def test_training_is_the_same(x64):
                 images, np.array([0]), tile_keys(key, 1), OFF, tile_side=44, context=context(2)
             )
             state, values = train_step(state, batch, key)
-            assert "learning_rate" in values
+            assert "learning_rate" in state.opt_state.hyperparams
             metrics.append(values)
         return state, metrics, batch
 
