@@ -34,7 +34,7 @@ from unet_jax.training_images import (
 )
 from unet_jax.weight_map import class_weights, weight_maps
 
-#: What is told of each step, see `make_train_step`.
+#: What is told of each step: the metrics of `make_train_step`, and the learning rate.
 METRICS = ("loss", "gradient_norm", "learning_rate")
 
 
