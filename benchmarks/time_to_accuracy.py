@@ -25,9 +25,10 @@ from unet_jax.augmentation import Crop
 from unet_jax.configuration import read_configuration
 from unet_jax.data.splits import read_splits
 from unet_jax.example import separated
+from unet_jax.grey_values import grey_value_statistics
 from unet_jax.metrics.scores import em_errors
 from unet_jax.network import context, valid_input_sides
-from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax.normalisation import normalise
 from unet_jax.optimiser import sgd
 from unet_jax.training_images import batch_indices
 from unet_jax.weight_map import class_weights, weight_maps

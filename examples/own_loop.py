@@ -12,7 +12,8 @@ import numpy as np
 
 import unet_jax
 from unet_jax.data.synthetic_em import synthetic_em
-from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax.grey_values import grey_value_statistics
+from unet_jax.normalisation import normalise
 from unet_jax.weight_map import weight_map
 
 

@@ -3,8 +3,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from unet_jax import normalisation
-from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax import grey_values
+from unet_jax.grey_values import grey_value_statistics
+from unet_jax.normalisation import normalise
 
 
 def by_numpy(channel, percentiles=(1, 99)):
@@ -46,7 +47,7 @@ def test_the_order_of_the_pixels_changes_no_bit(name, monkeypatch):
     pixels = images()[name].ravel()
     expected = grey_value_statistics(pixels[None, :, None])
     for chunk in (7, 100):
-        monkeypatch.setattr(normalisation, "_CHUNK", chunk)
+        monkeypatch.setattr(grey_values, "_CHUNK", chunk)
         pixels = np.random.default_rng(chunk).permutation(pixels)
         np.testing.assert_array_equal(grey_value_statistics(pixels[None, :, None]), expected)
 

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from unet_jax.grey_values import grey_value_statistics
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, init_params
-from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax.normalisation import normalise
 from unet_jax.overlap_tile import predict_tiled
 
 pytest.importorskip("onnx", reason="onnx is not installed")

@@ -8,9 +8,10 @@ import pytest
 from scipy import ndimage
 
 from unet_jax import checkpoint, overlap_tile
+from unet_jax.grey_values import grey_value_statistics
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, init_params
-from unet_jax.normalisation import PERCENTILES, grey_value_statistics, normalise
+from unet_jax.normalisation import PERCENTILES, normalise
 from unet_jax.overlap_tile import (
     choose_tile_side,
     mirror_indices,

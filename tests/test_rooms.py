@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # With what states a run and is as light.
 PAPER = {
     *("network", "layers", "loss", "weight_map", "augmentation", "normalisation", "optimiser"),
+    "grey_values",
     *("train_step", "overlap_tile", "instances", "example", "model", "training_images", "resizing"),
     *("checked_settings", "errors", "hardware", "configuration", "sources", "run_record"),
     "training_loop",

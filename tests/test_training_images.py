@@ -12,8 +12,9 @@ from tests.test_train_step import NETWORK, SCHEDULE, STEPS
 from unet_jax import training_images
 from unet_jax.augmentation import Crop, augment, reached_side
 from unet_jax.example import IGNORED, Example
+from unet_jax.grey_values import grey_value_statistics
 from unet_jax.network import context
-from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax.normalisation import normalise
 from unet_jax.optimiser import sgd
 from unet_jax.train_step import create_train_state, make_train_step, tile_keys
 from unet_jax.training_images import Draw, annotated_images, batch_indices, batches, take

@@ -20,16 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from unet_jax.compiled import compiled
+from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, grey_value_statistics
 from unet_jax.hardware import device_memory_bytes, is_out_of_memory
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
-from unet_jax.normalisation import (
-    MAX_GREY_VALUE,
-    are_grey_values,
-    grey_value_statistics,
-    normalise,
-)
+from unet_jax.normalisation import normalise
 from unet_jax.resizing import resized, scaled_size
 
 # Elsewhere before JAX 0.8.

@@ -17,8 +17,9 @@ import numpy as np
 
 from unet_jax.augmentation import AugmentationSettings, Crop, part_corner, reached_side
 from unet_jax.example import IGNORED, Example, is_sparse
+from unet_jax.grey_values import grey_value_statistics
 from unet_jax.hardware import device_memory_bytes
-from unet_jax.normalisation import grey_value_statistics, normalise
+from unet_jax.normalisation import normalise
 from unet_jax.train_step import tile_keys
 
 _PLACES = 1000  # of each image

@@ -12,10 +12,10 @@ from unet_jax.augmentation import Crop
 from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example, separated
+from unet_jax.grey_values import are_grey_values
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
 from unet_jax.network import UNet, context
-from unet_jax.normalisation import are_grey_values
 from unet_jax.optimiser import sgd
 from unet_jax.train_step import (
     TrainState,

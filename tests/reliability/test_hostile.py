@@ -1052,8 +1052,9 @@ def snapshot(folder):
 
 
 def environment(area):
-    """In which programs write nothing elsewhere."""
-    scratch = dict.fromkeys(("MPLCONFIGDIR", "NUMBA_CACHE_DIR", "TMPDIR"), str(area / "scratch"))
+    """In which programs write nothing elsewhere, but for the folder that Numba makes when loaded."""
+    scratch = dict.fromkeys(("MPLCONFIGDIR", "TMPDIR"), str(area / "scratch"))
+    scratch["NUMBA_CACHE_DIR"] = f"{area}_numba"
     settings = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return os.environ | scratch | settings
 

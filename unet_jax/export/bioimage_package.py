@@ -2,7 +2,7 @@
 
 Programs that read such packages cut large images into tiles, so the grey values are normalised
 before, over the whole image. The zoo's format knows no mean of the pixels between two percentiles,
-which `unet_jax.normalisation` takes. The package takes mean and standard deviation of all pixels,
+which `unet_jax.grey_values` takes. The package takes mean and standard deviation of all pixels,
 then a fixed gain and offset, with which an example image is normalised exactly. What that costs on
 other images, as the mean difference of the probabilities and the pixels that get another class:
 
@@ -33,8 +33,8 @@ from pydantic import ValidationError
 
 from unet_jax.errors import InputError, one_line
 from unet_jax.export.onnx_graph import OPSET, halo, size_step
+from unet_jax.grey_values import grey_value_statistics
 from unet_jax.model import Model
-from unet_jax.normalisation import grey_value_statistics
 from unet_jax.overlap_tile import mirror_indices, predict_tiled
 from unet_jax.resizing import resized, scaled_size
 

@@ -10,7 +10,7 @@ import numpy as np
 from unet_jax.files.decoding import AS_PAGES, notice, refusal
 from unet_jax.files.png import SIGNATURE, decode_png
 from unet_jax.files.tiff import decode_tiff
-from unet_jax.normalisation import MAX_GREY_VALUE, are_grey_values, grey_value_statistics
+from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, grey_value_statistics
 
 logger = logging.getLogger("unet_jax")
 
