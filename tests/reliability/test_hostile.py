@@ -1052,7 +1052,7 @@ def snapshot(folder):
 
 
 def environment(area):
-    """In which programs write nothing elsewhere, but for the folder that Numba makes when loaded."""
+    """In which programs write nothing elsewhere, but for the folder that Numba makes at once."""
     scratch = dict.fromkeys(("MPLCONFIGDIR", "TMPDIR"), str(area / "scratch"))
     scratch["NUMBA_CACHE_DIR"] = f"{area}_numba"
     settings = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
