@@ -24,15 +24,19 @@ def rows(quick, other=None):
     yield from compared(Path(__file__), quick, other or ".")
 
 
-def prediction(side, averaging, quick):
-    """A call that predicts an image of 8 bits."""
+def prediction(side, averaging, quick, images=1):
+    """A call that predicts an image of 8 bits, or several one after another."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     image = np.random.default_rng(0).integers(0, 256, (side // 16 if quick else side,) * 2)
     overlap_tile.tile_probabilities = lambda network: crop
-    return partial(
-        overlap_tile.predict_tiled, a_model(1), image.astype(np.uint8), averaging=averaging
-    )
+    model, image = a_model(1), image.astype(np.uint8)
+
+    def predict():
+        for _ in range(images):
+            overlap_tile.predict_tiled(model, image, averaging=averaging)
+
+    return predict
 
 
 @jax.jit
@@ -46,6 +50,7 @@ def crop(params, tiles):
 CALLS = {
     "4096x4096": partial(prediction, 4096, "none"),
     "512x512": partial(prediction, 512, "none"),
+    "64 of 512x512": partial(prediction, 512, "none", images=64),
     "1024x1024, symmetries": partial(prediction, 1024, "symmetries"),
     "1024x1024, rotations": partial(prediction, 1024, "rotations"),
 }
