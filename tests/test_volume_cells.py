@@ -235,9 +235,14 @@ def test_holes_that_reach_over_blocks_are_filled_by_their_size_in_the_plane(step
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (30, 1), (9, 12)])
 def test_a_plane_that_is_all_cell_and_one_that_has_holes_only(shape):
     """There find_cells erodes from the corner, where SciPy takes background for granted."""
-    for neck, smallest, border in product((0.0, 1.0, 2.3, 5.0, 12.0, 40.0), (0, 1, 50), (0.0, 2.5)):
-        settings = InstanceSettings(neck=neck, smallest_cell=smallest, border=border)
-        assert_as_in_the_plane(np.ones(shape), settings, (3, 7, 64))
+    rows, columns = np.indices(shape)
+    for neck, border in product((0.0, 1.0, 2.3, 5.0, 12.0, 40.0), (0.0, 2.5)):
+        left = int(((rows + 1) ** 2 + columns**2 > neck**2).sum())
+        for smallest in (0, left, left + 1):
+            settings = InstanceSettings(neck=neck, smallest_cell=smallest, border=border)
+            cells = assert_as_in_the_plane(np.ones(shape), settings, (3, 7, 64))
+            assert cells.max() == (0 < left >= smallest)
+        settings = InstanceSettings(neck=neck, smallest_cell=1, border=border)
         holes = np.ones(shape)
         holes[-1, -1] = 0
         for largest in (0, 1):
@@ -248,8 +253,8 @@ def test_a_plane_that_is_all_cell_and_one_that_has_holes_only(shape):
 def test_an_array_of_the_wrong_part_is_refused():
     grid = Grid(20, 30, 8)
     settings = InstanceSettings(largest_hole=3, neck=1.5, border=2.0)
-    assert part_for_pieces(grid, (0, 1), settings) == Part(0, 3, 13, 21)
-    with pytest.raises(ValueError, match=r"shape \(13, 18\) for Part.*, not \(8, 8\)"):
+    assert part_for_pieces(grid, (0, 1), settings) == Part(0, 4, 12, 20)
+    with pytest.raises(ValueError, match=r"shape \(12, 16\) for Part.*, not \(8, 8\)"):
         find_pieces(np.zeros((8, 8), bool), grid, (0, 1), settings)
     assert part_for_growth(grid, (2, 3), settings) == Part(13, 21, 20, 30)
     numbers = number_pieces({(0, 0): pieces_of([[0]], [], [])}, Grid(1, 1, 1), settings)

@@ -127,7 +127,7 @@ def part_for_pieces(grid: Grid, index: Index, settings: InstanceSettings) -> Par
     """What `find_pieces` must see."""
     # Holes are judged as in the plane as far as the neck reaches from the block: one that is cut
     # by the end of the part has more than `largest_hole` pixels on its way there.
-    return grid.block(index, settings.largest_hole + math.ceil(settings.neck))
+    return grid.block(index, settings.largest_hole + math.floor(settings.neck))
 
 
 def part_for_growth(grid: Grid, index: Index, settings: InstanceSettings) -> Part:
