@@ -64,11 +64,25 @@ def growing_cells(
       int32 [H, W], of each pixel the nearest cell that was cut and eroded by the neck, 0 if there
       is none; float64 [H, W], the distance to it in pixels.
     """
+    cores = erode(fill_holes(probability <= settings.threshold, settings), settings)
+    return nearest_cells(_components(cores, settings.smallest_cell))
+
+
+def fill_holes(background: np.ndarray, settings: InstanceSettings) -> np.ndarray:
+    """Where cell is, bool [H, W]: all but the background, without the holes that are small."""
     # Cells are connected by their sides, so the background between them also by its corners.
-    background = probability <= settings.threshold
-    mask = _components(background, settings.largest_hole + 1, np.ones((3, 3))) == 0
-    cores = mask & (ndimage.distance_transform_edt(mask) > settings.neck)
-    cores = _components(cores, settings.smallest_cell)
+    return _components(background, settings.largest_hole + 1, np.ones((3, 3))) == 0
+
+
+def erode(mask: np.ndarray, settings: InstanceSettings) -> np.ndarray:
+    """What of a mask is farther from the background than the neck, bool [H, W]."""
+    if settings.neck < 1:  # nothing is that near
+        return mask
+    return mask & (ndimage.distance_transform_edt(mask) > settings.neck)
+
+
+def nearest_cells(cores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pixel the cell that is nearest, as in `cores`, and the distance, float64 [H, W]."""
     distance, nearest = ndimage.distance_transform_edt(cores == 0, return_indices=True)
     return cores[tuple(nearest)], distance
 

@@ -1,0 +1,1 @@
+"""Images that are larger than the memory, block by block."""
