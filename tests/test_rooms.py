@@ -25,7 +25,7 @@ ORDER = [
     ("figures",),
     ("checkpoint",),
     ("run",),
-    ("evaluation", "prediction", "export"),
+    ("evaluation", "prediction", "export", "volumes"),
     ("command_line",),
 ]
 MODULES = sorted((ROOT / "unet_jax").rglob("*.py"))

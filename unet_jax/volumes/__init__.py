@@ -1,0 +1,1 @@
+"""Segmentation of volumes in OME-Zarr, block by block."""
