@@ -18,7 +18,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorstore
@@ -196,13 +196,13 @@ def _axes(multiscale: dict[str, Any]) -> Axes:
 def _open_source(url: str, path: Any, driver: str) -> tensorstore.TensorStore:
     inside = isinstance(path, str) and re.fullmatch(r"[^\\:\0]+", path)
     if not inside or {"", ".", ".."} & {*path.split("/")}:
-        raise InputError(f"{url}: its array {one_line(path)} is not in it.")
+        raise InputError(f"{url}: its array {one_line(repr(path))} is not in it.")
     if not _is_remote(url) and not Path(url, path).resolve().is_relative_to(Path(url).resolve()):
-        raise InputError(f"{url}: its array {one_line(path)} is a link to elsewhere.")
+        raise InputError(f"{url}: its array {one_line(repr(path))} is a link to elsewhere.")
     place = f"{url}/{path}"
     name = "zarr.json" if driver == "zarr3" else ".zarray"
     if _read_json(place, name) is None:
-        raise InputError(f"{url}: its array {one_line(path)} is missing, there is no {name}.")
+        raise InputError(f"{url}: its array {one_line(repr(path))} is missing, there is no {name}.")
     try:
         spec = {"driver": driver, "kvstore": _kvstore(place)}
         array = tensorstore.open(spec, read=True, context=_CONTEXT).result()
@@ -211,7 +211,7 @@ def _open_source(url: str, path: Any, driver: str) -> tensorstore.TensorStore:
     dtype = array.dtype.numpy_dtype
     if dtype.kind not in "buif":
         raise InputError(f"{place}: has pixels of {array.dtype.name}, expected real numbers.")
-    size = math.prod(array.chunk_layout.read_chunk.shape) * dtype.itemsize
+    size = math.prod(_chunk_shape(array.chunk_layout.read_chunk)) * dtype.itemsize
     if size > _MAX_CHUNK_BYTES:
         raise InputError(
             f"{place}: has chunks of {size:,} bytes, expected at most {_MAX_CHUNK_BYTES:,}."
@@ -225,7 +225,7 @@ def read(volume: Volume, t: int, z: int, rows: slice, columns: slice) -> np.ndar
     Raises:
       InputError: a chunk is damaged or cannot be read.
     """
-    part = {"t": t, "z": z, "c": slice(None), "y": rows, "x": columns}
+    part: dict[str, int | slice] = {"t": t, "z": z, "c": slice(None), "y": rows, "x": columns}
     names = volume.axes.names
     try:
         pixels = volume.array[tuple(part[name] for name in names)].read().result()
@@ -246,7 +246,7 @@ def missing_chunks(volume: Volume, t: int, z: int) -> list[tuple[int, ...]]:
     one that is black.
     """
     names = volume.axes.names
-    sides = volume.array.chunk_layout.write_chunk.shape
+    sides = _chunk_shape(volume.array.chunk_layout.write_chunk)
     grid: list[Sequence[int]] = [
         range(math.ceil(size / side)) for size, side in zip(volume.array.shape, sides, strict=True)
     ]
@@ -291,7 +291,8 @@ def _stored(array: tensorstore.TensorStore, first: tuple[int, ...]) -> set[tuple
     # What TensorStore has not completed has other names.
     numbers = re.escape(separator).join([r"(\d+)"] * array.rank)
     pattern = re.compile((re.escape(start) + numbers).encode())
-    found = map(pattern.fullmatch, array.kvstore.list(keys).result())
+    store = cast(tensorstore.KvStore, array.kvstore)  # only other drivers have none
+    found = map(pattern.fullmatch, store.list(keys).result())
     return {tuple(map(int, match.groups())) for match in found if match}
 
 
@@ -427,7 +428,7 @@ def _create_levels(url: str, image: NewImage) -> tuple[tensorstore.TensorStore, 
         metadata = {
             "shape": shape,
             "data_type": dtype.name,
-            "fill_value": False if dtype == bool else 0,
+            "fill_value": False if dtype.kind == "b" else 0,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
             "codecs": codecs,
             "dimension_names": [*names],
@@ -468,7 +469,7 @@ def fill_block(
       index: of the block, as of `finished`.
       nearest: takes the first of four pixels, for labels and classes; else their mean.
     """
-    shard = level.chunk_layout.write_chunk.shape
+    shard = _chunk_shape(level.chunk_layout.write_chunk)
     starts = [i * side for i, side in zip(index, shard, strict=True)]
     stops = [min(a + n, m) for a, n, m in zip(starts, shard, level.shape, strict=True)]
     region = tuple(map(slice, starts, stops))
@@ -494,6 +495,11 @@ def fill_block(
         total /= 4
         halved = (total if pixels.dtype.kind == "f" else np.rint(total)).astype(pixels.dtype)
     level[region].write(halved).result()
+
+
+def _chunk_shape(grid: tensorstore.ChunkLayout.Grid) -> tuple[int, ...]:
+    """The shape of a chunk, which is known of Zarr; TensorStore's types allow for what is not."""
+    return cast(tuple[int, ...], grid.shape)
 
 
 def _is_remote(url: str) -> bool:
