@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -241,7 +242,7 @@ def test_a_database_in_place_of_an_array_is_not_opened(source):
     for file in (source.parent / "other" / "0").rglob("*"):
         if file.is_file():
             keys[file.relative_to(source.parent / "other" / "0").as_posix()] = file.read_bytes()
-    assert tensorstore.open({"driver": "auto", "kvstore": database}).result().shape == (4, 11, 13)
+    assert tensorstore.open({"driver": "zarr3", "kvstore": database}).result().shape == (4, 11, 13)
     assert "its array '0' is missing" in problem(open_volume, source)
 
 
@@ -435,6 +436,23 @@ def test_an_output_is_opened_again_if_it_was_made_with_the_same(tmp_path):
     )
     smaller = an_image(shape=(2, 2, 3, 20, 36))
     assert "cannot be created" in problem(create_output, tmp_path / "out", MADE_WITH, smaller)
+
+
+def test_of_many_that_begin_at_once_one_settles_what_it_is_made_with(tmp_path):
+    def begin(number):
+        try:
+            create_output(tmp_path, {"a": number % 2}, an_image(), {"cells": cells()})
+        except InputError as error:
+            return number % 2, str(error)
+        return number % 2, None
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(begin, range(16)))
+    won = json.loads((tmp_path / "zarr.json").read_text())["attributes"]["unet_jax"]["a"]
+    refused = f"holds results with a = {won}, not {1 - won}"
+    assert len(results) == 16
+    for number, error in results:
+        assert error is None if number == won else refused in error
 
 
 def test_something_else_is_not_written_into(source, tmp_path):

@@ -5,7 +5,7 @@ pixels are 0: a block that exists is finished.
 
 A source may come from a stranger. What its metadata say is checked before TensorStore sees it, and
 its layout is Zarr 2 or 3 and nothing else: TensorStore's own detection also opens databases that
-may name files elsewhere. The text of its chunks is up to TensorStore.
+may name files elsewhere. Chunks that are links are followed.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from unet_jax.files.untrusted import MAX_BYTES, read_small
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 # TensorStore makes room for a chunk as large as is declared.
 _MAX_CHUNK_BYTES = 2**31
-# Blocks are read and written once; a service that does not answer ends it in half a minute.
+# Blocks are read and written once; a service that does not answer ends it in a minute.
 _CONTEXT = tensorstore.Context(
     {
         "cache_pool": {"total_bytes_limit": 0},
