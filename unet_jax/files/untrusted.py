@@ -3,8 +3,8 @@
 import stat
 from pathlib import Path
 
-# JSON takes 20 times as much memory; a description names all images, a log has all steps.
-_MAX_BYTES = 2**26
+#: JSON takes 20 times as much memory; a description names all images, a log has all steps.
+MAX_BYTES = 2**26
 
 
 def read_small(file: Path) -> bytes:
@@ -15,6 +15,6 @@ def read_small(file: Path) -> bytes:
       ValueError: it is a link, or a pipe, which to open would take for ever, or larger than 64 MiB.
     """
     status = file.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-        raise ValueError(f"{file.name} is no plain file of at most {_MAX_BYTES:,} bytes")
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+        raise ValueError(f"{file.name} is no plain file of at most {MAX_BYTES:,} bytes")
     return file.read_bytes()
