@@ -3,6 +3,7 @@ import gc
 import http.server
 import os
 import threading
+import uuid
 from pathlib import Path
 
 import jax
@@ -98,9 +99,10 @@ def bucket(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    name = f"volumes-{uuid.uuid4().hex}"  # all services of a process share their buckets
     region = {"LocationConstraint": "eu-central-1"}
     boto3.client("s3", region_name="eu-central-1").create_bucket(
-        Bucket="volumes", CreateBucketConfiguration=region
+        Bucket=name, CreateBucketConfiguration=region
     )
-    yield "s3://volumes"
+    yield f"s3://{name}"
     service.stop()
