@@ -102,6 +102,15 @@ def write_object(url: str, name: str, content: bytes) -> None:
         raise InputError(f"{url}/{name}: cannot be written ({one_line(error)}).") from error
 
 
+def list_objects(url: str, prefix: str) -> list[str]:
+    """The names of the objects that begin so, of ASCII; InputError if they cannot be listed."""
+    store = open_kvstore(url)
+    try:
+        return [name.decode() for name in store.list(_keys(prefix)).result()]
+    except Exception as error:  # TensorStore raises many kinds
+        raise InputError(f"{url}/{prefix}: cannot be listed ({one_line(error)}).") from error
+
+
 def delete_prefix(url: str, prefix: str) -> None:
     """Deletes the objects whose names begin so; InputError if they cannot be deleted."""
     store = open_kvstore(url)
