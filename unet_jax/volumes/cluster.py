@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import dask
+import jax
 from distributed import (
     Client,
     Future,
@@ -36,8 +37,10 @@ _PATIENCE = "20s"
 @contextlib.contextmanager
 def local_workers(count: int) -> Iterator[Client]:
     """So many processes of this machine, which share its cores; their ports are on loopback."""
-    # How many threads JAX computes with.
-    environment = {"NPROC": str(max(cpu_cores() // count, 1))}
+    # How many threads JAX computes with; and what one has compiled, the others need not.
+    variables = {"NPROC": str(max(cpu_cores() // count, 1))}
+    if compiled := jax.config.values["jax_compilation_cache_dir"]:
+        variables["JAX_COMPILATION_CACHE_DIR"] = compiled
     with (
         # A death is told at once.
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
@@ -46,7 +49,7 @@ def local_workers(count: int) -> Iterator[Client]:
             threads_per_worker=1,
             host="127.0.0.1",
             dashboard_address=None,
-            env=environment,
+            env=variables,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -17,7 +17,7 @@ from unet_jax.checked_settings import as_dict
 from unet_jax.errors import InputError
 from unet_jax.files.ome_zarr import open_volume
 from unet_jax.files.output import lock, probe, unlocking
-from unet_jax.files.zarr_store import delete_prefix, is_remote, list_objects
+from unet_jax.files.zarr_store import delete_group, is_remote, list_objects
 from unet_jax.instances import InstanceSettings
 from unet_jax.model import Model
 from unet_jax.volumes import blocks
@@ -129,7 +129,7 @@ def predict_volume(
                     halve = partial(blocks.halve, kind=kind, level=level)
                     run(f"Pyramid of {kind}", halve, unfinished(levels[level], job.blocks(level)))
             if not problems:
-                delete_prefix(job.output, f"{blocks.INTERMEDIATE}/")
+                delete_group(job.output, blocks.INTERMEDIATE)
     before = len(asked) - len(due)
     return VolumePrediction(job.output, len(asked), before + done, before, tuple(problems))
 
