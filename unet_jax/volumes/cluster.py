@@ -66,9 +66,7 @@ def workers_of(scheduler: str) -> Iterator[Client]:
     try:
         client = Client(scheduler, timeout=_PATIENCE)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"--scheduler={scheduler}: does not answer ({one_line(error)})."
-        ) from error
+        raise InputError(f"{scheduler}: no scheduler answers ({one_line(error)}).") from error
     with client:
         if not client.nthreads():
             raise InputError(f"{scheduler}: has no workers yet; start some.")
