@@ -291,8 +291,11 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
         ),
         ("*.tiff", "{}: nothing there has this name, {parent} holds a.tif, b.tif, c.tif, ...;"),
         ("no/where/*.tif", "{}: nothing there has this name, {images} holds a.tif, b.tif, c.tif,"),
-        ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png"),
-        ("*.jpg", "{}: holds x.jpg, no TIFF or PNG, expected .tif, .tiff, .png; in Fiji: File"),
+        ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png, .zarr"),
+        (
+            "*.jpg",
+            "{}: holds x.jpg, no TIFF or PNG, expected .tif, .tiff, .png, .zarr; in Fiji: File",
+        ),
         ("others", "{}: holds 1.czi, 2.czi, 3.JPG, ..., no TIFF or PNG, expected .tif"),
         (
             "pl*",
@@ -302,7 +305,7 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
             "mixed",
             "{}: no image there itself, but in its folder(s) plate; for those give --images=",
         ),
-        ("empty", "{}: is an empty folder, expected .tif, .tiff, .png"),
+        ("empty", "{}: is an empty folder, expected .tif, .tiff, .png, .zarr"),
         ("empty/*.tif", "{}: nothing there has this name, {parent} holds nothing; expected"),
     ],
 )
@@ -332,7 +335,7 @@ def test_what_is_left_out_is_named(predict, images, caplog):
     (images / "gone.tif").symlink_to(images / "nowhere")
     predict(kinds=["classes"])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{images}: 3 file(s) left out, expected .tif, .tiff, .png: gone.tif, x.jpg, y.czi"
+        f"{images}: 3 file(s) left out, expected .tif, .tiff, .png, .zarr: gone.tif, x.jpg, y.czi"
     ]
 
 
