@@ -294,7 +294,7 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
         ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png, .zarr"),
         (
             "*.jpg",
-            "{}: holds x.jpg, no TIFF or PNG, expected .tif, .tiff, .png, .zarr; in Fiji: File",
+            "{}: holds x.jpg, no TIFF or PNG, expected .tif, .tiff, .png, .zarr; in Fiji:",
         ),
         ("others", "{}: holds 1.czi, 2.czi, 3.JPG, ..., no TIFF or PNG, expected .tif"),
         (

@@ -27,9 +27,10 @@ def read_folder(
 ) -> list[Example]:
     """Reads images with their masks, one example for each page of each file.
 
-    An image and its mask have the same name up to the suffix, .tif, .tiff, .png or .zarr, and the same
-    pages and shape. Where they have not, an ending of the mask's name such as _mask, and one of
-    the image's such as _img, is left out of the comparison. Hidden files are left out.
+    An image and its mask have the same name up to the suffix, .tif, .tiff, .png, .zarr or
+    .ome.zarr, and the same pages and shape. Where they have not, an ending of the mask's name such
+    as _mask, and one of the image's such as _img, is left out of the comparison. Hidden files are
+    left out.
 
     Args:
       images: the folder of images, all of the same number of channels.

@@ -65,24 +65,25 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     return _read(Path(path), is_mask=True)
 
 
-def _read(path: Path, *, mapped: bool = False, is_mask: bool = False) -> np.ndarray:
-    head = b""
+def _decode(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, bool]:
+    """Returns the pixels [pages, H, W, C], and whether the last channel is alpha."""
+    if is_zarr(path):
+        return decode_zarr(path, is_mask), False
     try:
-        if not is_zarr(path):
-            with path.open("rb") as file:
-                head = file.read(len(SIGNATURE))
+        with path.open("rb") as file:
+            head = file.read(len(SIGNATURE))
     except OSError as error:
         raise refusal(path, f"cannot be read ({error.strerror})") from error
-    if is_zarr(path):
-        pixels, has_alpha = decode_zarr(path, is_mask), False
-    elif head == SIGNATURE:
-        pixels, has_alpha = decode_png(path, is_mask)
-    elif head[:2] in (b"II", b"MM"):
-        pixels, has_alpha = decode_tiff(path, mapped, is_mask)
-    else:
-        found = f"begins with {head[:4]!r}" if head else "is empty"
-        raise refusal(path, f"{found}, expected a TIFF or PNG image")
+    if head == SIGNATURE:
+        return decode_png(path, is_mask)
+    if head[:2] in (b"II", b"MM"):
+        return decode_tiff(path, mapped, is_mask)
+    found = f"begins with {head[:4]!r}" if head else "is empty"
+    raise refusal(path, f"{found}, expected a TIFF or PNG image")
 
+
+def _read(path: Path, *, mapped: bool = False, is_mask: bool = False) -> np.ndarray:
+    pixels, has_alpha = _decode(path, mapped, is_mask)
     if pixels.dtype.kind == "f":
         for page, image in enumerate(pixels):
             if not are_grey_values(image):

@@ -250,7 +250,7 @@ def missing_chunks(
 
 
 def warn_of_missing_chunks(volume: Volume, t: int | None = None, z: int | None = None) -> None:
-    """Tells in a line which chunks of one image or all are missing; some leave out those of zeros."""
+    """Tells in a line which chunks of one image or all are missing; it may be those of zeros."""
     missing = missing_chunks(volume, t, z)
     if missing:
         names = ["/".join(map(str, index)) for index in missing]
