@@ -12,10 +12,12 @@ import tifffile
 
 from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
 from tests.test_command_line import call
+from tests.test_ome_zarr import multiscale, write_array, write_group
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
 from unet_jax.checked_settings import as_dict
 from unet_jax.data.folder import read_folder
 from unet_jax.files import hyperstack
+from unet_jax.files.hyperstack import Frame, read_frame
 from unet_jax.files.images import read_image
 from unet_jax.network import UNet
 from unet_jax.prediction import predict_files as module
@@ -531,3 +533,37 @@ def test_output_that_is_not_finite_is_told(predict, workdir, images, monkeypatch
     monkeypatch.setattr(module, "predict_tiled", broken)
     (line,) = predict(images / "a.tif").problems
     assert "a.tif: page 0: the network's output is not finite; use" in line
+
+
+def test_zarr_is_predicted_as_the_same_tiff(predict, images, tmp_path):
+    pixels = RNG.integers(0, 255, (2, 3, 40, 50), np.uint8)
+    sizes = {"unit": "um", "spacing": 2.5, "finterval": 0.5}
+    tifffile.imwrite(
+        images / "tiff.tif",
+        pixels,
+        imagej=True,
+        resolution=(1 / 4.5, 1 / 3.5),
+        metadata=sizes | {"axes": "TZYX"},
+    )
+    names = "tczyx"
+    write_group(images / "zarr.ome.zarr", "0.5", multiscale(names))
+    write_array(images / "zarr.ome.zarr" / "0", "0.5", pixels[:, None], [1, 1, 2, 16, 16])
+    out = tmp_path / "out"
+    for pattern in (images, images / "zarr.ome.zarr", images / "**/*"):
+        done = predict(pattern)
+        assert not done.problems
+    assert done.files == done.skipped == 5
+    for kind in KINDS:
+        for file in out.glob(f"tiff_{kind}*"):
+            same = out / file.name.replace("tiff", "zarr")
+            assert same.read_bytes() == file.read_bytes()
+    assert read_frame(out / "zarr_cells.tif", 6) == Frame("TZ", (2, 3), (4.5, 3.5), 2.5, 0.5, "um")
+    before = rows(out)["zarr"]["sha256"]
+    (images / "zarr.ome.zarr" / "0/c/1/0/0/0/0").write_bytes(b"")
+    assert "holds the results of another image" in predict(images / "*.zarr").problems[0]
+    again = predict(images / "*.zarr", output=tmp_path / "other")
+    assert "cannot be read" in again.problems[0] and len(before) == 64
+    (images / "a.zarr").mkdir()
+    with pytest.raises(InputError, match="a.zarr: its results would have the same names as"):
+        predict()
+    assert "is no image in OME-Zarr" in predict(images / "a.zarr", output=out / "a").problems[0]

@@ -1,5 +1,6 @@
 """What the names of image files tell."""
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -17,7 +18,7 @@ def is_zarr(path: Path) -> bool:
     """Whether it is a directory of Zarr, which is one image: by its name, or what it holds."""
     return path.is_dir() and (
         path.suffix.lower() == ".zarr"
-        or any((path / name).is_file() for name in ("zarr.json", ".zattrs"))
+        or any(os.path.isfile(path / name) for name in ("zarr.json", ".zattrs"))
     )
 
 

@@ -71,11 +71,16 @@ def _found(images: str | Path) -> list[Path]:
     # Nor is a bracket, where the pattern finds nothing with it as one.
     for tried in (pattern, pattern.replace("[", "[[]")):
         if found := glob.glob(tried, root_dir=folder, recursive=True):
-            return [folder / name for name in found]
+            return [folder / name for name in found if not _in_zarr(folder, Path(name))]
     raise InputError(
         f"{images}: nothing there has this name, {folder} holds {_first(sorted(_shown(folder)))};"
         " expected a file, a folder, or a pattern in quotes like 'data/*.tif'"
     )
+
+
+def _in_zarr(folder: Path, name: Path) -> bool:
+    """Whether it is a part of an image, or of its metadata."""
+    return any(is_zarr(folder / part) for part in name.parents if part != Path())
 
 
 def _shown(folder: Path) -> list[Path]:
