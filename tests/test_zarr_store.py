@@ -3,17 +3,17 @@ import os
 import pytest
 
 from tests.test_ome_zarr import problem
-from unet_jax.files.zarr_store import delete_prefix, read_object, write_object
+from unet_jax.files.zarr_store import delete_group, read_object, write_object
 
 
 def check_objects(url):
     assert read_object(url, "cells/0") is None
-    delete_prefix(url, "cells/")
+    delete_group(url, "cells")
     for name in ("cells/0", "cells/1/0", "cells-0", "d"):
         write_object(url, name, name.encode())
     write_object(url, "d", b"")
     assert read_object(url, "cells/1/0") == b"cells/1/0" and read_object(url, "d") == b""
-    delete_prefix(url, "cells/")
+    delete_group(url, "cells")
     names = ("cells/0", "cells/1/0", "cells-0", "d")
     assert [read_object(url, name) for name in names] == [None, None, b"cells-0", b""]
 
@@ -34,6 +34,6 @@ def test_small_objects_lie_in_buckets(bucket, monkeypatch, region):
         monkeypatch.delenv("AWS_REGION")
     check_objects(f"{bucket}/out")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "ftp://127.0.0.1")
-    for call in (read_object, delete_prefix):
+    for call in (read_object, delete_group):
         assert "cannot be opened (" in problem(call, bucket, "a")
     assert "cannot be opened (" in problem(write_object, bucket, "a", b"1")

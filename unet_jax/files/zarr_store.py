@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,13 +103,24 @@ def write_object(url: str, name: str, content: bytes) -> None:
         raise InputError(f"{url}/{name}: cannot be written ({one_line(error)}).") from error
 
 
-def delete_prefix(url: str, prefix: str) -> None:
-    """Deletes the objects whose names begin so; InputError if they cannot be deleted."""
+def list_objects(url: str, prefix: str) -> list[str]:
+    """The names of the objects that begin so, of ASCII; InputError if they cannot be listed."""
     store = open_kvstore(url)
     try:
-        store.delete_range(_keys(prefix)).result()
+        return [name.decode() for name in store.list(_keys(prefix)).result()]
     except Exception as error:  # TensorStore raises many kinds
-        raise InputError(f"{url}/{prefix}: cannot be deleted ({one_line(error)}).") from error
+        raise InputError(f"{url}/{prefix}: cannot be listed ({one_line(error)}).") from error
+
+
+def delete_group(url: str, name: str) -> None:
+    """Deletes all objects of a group, if it is there; InputError if they cannot be deleted."""
+    store = open_kvstore(url)
+    try:
+        store.delete_range(_keys(f"{name}/")).result()
+        if not is_remote(url):  # its empty folders
+            shutil.rmtree(Path(url, name), ignore_errors=True)
+    except Exception as error:  # TensorStore raises many kinds
+        raise InputError(f"{url}/{name}: cannot be deleted ({one_line(error)}).") from error
 
 
 def _keys(prefix: str) -> tensorstore.KvStore.KeyRange:

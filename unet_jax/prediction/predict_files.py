@@ -1,12 +1,9 @@
 """Prediction of files: from a checkpoint and any number of images to results that Fiji opens."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -101,7 +98,7 @@ def predict_files(
     files = image_files(images, output)
     made_with = {
         "step": model.record.step if model.record else None,
-        "params_sha256": _digest(model.params),
+        "params_sha256": model.sha256(),
         "averaging": averaging,
         "cells": as_dict(settings),
     }
@@ -132,13 +129,6 @@ def predict_files(
                 problems.append(f"{file}: {one_line(error)}")
             progress.update(size)
     return Predictions(output, len(files), done, skipped, tuple(problems))
-
-
-def _digest(params: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _predict_file(

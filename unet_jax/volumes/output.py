@@ -171,7 +171,7 @@ def _settle(url: str, attributes: dict[str, Any], *, is_root: bool = False) -> N
 
 
 def _is_passing(key: bytes) -> bool:
-    return b"__lock" in key or key.startswith(b".probe-")
+    return b"__lock" in key or key.startswith((b".probe", b".lock", b".part-"))
 
 
 def _create_levels(url: str, image: NewImage) -> tuple[tensorstore.TensorStore, ...]:
