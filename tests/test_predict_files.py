@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import unicodedata
 
 import imagecodecs
@@ -558,6 +559,10 @@ def test_zarr_is_predicted_as_the_same_tiff(predict, images, tmp_path):
             same = out / file.name.replace("tiff", "zarr")
             assert same.read_bytes() == file.read_bytes()
     assert read_frame(out / "zarr_cells.tif", 6) == Frame("TZ", (2, 3), (4.5, 3.5), 2.5, 0.5, "um")
+    shutil.copytree(images / "zarr.ome.zarr", tmp_path / "series.zarr/0")
+    series = predict(tmp_path / "series.zarr/0", kinds=["cells"], output=tmp_path / "series")
+    assert (series.done, series.problems) == (1, ())
+    assert (tmp_path / "series/0_cells.tif").read_bytes() == (out / "zarr_cells.tif").read_bytes()
     before = rows(out)["zarr"]["sha256"]
     (images / "zarr.ome.zarr" / "0/c/1/0/0/0/0").write_bytes(b"")
     assert "holds the results of another image" in predict(images / "*.zarr").problems[0]

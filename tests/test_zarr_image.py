@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -102,11 +103,15 @@ def test_what_is_too_large_is_told_what_to_do(tmp_path, monkeypatch):
     size = 4 * 11 * 13 * 2
     monkeypatch.setattr(zarr_image, "MAX_BYTES", size - 1)
     assert problem(read_image, tmp_path / "a.zarr") == (
-        f"{tmp_path}/a.zarr: has {size:,} bytes of pixels, expected at most {size - 1:,} of an "
-        "image; predict.py --output=NAME.ome.zarr segments it block by block"
+        f"{tmp_path}/a.zarr: has {size:,} bytes of pixels in 36 chunks, expected at most "
+        f"{size - 1:,} in 4,194,304 of an image; predict.py --output=NAME.ome.zarr segments it "
+        "block by block"
     )
     monkeypatch.setattr(zarr_image, "MAX_BYTES", size)
+    monkeypatch.setattr(zarr_image, "_MAX_CHUNKS", 36)
     assert len(read_image(tmp_path / "a.zarr")) == 4
+    monkeypatch.setattr(zarr_image, "_MAX_CHUNKS", 35)
+    assert "in 36 chunks, expected at most" in problem(read_image, tmp_path / "a.zarr")
 
 
 def test_bad_directories_are_refused_by_name(tmp_path):
@@ -121,6 +126,9 @@ def test_bad_directories_are_refused_by_name(tmp_path):
     assert [name for name, _ in read_images(bad, 1)] == ["a"]
     (bad / "0/c/0/1").write_bytes(b"damaged")
     assert problem(read_image, bad).startswith(f"{bad}: cannot be read (")
+    (bad / "0/c/0/1").unlink()
+    os.mkfifo(bad / "0/c/0/1")
+    assert problem(read_image, bad) == f"{bad}/0/c/0/1: is no plain file"
     save(bad.parent / "c.zarr", np.full((40, 70), np.nan))
     assert "c.zarr: page 0 holds NaN" in problem(read_image, bad.parent / "c.zarr")
     (bad.parent / "b.zarr").write_bytes(b"PK")

@@ -32,7 +32,7 @@ def file_stem(path: Path) -> str:
 
 
 def example_stem(path: Path) -> str:
-    """What the pages of an image file are named by in training: .ome of .ome.tif belongs to it."""
+    """What the examples of an image file are named by: "a" of a.ome.zarr, "a.ome" of a.ome.tif."""
     return file_stem(path) if path.suffix.lower() == ".zarr" else path.stem
 
 
