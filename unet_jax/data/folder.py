@@ -12,7 +12,7 @@ from unet_jax.data.pairs import find_files, find_pairs
 from unet_jax.errors import InputError, Problems
 from unet_jax.example import IGNORED, SPARSE, Example, annotated_share
 from unet_jax.files.images import check_grey_values, grey_as_one_channel, read_image, read_mask
-from unet_jax.files.names import page_names
+from unet_jax.files.names import example_stem, is_zarr, page_names
 
 
 def read_folder(
@@ -27,9 +27,10 @@ def read_folder(
 ) -> list[Example]:
     """Reads images with their masks, one example for each page of each file.
 
-    An image and its mask have the same name up to the suffix, .tif, .tiff or .png, and the same
-    pages and shape. Where they have not, an ending of the mask's name such as _mask, and one of
-    the image's such as _img, is left out of the comparison. Hidden files are left out.
+    An image and its mask have the same name up to the suffix, .tif, .tiff, .png, .zarr or
+    .ome.zarr, and the same pages and shape. Where they have not, an ending of the mask's name such
+    as _mask, and one of the image's such as _img, is left out of the comparison. Hidden files are
+    left out.
 
     Args:
       images: the folder of images, all of the same number of channels.
@@ -126,7 +127,8 @@ def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.nd
     """
     path = Path(path)
     problems = Problems()
-    files = {path.stem: path} if path.is_file() else find_files(path, problems)
+    is_file = path.is_file() or is_zarr(path)
+    files = {example_stem(path): path} if is_file else find_files(path, problems)
     pictures = _read_pictures(files, path, channels, problems)
     problems.raise_all()
     named: list[tuple[str, np.ndarray]] = []

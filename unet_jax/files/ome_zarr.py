@@ -226,8 +226,10 @@ def read(volume: Volume, t: int, z: int, rows: slice, columns: slice) -> np.ndar
     return pixels.transpose([kept.index(name) for name in "yxc"])
 
 
-def missing_chunks(volume: Volume, t: int, z: int) -> list[tuple[int, ...]]:
-    """The indices of the stored chunks, or shards, of one image that are not there.
+def missing_chunks(
+    volume: Volume, t: int | None = None, z: int | None = None
+) -> list[tuple[int, ...]]:
+    """The indices of the stored chunks, or shards, of one image or all that are not there.
 
     TensorStore reads them as the fill value, as Zarr demands: a part that was never copied looks as
     one that is black.
@@ -238,21 +240,22 @@ def missing_chunks(volume: Volume, t: int, z: int) -> list[tuple[int, ...]]:
         range(math.ceil(size / side)) for size, side in zip(volume.array.shape, sides, strict=True)
     ]
     for name, index in (("t", t), ("z", z)):
-        if name in names:
+        if name in names and index is not None:
             grid[names.index(name)] = [index // sides[names.index(name)]]
-    before = min(names.index("y"), names.index("x"))
+    before = 0 if t is None and z is None else min(names.index("y"), names.index("x"))
     stored: set[tuple[int, ...]] = set()
     for first in itertools.product(*grid[:before]):
         stored |= stored_chunks(volume.array, first)
     return sorted(set(itertools.product(*grid)) - stored)
 
 
-def warn_of_missing_chunks(volume: Volume, t: int, z: int) -> None:
-    """Tells in a line which chunks of an image are missing; programs leave out those of zeros."""
+def warn_of_missing_chunks(volume: Volume, t: int | None = None, z: int | None = None) -> None:
+    """Tells in a line which chunks of one image or all are missing; it may be those of zeros."""
     missing = missing_chunks(volume, t, z)
     if missing:
         names = ["/".join(map(str, index)) for index in missing]
         logger.warning(
-            "%s: t %d, z %d: %d chunk(s) are missing and read as the fill value: %s",
-            *(volume.url, t, z, len(missing), listed(names, 3)),
+            "%s: %d chunk(s) are missing and read as the fill value: %s",
+            *(volume.url if t is None else f"{volume.url}: t {t}, z {z}", len(missing)),
+            listed(names, 3),
         )
