@@ -130,7 +130,7 @@ def _client():
         from unet_jax.volumes.cluster import local_workers, workers_of
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--workers and --scheduler need Dask ({error}): pip install distributed"
+            f"--workers and --scheduler need Dask ({error}): pip install 'unet-jax[cluster]'"
         ) from error
     return local_workers(_WORKERS.value) if _WORKERS.value else workers_of(_SCHEDULER.value)
 

@@ -90,7 +90,7 @@ def tiny_config():
 def bucket(monkeypatch):
     """A bucket of a service on this machine."""
     why = "a service like S3 on the loopback interface"
-    server = pytest.importorskip("moto.server", reason=f"{why}: moto[server]")
+    server = pytest.importorskip("moto.server", reason=f"{why}: moto, flask, flask-cors")
     boto3 = pytest.importorskip("boto3", reason=f"{why}: boto3")
     service = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     service.start()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import uuid
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
@@ -37,19 +38,25 @@ _PATIENCE = "20s"
 @contextlib.contextmanager
 def local_workers(count: int) -> Iterator[Client]:
     """So many processes of this machine, which share its cores; their ports are on loopback."""
-    # How many threads JAX computes with; and what one has compiled, the others need not.
-    variables = {"NPROC": str(max(cpu_cores() // count, 1))}
+    variables = {
+        "NPROC": str(max(cpu_cores() // count, 1)),  # of threads that JAX computes with
+        "DASK_LOGGING__DISTRIBUTED": "error",
+    }
     if compiled := jax.config.values["jax_compilation_cache_dir"]:
-        variables["JAX_COMPILATION_CACHE_DIR"] = compiled
+        variables["JAX_COMPILATION_CACHE_DIR"] = compiled  # by one of them for all
+    options: dict[str, Any] = {
+        f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in variables.items()
+    }
+    options["distributed.scheduler.allowed-failures"] = 0  # a death is told at once
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     with (
-        # A death is told at once.
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        dask.config.set(options),
         LocalCluster(
             n_workers=count,
             threads_per_worker=1,
             host="127.0.0.1",
             dashboard_address=None,
-            env=variables,
+            silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
     ):
