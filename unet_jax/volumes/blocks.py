@@ -253,12 +253,12 @@ def predict(job: Job, block: Block) -> None:
 
 def find(job: Job, block: Block) -> None:
     """Writes the pieces of cells in a block, and what `number` must know of them."""
-    grid, index = job.grid(), (block.row, block.column)
+    grid, index, array = job.grid(), (block.row, block.column), job.pieces
     seen = part_for_pieces(grid, index, job.settings)
     mask = _pixels(job, job.levels["mask"][0], block, seen)
     labels, pieces = find_pieces(mask == 0, grid, index, job.settings)
     _write(job, f"{INTERMEDIATE}/pieces/{_name(block)}", **dataclasses.asdict(pieces))
-    _fill(job, job.pieces, block, labels)
+    _fill(job, array, block, labels)
 
 
 def number(job: Job, plane: Plane) -> None:
