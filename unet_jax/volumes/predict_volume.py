@@ -233,16 +233,20 @@ def _prepare(job: Job, part: tuple[int, int] | None) -> None:
     """Makes the arrays; InputError if another run is writing, or if there is no room."""
     if part is not None and not 0 <= part[0] < part[1]:
         raise InputError(f"part: expected 0/{part[1]} to {part[1] - 1}/{part[1]}, not {part[0]}.")
-    classes = job.model.network.classes
-    bytes_written = 4 * classes if "probabilities" in job.kinds else 1
     if not is_remote(job.output):
-        # An eighth of a byte is what a mask took in a trial, and labels no more.
-        size = math.prod(job.volume.shape[:4])
-        probe(Path(job.output), int(size * (bytes_written if bytes_written > 1 else 0.125)))
         folder = Path(job.output)
+        pixels = math.prod(job.volume.shape[:4])
+        probe(folder, int(pixels * sum(_bytes_of(kind, job) for kind in job.kinds)))
         if part is not None:
             folder = folder / f".part-{part[0]}-of-{part[1]}"
             folder.mkdir(exist_ok=True)
         lock(folder)
-    check_writable(job.output, job.side**2 * bytes_written)
+    check_writable(job.output, job.side**2)
     _ = job.levels
+
+
+def _bytes_of(kind: str, job: Job) -> float:
+    """Of a pixel and its pyramid, as compressed as they are for a picture full of cells."""
+    if kind == "probabilities":
+        return 4 / 3 * 4 * job.model.network.classes
+    return 0.3 if kind == "cells" else 0.15
