@@ -104,7 +104,7 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
 
         def noted(function, name, job, item, **options):
             done.append((name, *item))
-            function(job, item, **options)
+            return function(job, item, **options)
 
         monkeypatch.setattr(blocks, name, partial(noted, getattr(blocks, name), name))
     predict_volume(a_model(), tmp_path / "in", tmp_path / "out", **options)
@@ -164,6 +164,15 @@ def test_a_damaged_chunk_is_told_with_its_place(tmp_path):
     result = predict_volume(a_model(), tmp_path / "in", tmp_path / "out", block_side=64)
     assert (result.done, result.blocks, len(result.problems)) == (12, 24, 1)
     assert "t 0, z 1" in result.problems[0]
+
+
+def test_chunks_that_miss_are_told(tmp_path, caplog):
+    a_volume(tmp_path / "in")
+    for name in ("0/0/0", "0/1/0", "1/3/4"):
+        (tmp_path / "in" / "0" / "c" / name).unlink()
+    predict_volume(a_model(), tmp_path / "in", tmp_path / "out")
+    says = f"{tmp_path}/in: 3 chunk(s) are missing, in 2 of its images, and read as the fill value"
+    assert caplog.messages == [says]
 
 
 def test_parts_and_a_last_call_are_the_whole(tmp_path):

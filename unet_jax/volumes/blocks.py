@@ -24,7 +24,7 @@ import numpy as np
 import tensorstore
 
 from unet_jax.errors import InputError, RunFailed, one_line
-from unet_jax.files.ome_zarr import Volume, open_volume
+from unet_jax.files.ome_zarr import Volume, missing_chunks, open_volume
 from unet_jax.files.zarr_store import read_object, write_object
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, statistics_of_parts
 from unet_jax.hardware import is_out_of_memory
@@ -171,23 +171,22 @@ def environment() -> dict[str, str]:
     return {name: version(name) for name in packages} | {"device": jax.devices()[0].device_kind}
 
 
-def attempt(function: Callable[[Job, Item], None], job: Job, item: Item) -> str | None:
-    """Calls a stage's function; what is wrong with this item alone, in a line, or else None.
+def attempt(function: Callable[[Job, Item], Any], job: Job, item: Item) -> tuple[Any, str | None]:
+    """What a stage's function returns, and in a line what is wrong with this item alone, or None.
 
     Raises:
       RunFailed: the result cannot be written to.
     """
     try:
-        function(job, item)
+        return function(job, item), None
     except InputError as error:
-        return str(error)
+        return None, str(error)
     except MemoryError:
-        return f"{place(job, item)}: {MORE_MEMORY}"
+        return None, f"{place(job, item)}: {MORE_MEMORY}"
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return f"{place(job, item)}: {MORE_MEMORY}"
-    return None
+        return None, f"{place(job, item)}: {MORE_MEMORY}"
 
 
 def place(job: Job, item: Item) -> str:
@@ -199,8 +198,11 @@ def place(job: Job, item: Item) -> str:
     return f"{plane}, rows {part.top} to {part.bottom - 1}, columns {part.left} to {part.right - 1}"
 
 
-def measure(job: Job, plane: Plane) -> None:
-    """Writes the statistics of a plane's grey values."""
+def measure(job: Job, plane: Plane) -> int:
+    """Writes the statistics of a plane's grey values; returns how many of its chunks are missing.
+
+    They are read as the fill value, and programs leave out those of zeros.
+    """
     pixels, grid = job.volume.plane(*plane), job.grid()
 
     def parts():
@@ -220,6 +222,7 @@ def measure(job: Job, plane: Plane) -> None:
     except ValueError as error:
         raise InputError(f"{place(job, plane)}: {error}") from None
     _write(job, f"{STATISTICS}/{_name(plane)}", means=means, stds=stds)
+    return len(missing_chunks(job.volume, *plane))
 
 
 def predict(job: Job, block: Block) -> None:

@@ -114,7 +114,7 @@ class _JobPlugin(WorkerPlugin):
         self.name = f"unet_jax-{uuid.uuid4().hex}"
 
 
-def _do(name: str, function: Callable[[Job, Item], None], item: Item) -> str | None:
+def _do(name: str, function: Callable[[Job, Item], Any], item: Item) -> tuple[Any, str | None]:
     worker = get_worker()
     job = cast(_JobPlugin, worker.plugins[name]).job
     if environment() != job.made_with["versions"]:
@@ -129,10 +129,10 @@ def _run(
     client: Client,
     name: str,
     job: Job,
-    function: Callable[[Job, Item], None],
+    function: Callable[[Job, Item], Any],
     items: Iterable[Item],
-) -> Iterator[tuple[Item, str | None]]:
-    """The items as they are done, each with what is wrong with it."""
+) -> Iterator[tuple[Item, Any, str | None]]:
+    """The items as they are done, each with what `attempt` returns."""
     items = iter(items)
     asked: dict[Any, Item] = {}
     tries: dict[Item, int] = {}
@@ -149,13 +149,16 @@ def _run(
     for future in done:
         item = asked.pop(future.key)
         try:
-            problem = future.result()
+            result, problem = future.result()
         except KilledWorker:
             tries[item] = tries.get(item, 0) + 1
             if tries[item] < _TRIES:
                 done.add(submit(item))
                 continue
-            problem = f"{place(job, item)}: {MORE_MEMORY}; {_TRIES} workers died of it"
+            result, problem = (
+                None,
+                f"{place(job, item)}: {MORE_MEMORY}; {_TRIES} workers died of it",
+            )
         except (CancelledError, CommClosedError) as error:
             raise RunFailed(
                 "The scheduler is gone; the same command goes on where it was."
@@ -163,4 +166,4 @@ def _run(
         future.release()
         for following in itertools.islice(items, 1):
             done.add(submit(following))
-        yield item, problem
+        yield item, result, problem

@@ -3,14 +3,16 @@
 import contextlib
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from unet_jax.checked_settings import as_dict
@@ -26,6 +28,8 @@ from unet_jax.volumes.output import check_writable
 
 if TYPE_CHECKING:  # an extra, which takes a second to load
     from distributed import Client
+
+logger = logging.getLogger("unet_jax")
 
 #: What can be written of a volume.
 VOLUME_KINDS = ("probabilities", "classes", "cells")
@@ -101,27 +105,34 @@ def predict_volume(
 
     with _workers(client, job) as do:
 
-        def run(what: str, function: Callable[..., None], items: Iterable[Item]) -> int:
-            """Does a stage, but for images of which something failed; how many are done."""
+        def run(what: str, function: Callable[..., Any], items: Iterable[Item]) -> list[Any]:
+            """Does a stage, but for images of which something failed; what its function gave."""
             due = [item for item in items if (item.t, item.z) not in failed]
+            results = []
             bar = tqdm(do(function, due), total=len(due), desc=what, delay=3, leave=False)
-            before = len(problems)
-            for item, problem in bar:
+            for item, result, problem in bar:
                 if problem:
                     failed.add((item.t, item.z))
                     problems.append(problem)
-            return len(due) - len(problems) + before
+                else:
+                    results.append(result)
+            return results
 
         asked = _part_of(job.blocks(), part)
         due = [block for block in asked if block in _unpredicted(job)]
         there = {*list_objects(job.output, f"{blocks.STATISTICS}/")}
         planes = [Plane(t, z) for t, z in dict.fromkeys((b.t, b.z) for b in due)]
-        run(
+        missing = run(
             "Statistics",
             blocks.measure,
             [plane for plane in planes if f"{blocks.STATISTICS}/{plane.t}/{plane.z}" not in there],
         )
-        done = run("Predicting", blocks.predict, due)
+        if any(missing):
+            logger.warning(
+                "%s: %d chunk(s) are missing, in %d of its images, and read as the fill value",
+                *(job.source, sum(missing), np.count_nonzero(missing)),
+            )
+        done = len(run("Predicting", blocks.predict, due))
         if part is None:
             _find_cells(job, run)
             for kind, levels in job.levels.items():
@@ -134,7 +145,7 @@ def predict_volume(
     return VolumePrediction(job.output, len(asked), before + done, before, tuple(problems))
 
 
-def _find_cells(job: Job, run: Callable[..., int]) -> None:
+def _find_cells(job: Job, run: Callable[..., list]) -> None:
     """The stages of the cells, of the images of which some are missing."""
     if "cells" not in job.kinds:
         return
@@ -163,9 +174,9 @@ def _part_of(items: list[Block], part: tuple[int, int] | None) -> list[Block]:
 
 @contextlib.contextmanager
 def _workers(client: "Client | None", job: Job) -> Iterator[Callable[..., Iterator]]:
-    """What does a stage's function of all items, and yields each with what is wrong with it."""
+    """What does a stage's function of all items, and yields each with what `attempt` returns."""
     if client is None:
-        yield lambda function, items: ((item, attempt(function, job, item)) for item in items)
+        yield lambda function, items: ((item, *attempt(function, job, item)) for item in items)
         return
     from unet_jax.volumes.cluster import on_workers
 
