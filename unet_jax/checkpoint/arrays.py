@@ -30,7 +30,15 @@ def write_arrays(folder: Path, tree: Any) -> None:
 
     What goes wrong raises many kinds of exceptions.
     """
-    with ocp.PyTreeCheckpointer(use_ocdbt=True, use_zarr3=False) as checkpointer:
+    # Of several processes one writes; Orbax would have it wait for the others.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix="first",
+    )
+    several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, **several)
+    with ocp.Checkpointer(handler, **several) as checkpointer:
         checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree))
     _open(folder, tree)
 
