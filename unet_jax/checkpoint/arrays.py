@@ -30,15 +30,13 @@ def write_arrays(folder: Path, tree: Any) -> None:
 
     What goes wrong raises many kinds of exceptions.
     """
-    # Of several processes one writes; Orbax would have it wait for the others.
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix="first",
+    # Where there are several processes, Orbax would otherwise wait for the others.
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(this, {this}, f"process{this}")
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True, use_zarr3=False, multiprocessing_options=alone
     )
-    several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, **several)
-    with ocp.Checkpointer(handler, **several) as checkpointer:
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree))
     _open(folder, tree)
 
