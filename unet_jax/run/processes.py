@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -58,20 +59,25 @@ def joined(address: str) -> Iterator[None]:
       RunFailed: another process has ended.
     """
     values = _parsed(address)
-    _explain_abort(_NOT_FOUND, 2)
+    stderr = os.dup(2)
+    _explain_abort(_NOT_FOUND, 2, stderr)
     if jax.config.values.get("jax_cpu_collectives_implementation") == "none":  # JAX 0.5
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)  # for the lines and stack that JAX writes if it fails
         jax.distributed.initialize(**values)
     except (ValueError, RuntimeError) as error:
         remedy = f"give --distributed={_ADDRESS}, as neither Slurm nor Open MPI tells it"
         reason = one_line(error) if address else remedy
         raise InputError(f"--distributed: {reason}.") from error
+    finally:
+        os.dup2(stderr, 2)
     signal.signal(signal.SIGTERM, on_sigterm)  # which JAX takes for itself
     if not writes():
         logger.setLevel(logging.ERROR)  # the first one's notices are enough
-    _explain_abort(_ENDED, 1)
+    _explain_abort(_ENDED, 1, stderr)
     try:
         yield
     except BaseException as error:
@@ -96,19 +102,34 @@ def _parsed(address: str) -> dict[str, Any]:
     parts = re.fullmatch(r"(\S+:\d+),(\d+),(\d+)", address)
     if not parts:
         raise InputError(f"--distributed must be {_ADDRESS}, not {address}.")
-    host, count, index = parts[1], int(parts[2]), int(parts[3])
+    place, count, index = parts[1], int(parts[2]), int(parts[3])
     if index >= count:
         raise InputError(
             f"--distributed={address}: the index must be from 0 to {count - 1}, not {index}."
         )
-    return {"coordinator_address": host, "num_processes": count, "process_id": index}
+    if index == 0:
+        _check_port(int(place.rpartition(":")[2]))
+    return {"coordinator_address": place, "num_processes": count, "process_id": index}
 
 
-def _explain_abort(line: str, status: int) -> None:
+def _check_port(port: int) -> None:
+    """InputError if it is taken, where JAX would crash."""
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after a kill, at once
+            trial.bind(("", port))
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--distributed: port {port} cannot be used ({one_line(error)})."
+        ) from None
+
+
+def _explain_abort(line: str, status: int, stderr: int) -> None:
     """JAX aborts a process that has lost the others, from a thread of C++; this is said last."""
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def explain(_):
+        os.dup2(stderr, 2)
         logger.error("%s", line)
         os._exit(status)
 
