@@ -123,7 +123,8 @@ def fit(
     Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`; `failure.json`, if a
     step is not finite. SIGINT and SIGTERM end it after the present step, on an accelerator after at
     most ten more, and the last one done is saved. Several devices share each batch, see
-    `devices.data_mesh`; of several processes, which all call this, the first one writes.
+    `devices.data_mesh`. Several processes all call this with the same arguments and files: the
+    first one writes, and a signal to any of them ends all after one step more.
 
     Args:
       config: the settings, or those of a file such as `configs/em.py`.
