@@ -12,6 +12,9 @@ the rest of the command as above:
     --config.train.steps=10000             train longer; a run that is finished goes on
     --config.train.start_from=runs/em      begin with what another run has learnt
     --folds=5                              a cross-validation: five networks
+    --distributed                          one of several processes, as srun starts them
+    --distributed=node1:12345,2,0          the same without Slurm: the address of process 0, 2
+                                           processes, this is process 0
 """
 
 import shlex
@@ -25,6 +28,7 @@ from unet_jax.command_line import Outcome, command
 from unet_jax.errors import InputError
 from unet_jax.run.fit import cross_validate, fit
 from unet_jax.run.preview import preview
+from unet_jax.run.processes import joined, writes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Configuration, a Python file such as configs/folder.py."
@@ -42,11 +46,34 @@ _ALLOW_CHANGE = flags.DEFINE_multi_string(
     "A key, such as config.augmentation.shift or data, in which the run that is in --workdir may "
     "go on differently; may be given several times.",
 )
+# Not a string flag, which has to be given a value.
+_DISTRIBUTED = flags.DEFINE_flag(
+    flags.Flag(
+        flags.ArgumentParser(),
+        flags.ArgumentSerializer(),
+        "distributed",
+        None,
+        "This is one of several processes that train together, as Slurm or Open MPI start them; or "
+        "HOST:PORT,COUNT,INDEX: the address of process 0, how many there are, and which this is.",
+        boolean=True,
+    )
+)
 flags.mark_flags_as_required(["config", "workdir"])
 flags.register_validator("workdir", lambda folder: folder != "", "it names no folder.")
 
 
 def _train():
+    if _DISTRIBUTED.value in (None, "false"):
+        return _run()
+    if _PREVIEW.value:
+        raise InputError("--preview is made by one process; give it without --distributed.")
+    # Alone it has the value "true".
+    with joined(_DISTRIBUTED.value.removeprefix("true")):
+        outcome = _run()
+        return outcome if writes() else outcome._replace(text="")
+
+
+def _run():
     workdir = Path(_WORKDIR.value)
     options = {"allow_change": _ALLOW_CHANGE.value, "command": command()}
     if _PREVIEW.value:

@@ -113,8 +113,10 @@ def test_what_the_oldest_and_the_newest_orbax_wrote_is_read(version):
 
 @pytest.mark.parametrize("other", [{"use_zarr3": True}, {"use_ocdbt": False}])
 def test_a_layout_that_is_not_read_is_not_left_for_a_checkpoint(workdir, monkeypatch, other):
-    original = ocp.PyTreeCheckpointer
-    monkeypatch.setattr(ocp, "PyTreeCheckpointer", lambda **options: original(**options | other))
+    original = ocp.PyTreeCheckpointHandler
+    monkeypatch.setattr(
+        ocp, "PyTreeCheckpointHandler", lambda **options: original(**options | other)
+    )
     with pytest.raises(RunFailed, match="000009: cannot be saved .*no such array"):
         checkpoint.save(workdir, a_state(), a_record(9))
     assert checkpoint.saved_steps(workdir) == [4, 7]
@@ -186,7 +188,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_steps_before(workdir, monkeypatc
     def full(*_, **__):
         raise ValueError("RESOURCE_EXHAUSTED:\n No space left on device")
 
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
     with pytest.raises(RunFailed, match=r"000009: cannot be saved \(RESOURCE_EXHAUSTED: No space"):
         checkpoint.save(workdir, a_state(), a_record(9))
     assert checkpoint.saved_steps(workdir) == [4, 7]

@@ -16,6 +16,7 @@ PAPER = {
     *("checked_settings", "errors", "hardware", "configuration", "sources", "run_record"),
     "training_loop",
     "compiled",
+    "devices",
 }
 # What stands on the paper's files, from below: each may import what is above it here, and itself.
 ORDER = [

@@ -22,7 +22,7 @@ def host_memory_bytes() -> int:
 @cache
 def device_memory_bytes() -> int:
     """All of the memory that JAX computes in, whatever is in use now; on a CPU the machine's."""
-    statistics = jax.devices()[0].memory_stats() or {}
+    statistics = jax.local_devices()[0].memory_stats() or {}
     untold = host_memory_bytes() if jax.default_backend() == "cpu" else _UNTOLD_BYTES
     return statistics.get("bytes_limit") or untold
 

@@ -14,8 +14,10 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from unet_jax.augmentation import AugmentationSettings, Crop, part_corner, reached_side
+from unet_jax.devices import in_all_processes, own_part, put_everywhere, put_part
 from unet_jax.example import IGNORED, Example, is_sparse
 from unet_jax.grey_values import grey_value_statistics
 from unet_jax.hardware import device_memory_bytes
@@ -71,10 +73,13 @@ class AnnotatedImages:
         return isinstance(self.image, jax.Array)
 
 
-def annotated_images(examples: Sequence[Example], weights: Sequence[np.ndarray]) -> AnnotatedImages:
+def annotated_images(
+    examples: Sequence[Example], weights: Sequence[np.ndarray], mesh: Mesh | None = None
+) -> AnnotatedImages:
     """The pixels of the examples, with their weight maps [H, W].
 
-    On the device; as NumPy arrays if all would take more than half of its memory.
+    On the device, or on each one of the mesh; as NumPy arrays if all would take more than half of
+    its memory.
     """
     # On the host, where NumPy normalises them in 64 bits.
     images = [np.asarray(e.image).reshape(*e.labels.shape, -1) for e in examples]
@@ -101,8 +106,8 @@ def annotated_images(examples: Sequence[Example], weights: Sequence[np.ndarray])
     )
     fits = sum(a.nbytes for a in jax.tree.leaves(on_host)) <= device_memory_bytes() // 2
     # JAX counts pixels in 32 bits.
-    if fits and ends[-1] < 2**31:
-        return jax.device_put(replace(on_host, first=first.astype(np.int32)))
+    if in_all_processes(bool(fits and ends[-1] < 2**31)):
+        return put_everywhere(replace(on_host, first=first.astype(np.int32)), mesh)
     return on_host
 
 
@@ -113,16 +118,18 @@ def batches(
     *,
     tile_side: int,
     context: int,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[Draw, Crop]]:
     """The batch of each draw, cut and sent to the device one step ahead in a thread.
 
-    For images on the host. Arguments as of `take`.
+    For images on the host. Arguments as of `take`; each device of the mesh is sent its part.
     """
 
     def batch(draw):
-        keys = tile_keys(draw.key, len(draw.indices))
-        crop = take(images, draw.indices, keys, settings, tile_side=tile_side, context=context)
-        return draw, jax.device_put(crop)
+        own = own_part(len(draw.indices), mesh)
+        keys = tile_keys(draw.key, len(draw.indices))[own]
+        crop = take(images, draw.indices[own], keys, settings, tile_side=tile_side, context=context)
+        return draw, put_part(crop, mesh)
 
     with ThreadPoolExecutor(1) as background:
         before = None

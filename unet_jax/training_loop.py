@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from unet_jax.augmentation import Crop
 from unet_jax.configuration import Configuration, TrainSettings
+from unet_jax.devices import data_mesh, divided, local, put_everywhere, whole
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example, separated
 from unet_jax.grey_values import are_grey_values
@@ -105,7 +107,8 @@ def train(
         model = progress.model()
 
     It may be left at any step and runs in any thread. A ridge of background is put between touching
-    cells, see `separated`.
+    cells, see `separated`. Several devices share each batch, see `devices.data_mesh`; of several
+    processes each gives the same examples.
 
     Args:
       examples: to train on, of one number of channels and any sizes.
@@ -137,7 +140,8 @@ def train(
     if class_weight is None:
         class_weight = class_weights([e.labels for e in examples], network.classes)
     weights = weight_maps(examples, class_weight, configuration.weight_map)
-    images = annotated_images(examples, weights)
+    mesh = data_mesh(settings.batch_size)
+    images = annotated_images(examples, weights, mesh)
     train_step = pure_train_step(
         network,
         optimiser,
@@ -148,7 +152,7 @@ def train(
     at_once = steps_at_once if images.on_device else 1
     blocks = _blocks(int(state.step) + 1, last, at_once, settings.validate_every)
     # It must not hold the examples: their memory is free once the images are there.
-    return _train(images, blocks, at_once, state, train_step, configuration)
+    return _train(images, blocks, at_once, state, train_step, configuration, mesh)
 
 
 def _train(
@@ -158,16 +162,20 @@ def _train(
     state: TrainState,
     train_step: TrainStep,
     configuration: Configuration,
+    mesh: Mesh | None,
 ) -> Iterator[Progress]:
-    steps = compiled_steps(train_step, at_once, configuration)
+    steps = compiled_steps(train_step, at_once, configuration, mesh)
     key = jax.random.key_data(training_key(configuration.train))
+    state, key = put_everywhere((state, key), mesh)
     on_device = images if images.on_device else None
-    for numbers, given in _given(images, blocks, at_once, configuration):
+    for numbers, given in _given(images, blocks, at_once, configuration, mesh):
         state, values = steps(state, given, np.int32(len(numbers)), key, on_device)
-        yield Progress(Steps(numbers, values), state, configuration.model)
+        yield Progress(Steps(numbers, local(values, mesh)), local(state, mesh), configuration.model)
 
 
-def compiled_steps(train_step: TrainStep, at_once: int, configuration: Configuration):
+def compiled_steps(
+    train_step: TrainStep, at_once: int, configuration: Configuration, mesh: Mesh | None = None
+):
     """The steps(state, given, count, key, images) -> (state, values), which use up the state.
 
     All that a step needs is computed in there: its key, crops and learning rate.
@@ -185,6 +193,7 @@ def compiled_steps(train_step: TrainStep, at_once: int, configuration: Configura
             if images is not None:
                 keys = tile_keys(step_key, settings.batch_size)
                 batch = take(images, given[i], keys, configuration.augmentation, **geometry)
+                batch = divided(batch, mesh)
             state, metrics = train_step(state, batch, step_key)
             metrics |= getattr(state.opt_state, "hyperparams", {})
             row = jnp.stack([metrics.get(name, jnp.float32(jnp.nan)) for name in METRICS])
@@ -196,7 +205,7 @@ def compiled_steps(train_step: TrainStep, at_once: int, configuration: Configura
         return jax.lax.fori_loop(0, count, step, before)
 
     options = compiler_options(settings.deterministic)
-    return jax.jit(steps, donate_argnums=0, compiler_options=options)
+    return jax.jit(steps, donate_argnums=0, compiler_options=options, out_shardings=whole(mesh))
 
 
 def _blocks(first: int, last: int | None, at_once: int, validate_every: int) -> Iterator[range]:
@@ -209,7 +218,11 @@ def _blocks(first: int, last: int | None, at_once: int, validate_every: int) -> 
 
 
 def _given(
-    images: AnnotatedImages, blocks: Iterator[range], at_once: int, configuration: Configuration
+    images: AnnotatedImages,
+    blocks: Iterator[range],
+    at_once: int,
+    configuration: Configuration,
+    mesh: Mesh | None,
 ) -> Iterator[tuple[range, np.ndarray | Crop]]:
     """What each block is trained on: indices [at_once, B] of images on the device, else crops."""
     settings, count = configuration.train, len(images.sizes)
@@ -223,7 +236,7 @@ def _given(
     key = training_key(settings)
     draws = (draw(key, number, count, settings) for numbers in blocks for number in numbers)
     options = _geometry(configuration)
-    for drawn, crop in batches(images, draws, configuration.augmentation, **options):
+    for drawn, crop in batches(images, draws, configuration.augmentation, mesh=mesh, **options):
         yield range(drawn.step, drawn.step + 1), crop
 
 

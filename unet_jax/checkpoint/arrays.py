@@ -30,7 +30,13 @@ def write_arrays(folder: Path, tree: Any) -> None:
 
     What goes wrong raises many kinds of exceptions.
     """
-    with ocp.PyTreeCheckpointer(use_ocdbt=True, use_zarr3=False) as checkpointer:
+    # Where there are several processes, Orbax would otherwise wait for the others.
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(this, {this}, f"process{this}")
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True, use_zarr3=False, multiprocessing_options=alone
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree))
     _open(folder, tree)
 

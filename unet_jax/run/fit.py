@@ -28,6 +28,7 @@ from unet_jax.provenance import versions
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import RunLog
 from unet_jax.run.pictures import Pictures
+from unet_jax.run.processes import Largest, agreed, largest, writes
 from unet_jax.run.resume import resume_or_start
 from unet_jax.run.start_from import first_state
 from unet_jax.run.stop import StopRequest
@@ -121,7 +122,9 @@ def fit(
 
     Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`; `failure.json`, if a
     step is not finite. SIGINT and SIGTERM end it after the present step, on an accelerator after at
-    most ten more, and the last one done is saved.
+    most ten more, and the last one done is saved. Several devices share each batch, see
+    `devices.data_mesh`. Several processes all call this with the same arguments and files: the
+    first one writes, and a signal to any of them ends all after one step more.
 
     Args:
       config: the settings, or those of a file such as `configs/em.py`.
@@ -139,9 +142,14 @@ def fit(
     workdir, configuration = Path(workdir), read_configuration(config)
     settings, names = configuration.train, configuration.class_names
     colours = class_colours(configuration.model.classes, configuration.class_colours)
-    splits, state, balance, record = _prepared(
-        configuration, workdir, fold, folds, allow_change, command
-    )
+    with agreed() as same:
+        splits, state, balance, record = _prepared(
+            configuration, workdir, fold, folds, allow_change, command
+        )
+        values = record.to_json()
+        same["settings"] = values["config"]
+        same["images"] = [values[part] for part in ("data", "splits", "class_weights")]
+        same["parameters"] = state
     start = int(state.step)
     if start == settings.steps:
         return Run(workdir, start, start, settings.steps)
@@ -156,13 +164,19 @@ def fit(
         steps_at_once=_steps_at_once(),
     )
     del splits  # memory that no step needs
-    log, compiled = RunLog(workdir / "log.jsonl", start), None
+    log, compiled = RunLog(workdir / "log.jsonl", start, writes=writes()), None
+    signals = Largest()
     with (
         StopRequest() as stop,
         checkpoint.Saver(workdir) as saver,
         Pictures() as pictures,
         tqdm(
-            total=settings.steps, initial=start, desc="Training", unit="step", mininterval=1
+            desc="Training",
+            unit="step",
+            initial=start,
+            total=settings.steps,
+            mininterval=1,
+            disable=not writes(),
         ) as bar,
         _out_of_memory_explained(configuration),
     ):
@@ -170,7 +184,7 @@ def fit(
             step, is_first = progress.step, progress.steps.numbers[0] == start + 1
             is_time = log.add(progress.steps)
             due = step % settings.validate_every == 0 or step == settings.steps
-            stop_signal = stop.signal  # looked at once: it may come at any time
+            stop_signal = signals.of_call_before(stop.signal)
             wait = due or bool(stop_signal) or is_first
             if not (wait or is_time):
                 continue
@@ -197,15 +211,16 @@ def fit(
                 scores = found.scores
                 log.write([{"step": step, "seconds": row["seconds"], "validation": scores}])
                 shown = validation[:_EXAMPLES_SHOWN], found.probabilities[:_EXAMPLES_SHOWN]
-                pictures.draw(partial(_draw, workdir, *shown, names, colours, list(log.rows)))
+                if writes():
+                    pictures.draw(partial(_draw, workdir, *shown, names, colours, list(log.rows)))
                 if warning := collapse(validation, found.probabilities, names):
                     logger.warning("Step %d: %s", step, warning)
-            if due or stop_signal:
+            if (due or stop_signal) and writes():
                 saver.save(progress.state, replace(record, step=step, validation=scores))
             if stop_signal:
                 break
         saver.wait()
-    return Run(workdir, start, step, settings.steps, stop_signal or stop.signal)
+    return Run(workdir, start, step, settings.steps, largest(stop_signal or stop.signal))
 
 
 def _prepared(

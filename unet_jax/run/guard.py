@@ -16,6 +16,7 @@ from unet_jax import checkpoint
 from unet_jax.errors import RunFailed
 from unet_jax.example import IGNORED, Example
 from unet_jax.files.output import complete
+from unet_jax.run.processes import writes
 from unet_jax.training_images import Draw
 
 #: Where the step that was not finite is recorded.
@@ -55,10 +56,13 @@ def record_failure(
     batch = {"seed": seed, "examples": names, "key": jax.random.key_data(drawn.key).tolist()}
     kept = "no step was saved" if last_saved is None else f"step {last_saved} is kept"
     cause = _likely_cause(log, names)
-    record = {name: str(value) for name, value in row.items()}  # JSON has no word for NaN
-    with complete(workdir / FAILURE) as unfinished:
-        record |= {"step": step, "likely_cause": cause, "last_saved": last_saved} | batch
-        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record: dict[str, Any] = {
+        name: str(value) for name, value in row.items()
+    }  # JSON has no word for NaN
+    record |= {"step": step, "likely_cause": cause, "last_saved": last_saved} | batch
+    if writes():
+        with complete(workdir / FAILURE) as unfinished:
+            unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return RunFailed(
         f"Step {step}: the loss is {row['loss']:g}, the norm of its gradient "
         f"{row['gradient_norm']:g}, at a learning rate of {row['learning_rate']:.2g}; {cause}; "

@@ -31,14 +31,18 @@ class RunLog:
       rows: those of all steps that have been fetched, and of the validations.
     """
 
-    def __init__(self, file: Path, step: int):
-        """Opens the log of a run that goes on after `step`; 0 begins a new one."""
+    def __init__(self, file: Path, step: int, *, writes: bool = True):
+        """Opens the log of a run that goes on after `step`; 0 begins a new one.
+
+        One that does not write keeps the rows in memory only.
+        """
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
-        self._file = file
+        self._file, self._writes = file, writes
         self._pending: list[Steps] = []
         self._began = time.perf_counter() - (self.rows[-1].get("seconds", 0) if self.rows else 0)
-        with complete(file) as unfinished:
-            unfinished.write_text(_lines(self.rows), encoding="utf-8")
+        if writes:
+            with complete(file) as unfinished:
+                unfinished.write_text(_lines(self.rows), encoding="utf-8")
 
     @property
     def seconds(self) -> float:
@@ -72,8 +76,9 @@ class RunLog:
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows of JSON values."""
         self.rows += rows
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(_lines(rows))
+        if self._writes:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(_lines(rows))
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:

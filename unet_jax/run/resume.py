@@ -11,6 +11,7 @@ import jax
 from unet_jax import checkpoint
 from unet_jax.errors import InputError
 from unet_jax.files.output import lock, probe
+from unet_jax.run.processes import writes
 from unet_jax.run_record import Record
 from unet_jax.train_step import TrainState
 
@@ -51,17 +52,23 @@ def resume_or_start(
         if record.training and steps[-1] > record.training.config.train.steps:
             raise InputError(f"{workdir}: this run is at step {steps[-1]} already.")
         state = checkpoint.restore(workdir, steps[-1], state)
-    probe(workdir, 2 * sum(x.nbytes for x in jax.tree.leaves(state)))
-    lock(workdir)
-    if checkpoint.saved_steps(workdir) != steps:
-        raise InputError(f"{workdir}: another run has just written to it; start again.")
-    for folder in checkpoint.remove_unfinished(workdir):
-        logger.info("%s: removed, a save that was never finished.", folder)
+    if writes():
+        _take(workdir, steps, size=2 * sum(x.nbytes for x in jax.tree.leaves(state)))
     if steps:
         logger.info("Going on after step %d.", steps[-1])
     for key, before, now in changes:
         logger.info("  with %s = %s instead of %s", key, _short(now), _short(before))
     return state
+
+
+def _take(workdir: Path, steps: list[int], size: int) -> None:
+    """The folder is for this run alone from now on, and has room for so many bytes."""
+    probe(workdir, size)
+    lock(workdir)
+    if checkpoint.saved_steps(workdir) != steps:
+        raise InputError(f"{workdir}: another run has just written to it; start again.")
+    for folder in checkpoint.remove_unfinished(workdir):
+        logger.info("%s: removed, a save that was never finished.", folder)
 
 
 def _allowed_changes(workdir, saved, record, allowed) -> list[tuple[str, Any, Any]]:
