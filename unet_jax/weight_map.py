@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -34,7 +34,7 @@ class WeightMapSettings:
         check(self)
 
 
-def class_weights(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
+def class_weights(labels: Iterable[np.ndarray], classes: int) -> np.ndarray:
     """w_c = N / (K N_c), so that each of the K classes has the same total weight.
 
     Args:
@@ -44,10 +44,15 @@ def class_weights(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
     Returns:
       float32 [classes]; 0, with a notice, for a class that does not occur.
     """
-    pixels = np.sum([np.bincount(a[a != IGNORED], minlength=classes) for a in labels], axis=0)
+    pixels = [np.bincount(a[a != IGNORED], minlength=classes) for a in labels]
+    return balanced(np.sum(pixels, axis=0))
+
+
+def balanced(pixels: np.ndarray) -> np.ndarray:
+    """The `class_weights` of so many pixels of each class, int [classes]."""
     for absent in np.flatnonzero(pixels == 0):
         logger.warning("Class %d does not occur in the training labels: its weight is 0.", absent)
-    weights = pixels.sum() / (classes * np.maximum(pixels, 1))
+    weights = pixels.sum() / (len(pixels) * np.maximum(pixels, 1))
     return np.where(pixels > 0, weights, 0).astype(np.float32)
 
 
@@ -163,18 +168,32 @@ def weight_maps(
     In blocks of one size, so that it is compiled once for images of any sizes, and takes the memory
     of a block.
     """
+    whole = np.s_[:, :]
+    return [weight_map_part(example, whole, class_weights, settings) for example in examples]
+
+
+def weight_map_part(
+    example: Example,
+    part: tuple[slice, slice],
+    class_weights: np.ndarray,
+    settings: WeightMapSettings = WeightMapSettings(),
+) -> np.ndarray:
+    """The rows and columns of a part of one of the `weight_maps`, bit for bit, float32.
+
+    In the blocks of the whole one, but only those that the part reaches.
+    """
     around = reach(settings.sigma)
-    maps = []
-    for example in examples:
-        height, width = example.labels.shape
-        end = [(0, -height % _BLOCK), (0, -width % _BLOCK)]
-        labels = np.pad(example.labels, end)
-        instances = np.pad(np.pad(example.instances, end), around)
-        weights = np.empty(labels.shape, np.float32)
-        for y in range(0, height, _BLOCK):
-            for x in range(0, width, _BLOCK):
-                block = slice(y, y + _BLOCK), slice(x, x + _BLOCK)
-                surroundings = instances[y : y + _BLOCK + 2 * around, x : x + _BLOCK + 2 * around]
-                weights[block] = _compiled(labels[block], surroundings, class_weights, settings)
-        maps.append(weights[:height, :width])
-    return maps
+    height, width = example.labels.shape
+    (top, bottom, _), (left, right, _) = (
+        along.indices(side) for along, side in zip(part, (height, width), strict=True)
+    )
+    end = [(0, -height % _BLOCK), (0, -width % _BLOCK)]
+    labels = np.pad(example.labels, end)
+    instances = np.pad(np.pad(example.instances, end), around)
+    weights = np.empty(labels.shape, np.float32)
+    for y in range(top - top % _BLOCK, bottom, _BLOCK):
+        for x in range(left - left % _BLOCK, right, _BLOCK):
+            block = slice(y, y + _BLOCK), slice(x, x + _BLOCK)
+            surroundings = instances[y : y + _BLOCK + 2 * around, x : x + _BLOCK + 2 * around]
+            weights[block] = _compiled(labels[block], surroundings, class_weights, settings)
+    return weights[top:bottom, left:right]
