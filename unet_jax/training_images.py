@@ -181,16 +181,14 @@ def batches(
     For images on the host. Those that are to be read are so some steps ahead, in as many threads.
     Arguments as of `take`.
     """
-    ahead = 1 if isinstance(images, AnnotatedImages) else _READ_AHEAD
+    ahead = _READ_AHEAD if isinstance(images, UnreadImages) else 1
     geometry = {"tile_side": tile_side, "context": context}
 
     def batch(draw):
         keys = tile_keys(draw.key, len(draw.indices))
-        if isinstance(images, AnnotatedImages):
-            crop = take(images, draw.indices, keys, settings, **geometry)
-        else:
-            crop = _taken(images, draw.indices, keys, settings, **geometry)
-        return draw, jax.device_put(crop)
+        if isinstance(images, UnreadImages):
+            return draw, _taken(images, draw.indices, keys, settings, **geometry)
+        return draw, jax.device_put(take(images, draw.indices, keys, settings, **geometry))
 
     with ThreadPoolExecutor(ahead) as background:
         waiting: deque[Future[tuple[Draw, Crop]]] = deque()
@@ -256,7 +254,8 @@ def _taken(images, indices, keys, settings, **geometry):
         pixels.append(np.pad(image, [*end, (0, 0)], "edge"))
         labels.append(np.pad(example.labels[part], end, "edge"))
         weights.append(np.pad(weight, end, "edge"))
-    return Crop(np.stack(pixels), np.stack(labels), np.stack(weights), size, corner, places)
+    stacked = (np.stack(arrays) for arrays in (pixels, labels, weights))
+    return Crop(*jax.device_put((*stacked, size, corner, places)))
 
 
 def _part(largest, sizes, places, keys, settings, geometry):

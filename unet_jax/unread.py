@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional, TypeVar, overload
 
 import numpy as np
 
-from unet_jax.example import IGNORED, SPARSE, Example, image_sha256, sha256
+from unet_jax.example import IGNORED, SPARSE, Example
 from unet_jax.hardware import cpu_cores
 
 _T = TypeVar("_T")
@@ -78,11 +78,6 @@ def facts_of(example: Example, classes: int) -> Facts:
         tuple(pixels.tolist()),
         bool(example.instances.any()),
     )
-
-
-def with_digests(facts: Facts, example: Example) -> Facts:
-    """The facts of an example with its digests."""
-    return facts._replace(sha256=sha256(example), image_sha256=image_sha256(example.image))
 
 
 def are_sparse(facts: Sequence[Facts]) -> bool:

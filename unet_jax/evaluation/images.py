@@ -118,7 +118,7 @@ def _training(model: Model) -> Training:
 def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> list[Example]:
     data = _training(model).config.data
     as_in_training = data if isinstance(data, Folder) else Folder()
-    return read_folder(
+    examples = read_folder(
         images,
         labels,
         mask_rule=mask_rule or as_in_training.mask_rule,
@@ -127,6 +127,7 @@ def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> lis
         minus_one=as_in_training.minus_one,
         channels=model.channels,
     )
+    return list(examples)
 
 
 def _of_run(model: Model, split: str) -> list[Example]:

@@ -1,0 +1,74 @@
+"""What is known of a folder too large for the memory, kept for the next start."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pooch
+
+from unet_jax.files.output import complete
+from unet_jax.unread import Facts
+
+_FORMAT = 1  # another one where the same files would give other facts
+
+
+@dataclass(frozen=True)
+class KnownFolder:
+    """What reading all files once has told.
+
+    Attributes:
+      shapes: of each image file, pages, height, width and channels.
+      background: the number in masks that means it.
+      facts: of each example.
+    """
+
+    shapes: list[tuple[int, ...]]
+    background: int
+    facts: list[Facts]
+
+
+def kept_in(files: Iterable[Path], settings: Iterable[Any]) -> Path:
+    """The file for it: another one as soon as a file has another name, size or time of change."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, *settings]).encode())
+    for file in files:
+        status = file.stat()
+        line = f"{file.absolute()}\n{status.st_size} {status.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return Path(pooch.os_cache("unet_jax")) / "folders" / f"{digest.hexdigest()}.json"
+
+
+def load(file: Path) -> KnownFolder | None:
+    """What was kept; None if nothing was."""
+    try:
+        shapes, background, facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return KnownFolder(list(map(tuple, shapes)), background, [*map(_facts, facts)])
+
+
+def save(file: Path, known: KnownFolder) -> None:
+    """Keeps it, where that can be written."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with complete(file) as unfinished:
+            unfinished.write_text(
+                json.dumps([known.shapes, known.background, known.facts]), encoding="utf-8"
+            )
+
+
+def _facts(values: list[Any]) -> Facts:
+    name, size, channels, pixels, has_cells, sha256, image_sha256, seen = values
+    return Facts(
+        name,
+        tuple(size),
+        channels,
+        tuple(pixels),
+        has_cells,
+        sha256,
+        image_sha256,
+        seen and _facts(seen),
+    )
