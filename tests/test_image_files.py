@@ -10,7 +10,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from unet_jax.errors import InputError, one_line
+from unet_jax.data.pixels import read_pictures
+from unet_jax.errors import InputError, Problems, one_line
 from unet_jax.files.images import read_image, read_mask
 
 STACK = np.random.default_rng(0).integers(0, 200, (5, 20, 30), np.uint8)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional, TypeVar, overload
 
 import numpy as np
 
-from unet_jax.example import IGNORED, SPARSE, Example
+from unet_jax.example import IGNORED, SPARSE, Example, image_sha256, sha256
 from unet_jax.hardware import cpu_cores
 
 _T = TypeVar("_T")
@@ -58,24 +58,79 @@ class Unread(Sequence[Example]):
         numbers = range(len(self))[index]
         return [*map(self._read, numbers)] if isinstance(index, slice) else self._read(numbers)
 
-    def chosen(self, numbers: Sequence[int]) -> "Unread":
-        """Some of them, in that order."""
-        return Unread(lambda i: self._read(numbers[i]), [self.facts[n] for n in numbers])
+    def __add__(self, others: "Unread") -> "Unread":
+        """These and then the others."""
+        end = len(self)
+        return Unread(
+            lambda i: self._read(i) if i < end else others._read(i - end),
+            [*self.facts, *others.facts],
+        )
 
     def changed(self, change: Callable[[Example], Example], facts: Sequence[Facts]) -> "Unread":
         """The same ones, each changed when it has been read."""
         return Unread(lambda i: change(self._read(i)), facts)
 
+    def chosen(self, numbers: Sequence[int]) -> "Unread":
+        """Some of them, in this order."""
+        return Unread(lambda i: self._read(numbers[i]), [self.facts[n] for n in numbers])
+
+
+#: Of a data set: in memory, or not.
+Examples = list[Example] | Unread
+
+
+def chosen(examples: Examples, numbers: Sequence[int]) -> Examples:
+    """Some of the examples, in this order; nothing is read."""
+    if isinstance(examples, Unread):
+        return examples.chosen(numbers)
+    return [examples[number] for number in numbers]
+
+
+def names_of(examples: Examples) -> list[str]:
+    """The names of the examples; nothing is read."""
+    return [e.name for e in (examples.facts if isinstance(examples, Unread) else examples)]
+
+
+def sizes_of(examples: Examples) -> list[tuple[int, ...]]:
+    """Height and width of each example; nothing is read."""
+    if isinstance(examples, Unread):
+        return [facts.size for facts in examples.facts]
+    return [example.labels.shape for example in examples]
+
+
+def digests_of(examples: Examples) -> dict[str, str]:
+    """The `sha256` of each example by its name."""
+    if isinstance(examples, Unread):
+        return {facts.name: facts.sha256 for facts in examples.facts}
+    return {example.name: sha256(example) for example in examples}
+
+
+def image_digests(examples: Examples) -> list[tuple[str, str]]:
+    """Name and `image_sha256` of each example."""
+    if isinstance(examples, Unread):
+        return [(facts.name, facts.image_sha256) for facts in examples.facts]
+    return [(example.name, image_sha256(example.image)) for example in examples]
+
+
+def pixels_of(examples: Examples, classes: int) -> np.ndarray:
+    """int64 [N, classes + 1]: of each example the pixels of each class, and those ignored."""
+    if isinstance(examples, Unread):
+        return np.array([facts.pixels for facts in examples.facts])
+    return np.array([_pixels(example.labels, classes) for example in examples])
+
+
+def _pixels(labels, classes):
+    return np.bincount(np.where(labels == IGNORED, classes, labels).ravel(), None, classes + 1)
+
 
 def facts_of(example: Example, classes: int) -> Facts:
     """What is to be known of an example, without digests."""
-    labels = np.where(example.labels == IGNORED, classes, example.labels)
-    pixels = np.bincount(labels.ravel(), None, classes + 1)
+    height, width = example.labels.shape
     return Facts(
         example.name,
-        (labels.shape[0], labels.shape[1]),
+        (height, width),
         example.channels,
-        tuple(pixels.tolist()),
+        tuple(_pixels(example.labels, classes).tolist()),
         bool(example.instances.any()),
     )
 

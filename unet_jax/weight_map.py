@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -34,7 +34,7 @@ class WeightMapSettings:
         check(self)
 
 
-def class_weights(labels: Iterable[np.ndarray], classes: int) -> np.ndarray:
+def class_weights(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
     """w_c = N / (K N_c), so that each of the K classes has the same total weight.
 
     Args:
