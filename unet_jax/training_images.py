@@ -248,14 +248,20 @@ def _taken(images, indices, keys, settings, **geometry):
         part = np.s_[y : y + height, x : x + width]
         whole = np.asarray(example.image).reshape(*example.labels.shape, -1)
         image = normalise(whole[part], *grey_value_statistics(whole))
-        # An image that is smaller is filled up with its edge.
-        end = [(0, height - image.shape[0]), (0, width - image.shape[1])]
         weight = weight_map_part(example, part, images.class_weight, images.weight_map)
-        pixels.append(np.pad(image, [*end, (0, 0)], "edge"))
-        labels.append(np.pad(example.labels[part], end, "edge"))
-        weights.append(np.pad(weight, end, "edge"))
+        pixels.append(_filled_up(image, height, width))
+        labels.append(_filled_up(example.labels[part], height, width))
+        weights.append(_filled_up(weight, height, width))
     stacked = (np.stack(arrays) for arrays in (pixels, labels, weights))
     return Crop(*jax.device_put((*stacked, size, corner, places)))
+
+
+def _filled_up(array, height, width):
+    """With more rows and columns, equal to the last ones, where [H, W, ...] is smaller."""
+    if array.shape[:2] == (height, width):
+        return array
+    end = [(0, height - array.shape[0]), (0, width - array.shape[1])]
+    return np.pad(array, end + [(0, 0)] * (array.ndim - 2), "edge")
 
 
 def _part(largest, sizes, places, keys, settings, geometry):

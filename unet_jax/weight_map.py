@@ -1,5 +1,6 @@
 """The weight map of the paper (Sect. 3, Eq. 2): class balance and separation borders."""
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from unet_jax.example import IGNORED, Example
 logger = logging.getLogger("unet_jax")
 
 _BLOCK = 128  # pixels, side
+# Blocks: who waits for each alone waits for the training step that the device is at, too.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def weight_maps(
     """Eq. 2 for each example, float32 [H, W], see `weight_map`.
 
     In blocks of one size, so that it is compiled once for images of any sizes, and takes the memory
-    of a block.
+    of some blocks.
     """
     whole = np.s_[:, :]
     return [weight_map_part(example, whole, class_weights, settings) for example in examples]
@@ -191,9 +194,19 @@ def weight_map_part(
     labels = np.pad(example.labels, end)
     instances = np.pad(np.pad(example.instances, end), around)
     weights = np.empty(labels.shape, np.float32)
-    for y in range(top - top % _BLOCK, bottom, _BLOCK):
-        for x in range(left - left % _BLOCK, right, _BLOCK):
-            block = slice(y, y + _BLOCK), slice(x, x + _BLOCK)
-            surroundings = instances[y : y + _BLOCK + 2 * around, x : x + _BLOCK + 2 * around]
-            weights[block] = _compiled(labels[block], surroundings, class_weights, settings)
+    corners = itertools.product(
+        range(top - top % _BLOCK, bottom, _BLOCK), range(left - left % _BLOCK, right, _BLOCK)
+    )
+    while some := [*itertools.islice(corners, _AT_ONCE)]:
+        computed = [
+            _compiled(
+                labels[y : y + _BLOCK, x : x + _BLOCK],
+                instances[y : y + _BLOCK + 2 * around, x : x + _BLOCK + 2 * around],
+                class_weights,
+                settings,
+            )
+            for y, x in some
+        ]
+        for (y, x), block in zip(some, computed, strict=True):
+            weights[y : y + _BLOCK, x : x + _BLOCK] = block
     return weights[top:bottom, left:right]
