@@ -160,12 +160,12 @@ class UnreadImages:
         """
         name, size, *_ = self.facts[number]
         try:
-            example = separated(self.examples[number])
+            example = self.examples[number]
         except InputError as error:
             raise RunFailed(*error.args) from error
         if example.labels.shape != size:
             raise RunFailed(f"{name}: has changed since the run began, its size is not {size}.")
-        return example
+        return separated(example)
 
 
 def batches(
