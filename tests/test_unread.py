@@ -138,22 +138,21 @@ def data_of(folders, **settings):
     return Folder(images=images, labels=labels, **settings)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.7])
 def test_a_run_on_a_folder_larger_than_memory(
-    folders, memory, files_read, tiny_config, tmp_path, monkeypatch, scale
+    folders, memory, files_read, tiny_config, tmp_path, monkeypatch
 ):
     """The same run bit for bit; it goes on without looking at all images once more."""
-    config = run_of(folders, tiny_config, scale=scale)
+    config = run_of(folders, tiny_config, scale=0.8)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit(config, whole)
-    shown = preview(config, tmp_path / "shown").text
+    scores, shown = evaluate(whole).scores, preview(config, tmp_path / "shown").text
     del files_read[:]
 
     memory(LITTLE)
     with monkeypatch.context() as patched:
         interrupt_at(patched, 6, signal.SIGTERM)
         assert fit(config, parts).step < 12
-    assert len(files_read) > 2 * 10
+    assert 2 * 10 < len(files_read) < 4 * 10  # two looks, steps, validation and some for doubts
     del files_read[:]
     fit(config, parts)
     assert len(files_read) < 2 * 10
@@ -161,7 +160,7 @@ def test_a_run_on_a_folder_larger_than_memory(
     records = [checkpoint.describe(workdir, 12) for workdir in (parts, whole)]
     assert records[0] == records[1]
     assert preview(config, tmp_path / "shown").text == shown
-    assert not evaluate(parts, split="test").seen
+    assert evaluate(parts).scores == scores
 
 
 def test_all_that_is_known_is_that_of_examples_in_memory(folders, memory, caplog):
@@ -231,7 +230,6 @@ def test_what_is_known_is_forgotten_with_a_file_that_changes(folders, memory, fi
     tifffile.imwrite(file, tifffile.imread(file)[::-1])
     changed = facts()
     assert [a.name for a, b in zip(first, changed, strict=True) if a != b] == ["p3"]
-    (kept, *_) = (folders[0].parent / "cache").rglob("*.json")
     for damaged in ("", "[1, 2]", '[[[1, 60, 70, 1]], 0, [["p", 1]]]'):
         for kept in (folders[0].parent / "cache").rglob("*.json"):
             kept.write_text(damaged)

@@ -45,9 +45,9 @@ def load(file: Path) -> KnownFolder | None:
     """What was kept; None if nothing was."""
     try:
         shapes, background, facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return KnownFolder([*map(tuple, shapes)], background, [*map(_facts, facts)])
+    except (OSError, TypeError, ValueError):
         return None
-    return KnownFolder(list(map(tuple, shapes)), background, [*map(_facts, facts)])
 
 
 def save(file: Path, known: KnownFolder) -> None:

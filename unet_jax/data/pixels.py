@@ -41,6 +41,10 @@ class Pixels(Mapping[str, np.ndarray]):
         """The array of one file."""
         return self._read(stem) if self._kept is None else self._kept[stem]
 
+    def __contains__(self, stem: object) -> bool:
+        """Whether there is such a file; it is not read."""
+        return stem in self.shapes
+
     def __iter__(self) -> Iterator[str]:
         """The stems."""
         return iter(self.shapes)
