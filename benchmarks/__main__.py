@@ -27,7 +27,10 @@ NAMES = (
     "fine_tuning",
 )
 #: Run when they are named.
-ON_REQUEST = ("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions", "host_time")
+ON_REQUEST = (
+    *("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions", "host_time"),
+    "unread",
+)
 
 
 def main():

@@ -35,9 +35,10 @@ def kept_in(files: Iterable[Path], settings: Iterable[Any]) -> Path:
     """The file for it: another one as soon as a file has another name, size or time of change."""
     digest = hashlib.sha256(json.dumps([_FORMAT, *settings]).encode())
     for file in files:
-        status = file.stat()
-        line = f"{file.absolute()}\n{status.st_size} {status.st_mtime_ns}\n"
-        digest.update(line.encode(errors="surrogateescape"))
+        digest.update(f"{file.absolute()}\n".encode(errors="surrogateescape"))
+        with contextlib.suppress(OSError):  # who reads the file will say it better
+            status = file.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
     return Path(pooch.os_cache("unet_jax")) / "folders" / f"{digest.hexdigest()}.json"
 
 

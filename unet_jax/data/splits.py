@@ -70,7 +70,8 @@ def read_run(
             )
     seen = {split: _seen(examples, data.scale) for split, examples in stored.items()}
     if isinstance(seen["validation"], Unread):
-        seen["validation"] = _in_memory(seen["validation"], classes)
+        smaller = "more --folds" if folds > 1 else "a smaller config.data.validation_fraction"
+        seen["validation"] = _in_memory(seen["validation"], classes, smaller)
     # The others teach nothing; a thin stroke may be lost at a small scale.
     teaches = np.flatnonzero(pixels_of(seen["train"], classes)[:, :-1].any(1)).tolist()
     for splits in (stored, seen):
@@ -100,8 +101,14 @@ def _joined(examples: Examples, others: Examples) -> Examples:
     return [*examples, *others]
 
 
-def _in_memory(validation: Unread, classes: int) -> list[Example]:
-    """The validation split, which is predicted as a whole: read, where there is room for it."""
+def _in_memory(validation: Unread, classes: int, smaller: str) -> list[Example]:
+    """The validation split, which is predicted as a whole: read, where there is room for it.
+
+    Args:
+      validation: as the network sees it.
+      classes: of the network.
+      smaller: what to give to make it smaller.
+    """
     pixels = sum(height * width for height, width in (facts.size for facts in validation.facts))
     # Labels, cells, weights; grey values; probabilities.
     needed = pixels * (12 + 4 * validation.facts[0].channels + 4 * classes)
@@ -109,8 +116,7 @@ def _in_memory(validation: Unread, classes: int) -> list[Example]:
         raise InputError(
             f"The validation split of {len(validation)} images would take "
             f"{needed / 2**30:.1f} GiB, expected at most a quarter of the memory, "
-            f"{memory_for_images() / 2**30:.1f} GiB; give a smaller "
-            "config.data.validation_fraction."
+            f"{memory_for_images() / 2**30:.1f} GiB; give {smaller}."
         )
     return list(validation)
 
