@@ -11,14 +11,27 @@ examples:
     --step=latest                 the last step instead of the best
     --overwrite                   replace results that are there
     --write=challenge             the file that the ISBI 2012 challenge takes
+
+A volume in OME-Zarr, of any size, becomes another one (docs/large.md):
+
+    python predict.py --checkpoint=runs/mine --images=in.ome.zarr --output=out.ome.zarr --workers=4
+    --scheduler=tcp://host:8786   the workers of a cluster of Dask
+    --part=3/40                   part 3 of the parts 0 to 39; a last call without it finishes
 """
+
+import contextlib
+import re
+from pathlib import Path
 
 from absl import flags
 
-from unet_jax import command_line
+from unet_jax import checkpoint, command_line
+from unet_jax.checkpoint.cell_settings import read_settings
+from unet_jax.errors import InputError
 from unet_jax.overlap_tile import AVERAGING
 from unet_jax.prediction.predict_files import predict_files
 from unet_jax.prediction.results import KINDS, USUAL_KINDS
+from unet_jax.volumes.predict_volume import predict_volume
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "The --workdir of a training run, such as runs/mine."
@@ -26,14 +39,16 @@ _CHECKPOINT = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string(
     "images", None, "A file, a folder, or a pattern in quotes such as 'data/*.tif'."
 )
-_OUTPUT = flags.DEFINE_string("output", "results", "Folder to write to.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "results", "Folder to write to; or, of a volume, the OME-Zarr, such as out.ome.zarr."
+)
 _WRITE = flags.DEFINE_multi_enum(
     "write",
     [*USUAL_KINDS],
     KINDS,
     "What to write, given once for each: probabilities (of each class), classes (the most probable "
     "one), cells (a number for each), overlay (a picture), challenge (the probability of cell as "
-    "the ISBI 2012 challenge takes it).",
+    "the ISBI 2012 challenge takes it). Of a volume classes and cells, or also probabilities.",
 )
 _STEP = flags.DEFINE_string(
     "step", "best", "best (by validation), latest, or a step's number such as 4000."
@@ -42,12 +57,31 @@ _AVERAGING = flags.DEFINE_enum(
     "averaging", "none", AVERAGING, "Views whose results are averaged; takes 7 or 8 times as long."
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Of a volume: processes of this machine to share the work.", lower_bound=1
+)
+_SCHEDULER = flags.DEFINE_string(
+    "scheduler", None, "Of a volume: the address of a cluster of Dask, such as tcp://host:8786."
+)
+_PART = flags.DEFINE_string(
+    "part", None, "Of a volume: which part to predict, such as 3/40 of the parts 0 to 39."
+)
+_BLOCK_SIDE = flags.DEFINE_integer(
+    "block_side", None, "Of a volume: pixels of a block; less takes less memory.", lower_bound=1
+)
 flags.mark_flags_as_required(["checkpoint", "images"])
 for _name in ("checkpoint", "images", "output"):
     flags.register_validator(_name, lambda path: path != "", "it names no file or folder.")
 
 
 def _predict():
+    if _OUTPUT.value.rstrip("/").endswith(".zarr"):
+        return _predict_volume()
+    for flag in (_WORKERS, _SCHEDULER, _PART, _BLOCK_SIDE):
+        if flag.value is not None:
+            raise InputError(
+                f"--{flag.name} is for volumes, with an --output such as out.ome.zarr."
+            )
     predictions = predict_files(
         _CHECKPOINT.value,
         images=_IMAGES.value,
@@ -58,6 +92,47 @@ def _predict():
         overwrite=_OVERWRITE.value,
     )
     return command_line.Outcome(str(predictions), predictions.problems)
+
+
+def _predict_volume():
+    if _OVERWRITE.value:
+        raise InputError("--overwrite: no volume is replaced; give another --output.")
+    if _WORKERS.value and _SCHEDULER.value:
+        raise InputError("--workers and --scheduler: give one of them.")
+    part = None
+    if _PART.value is not None:
+        if not re.fullmatch(r"\d+/\d+", _PART.value):
+            raise InputError(f"--part: expected such as 3/40, not {_PART.value!r}.")
+        index, count = _PART.value.split("/")
+        part = int(index), int(count)
+    model = checkpoint.load(_CHECKPOINT.value, _STEP.value)
+    settings, _ = read_settings(Path(_CHECKPOINT.value))
+    with _client() as client:
+        prediction = predict_volume(
+            model,
+            _IMAGES.value,
+            _OUTPUT.value,
+            write=_WRITE.value if _WRITE.present else ("classes", "cells"),
+            averaging=_AVERAGING.value,
+            settings=settings,
+            block_side=_BLOCK_SIDE.value,
+            client=client,
+            part=part,
+        )
+    return command_line.Outcome(str(prediction), prediction.problems)
+
+
+def _client():
+    """A context with the client of a cluster, where one is asked for, or else None."""
+    if not (_WORKERS.value or _SCHEDULER.value):
+        return contextlib.nullcontext()
+    try:
+        from unet_jax.volumes.cluster import local_workers, workers_of
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--workers and --scheduler need Dask ({error}): pip install 'unet-jax[cluster]'"
+        ) from error
+    return local_workers(_WORKERS.value) if _WORKERS.value else workers_of(_SCHEDULER.value)
 
 
 if __name__ == "__main__":

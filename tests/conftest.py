@@ -3,6 +3,7 @@ import gc
 import http.server
 import os
 import threading
+import uuid
 from pathlib import Path
 
 import jax
@@ -83,3 +84,25 @@ def tiny_config():
     config.optimiser.warmup_steps = 3
     config.train.validate_every = 4
     return config
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of a service on this machine."""
+    why = "a service like S3 on the loopback interface"
+    server = pytest.importorskip("moto.server", reason=f"{why}: moto, flask, flask-cors")
+    boto3 = pytest.importorskip("boto3", reason=f"{why}: boto3")
+    service = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    service.start()
+    host, port = service.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    name = f"volumes-{uuid.uuid4().hex}"  # all services of a process share their buckets
+    region = {"LocationConstraint": "eu-central-1"}
+    boto3.client("s3", region_name="eu-central-1").create_bucket(
+        Bucket=name, CreateBucketConfiguration=region
+    )
+    yield f"s3://{name}"
+    service.stop()

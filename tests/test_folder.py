@@ -213,8 +213,8 @@ def test_files_that_are_left_out_are_named(folders, caplog):
         (folders[0] / name).write_bytes(b"")
     assert len(read(folders)) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folders[0]}: 4 file(s) are left out, as only .tif, .tiff, .png are read: b.czi, c.nd2,"
-        " d.jpg, ..."
+        f"{folders[0]}: 4 file(s) are left out, as only .tif, .tiff, .png, .zarr are read: b.czi,"
+        " c.nd2, d.jpg, ..."
     ]
 
 

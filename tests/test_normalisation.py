@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unet_jax import grey_values
-from unet_jax.grey_values import grey_value_statistics
+from unet_jax.grey_values import grey_value_statistics, statistics_of_parts
 from unet_jax.normalisation import normalise
 
 
@@ -122,3 +122,13 @@ def test_memory_does_not_grow_with_the_image():
         return peak
 
     assert peak(3000) < 1.1 * peak(1500)
+
+
+@pytest.mark.parametrize("name", images())
+def test_the_parts_of_an_image_have_the_statistics_of_the_whole(name):
+    image = np.stack([images()[name], images()[name][::-1] // 2], axis=-1)
+    parts = [*np.array_split(image, 3, axis=1), image[:0]]
+    parts[1:3] = np.array_split(parts[1], [1], axis=0) + [parts[2]]
+    np.testing.assert_array_equal(
+        statistics_of_parts(lambda: iter(parts[::-1][1:])), grey_value_statistics(image)
+    )

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import tracemalloc
 
 import jax
@@ -15,7 +16,9 @@ from unet_jax.normalisation import PERCENTILES, normalise
 from unet_jax.overlap_tile import (
     choose_tile_side,
     mirror_indices,
+    predict_block,
     predict_tiled,
+    side_of_step,
     tile_probabilities,
     tile_step,
 )
@@ -359,3 +362,42 @@ def test_bad_settings_are_refused(paper):
 def test_progress_bar_only_on_long_work(small, capfd):
     predict_tiled(small, picture(40, 40))
     assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("averaging", ["none", "symmetries"])
+@pytest.mark.parametrize(("depth", "dtype"), [(3, np.uint8), (4, np.float32), (5, np.uint16)])
+def test_blocks_are_bit_for_bit_those_of_the_whole(depth, dtype, averaging):
+    network = UNet(width=2, depth=depth)
+    model = Model.of(network, init_params(jax.random.key(depth), network, 1))
+    image = np.random.default_rng(depth).integers(0, 255, (157, 203)).astype(dtype)
+    side = side_of_step(64, depth)
+    assert tile_step(side, depth) == 64
+    whole = predict_tiled(model, image, tile_side=side, averaging=averaging)
+    statistics = grey_value_statistics(image[..., None])
+    blocks = np.zeros_like(whole)
+    for top, left in itertools.product(range(0, 157, 128), range(0, 203, 128)):
+        block = slice(top, min(top + 128, 157)), slice(left, min(left + 128, 203))
+        blocks[block] = predict_block(
+            model, image[..., None], *block, statistics, tile_side=side, averaging=averaging
+        )
+    np.testing.assert_array_equal(blocks, whole)
+
+
+def test_a_block_reads_no_more_than_its_tiles_see():
+    network = UNet(width=2, depth=3)
+    model = Model.of(network, init_params(jax.random.key(0), network, 1))
+
+    class Plane:
+        shape = (10_000, 10_000, 1)
+
+        def __getitem__(self, part):
+            rows, columns = part
+            self.read = rows, columns
+            return np.zeros((rows.stop - rows.start, columns.stop - columns.start, 1), np.uint8)
+
+    plane, block = Plane(), slice(5120, 5120 + 256)
+    side = side_of_step(128, 3)
+    predict_block(model, plane, block, block, (np.zeros(1), np.ones(1)), tile_side=side)
+    after = side - context(3) - 128
+    around = max(context(3), after)
+    assert plane.read == (slice(5120 - around, 5120 + 256 + around),) * 2

@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import unicodedata
 
 import imagecodecs
@@ -12,10 +13,12 @@ import tifffile
 
 from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
 from tests.test_command_line import call
+from tests.test_ome_zarr import multiscale, write_array, write_group
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
 from unet_jax.checked_settings import as_dict
 from unet_jax.data.folder import read_folder
 from unet_jax.files import hyperstack
+from unet_jax.files.hyperstack import Frame, read_frame
 from unet_jax.files.images import read_image
 from unet_jax.network import UNet
 from unet_jax.prediction import predict_files as module
@@ -291,8 +294,11 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
         ),
         ("*.tiff", "{}: nothing there has this name, {parent} holds a.tif, b.tif, c.tif, ...;"),
         ("no/where/*.tif", "{}: nothing there has this name, {images} holds a.tif, b.tif, c.tif,"),
-        ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png"),
-        ("*.jpg", "{}: holds x.jpg, no TIFF or PNG, expected .tif, .tiff, .png; in Fiji: File"),
+        ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png, .zarr"),
+        (
+            "*.jpg",
+            "{}: holds x.jpg, no TIFF or PNG, expected .tif, .tiff, .png, .zarr; in Fiji:",
+        ),
         ("others", "{}: holds 1.czi, 2.czi, 3.JPG, ..., no TIFF or PNG, expected .tif"),
         (
             "pl*",
@@ -302,7 +308,7 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
             "mixed",
             "{}: no image there itself, but in its folder(s) plate; for those give --images=",
         ),
-        ("empty", "{}: is an empty folder, expected .tif, .tiff, .png"),
+        ("empty", "{}: is an empty folder, expected .tif, .tiff, .png, .zarr"),
         ("empty/*.tif", "{}: nothing there has this name, {parent} holds nothing; expected"),
     ],
 )
@@ -332,7 +338,7 @@ def test_what_is_left_out_is_named(predict, images, caplog):
     (images / "gone.tif").symlink_to(images / "nowhere")
     predict(kinds=["classes"])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{images}: 3 file(s) left out, expected .tif, .tiff, .png: gone.tif, x.jpg, y.czi"
+        f"{images}: 3 file(s) left out, expected .tif, .tiff, .png, .zarr: gone.tif, x.jpg, y.czi"
     ]
 
 
@@ -528,3 +534,41 @@ def test_output_that_is_not_finite_is_told(predict, workdir, images, monkeypatch
     monkeypatch.setattr(module, "predict_tiled", broken)
     (line,) = predict(images / "a.tif").problems
     assert "a.tif: page 0: the network's output is not finite; use" in line
+
+
+def test_zarr_is_predicted_as_the_same_tiff(predict, images, tmp_path):
+    pixels = RNG.integers(0, 255, (2, 3, 40, 50), np.uint8)
+    sizes = {"unit": "um", "spacing": 2.5, "finterval": 0.5}
+    tifffile.imwrite(
+        images / "tiff.tif",
+        pixels,
+        imagej=True,
+        resolution=(1 / 4.5, 1 / 3.5),
+        metadata=sizes | {"axes": "TZYX"},
+    )
+    names = "tczyx"
+    write_group(images / "zarr.ome.zarr", "0.5", multiscale(names))
+    write_array(images / "zarr.ome.zarr" / "0", "0.5", pixels[:, None], [1, 1, 2, 16, 16])
+    out = tmp_path / "out"
+    for pattern in (images, images / "zarr.ome.zarr", images / "**/*"):
+        done = predict(pattern)
+        assert not done.problems
+    assert done.files == done.skipped == 5
+    for kind in KINDS:
+        for file in out.glob(f"tiff_{kind}*"):
+            same = out / file.name.replace("tiff", "zarr")
+            assert same.read_bytes() == file.read_bytes()
+    assert read_frame(out / "zarr_cells.tif", 6) == Frame("TZ", (2, 3), (4.5, 3.5), 2.5, 0.5, "um")
+    shutil.copytree(images / "zarr.ome.zarr", tmp_path / "series.zarr/0")
+    series = predict(tmp_path / "series.zarr/0", kinds=["cells"], output=tmp_path / "series")
+    assert (series.done, series.problems) == (1, ())
+    assert (tmp_path / "series/0_cells.tif").read_bytes() == (out / "zarr_cells.tif").read_bytes()
+    before = rows(out)["zarr"]["sha256"]
+    (images / "zarr.ome.zarr" / "0/c/1/0/0/0/0").write_bytes(b"")
+    assert "holds the results of another image" in predict(images / "*.zarr").problems[0]
+    again = predict(images / "*.zarr", output=tmp_path / "other")
+    assert "cannot be read" in again.problems[0] and len(before) == 64
+    (images / "a.zarr").mkdir()
+    with pytest.raises(InputError, match="a.zarr: its results would have the same names as"):
+        predict()
+    assert "is no image in OME-Zarr" in predict(images / "a.zarr", output=out / "a").problems[0]

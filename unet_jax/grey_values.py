@@ -3,6 +3,9 @@
 Mean and standard deviation are exact, and the same in whatever order the pixels are read.
 """
 
+from collections.abc import Callable, Iterable
+from itertools import chain
+
 import numpy as np
 
 from unet_jax.compiled import compiled
@@ -41,18 +44,31 @@ def grey_value_statistics(
     Raises:
       ValueError: a pixel is more than 1e6 standard deviations away from the mean.
     """
-    statistics = [_channel_statistics(image[..., c], percentiles) for c in range(image.shape[-1])]
+    return statistics_of_parts(lambda: [image], percentiles)
+
+
+def statistics_of_parts(
+    parts: Callable[[], Iterable[np.ndarray]], percentiles: tuple[float, float] = PERCENTILES
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `grey_value_statistics`, of an image that need not be in memory as a whole.
+
+    Args:
+      parts: gives the parts of the image, real [h, w, C] of one dtype, in any order; it is called
+        once or, of other numbers than integers of up to 16 bits, three times for each channel.
+      percentiles: as there.
+    """
+    first = next(iter(parts()))
+    few_values = first.dtype.kind in "biu" and first.dtype.itemsize <= 2
+    sums = _counted if few_values else _searched
+    statistics = [
+        _mean_and_std(*sums(lambda c=c: (part[..., c] for part in parts()), percentiles))
+        for c in range(first.shape[-1])
+    ]
     means, stds = np.array(statistics).T
     return means, stds
 
 
-def _channel_statistics(channel, percentiles):
-    # The pixels between two interpolated percentiles are those between these two ranks.
-    low_rank, high_rank = np.array(percentiles) / 100 * (channel.size - 1)
-    ranks = int(np.ceil(low_rank)), int(high_rank)
-    extremes = float(channel.min()), float(channel.max())
-    few_values = channel.dtype.kind in "biu" and channel.dtype.itemsize <= 2
-    low, count, total, squares = (_counted if few_values else _searched)(channel, ranks)
+def _mean_and_std(extremes, low, count, total, squares):
     if count == 0:  # an image of two pixels
         return low, 0.0
     mean = total / count
@@ -67,23 +83,29 @@ def _channel_statistics(channel, percentiles):
     return low + mean, std
 
 
-# Both return the grey value of the lower rank and, of the pixels from there to that of the upper
-# rank, their number and the sums of their distances from it and of the squares of these. In another
-# order the pixels give the same bits.
+# Both return, of one channel, the least and the largest grey value, that of the lower rank and, of
+# the pixels from there to that of the upper rank, their number and the sums of their distances from
+# it and of the squares of these. In another order the pixels give the same bits.
 
 
-def _counted(channel, ranks):
+def _counted(parts, percentiles):
     """Of integers of up to 16 bits, from one histogram."""
-    dtype = np.dtype(np.uint8) if channel.dtype == bool else channel.dtype.newbyteorder("=")
-    least, largest = int(channel.min()), int(channel.max())
-    histogram = np.zeros(largest - least + 1, np.int64)
-    for chunk in _chunks(channel, dtype):
-        _count(chunk, least, histogram)
-    low, high = np.searchsorted(np.cumsum(histogram), ranks, side="right")
+    histogram, least = np.zeros(0, np.int64), 0
+    for part in parts():
+        dtype = np.dtype(np.uint8) if part.dtype == bool else part.dtype.newbyteorder("=")
+        if not histogram.size:
+            histogram, least = np.zeros(2 ** (8 * dtype.itemsize), np.int64), np.iinfo(dtype).min
+        for chunk in _chunks(part, dtype):
+            _count(chunk, least, histogram)
+    values = np.flatnonzero(histogram)
+    low, high = np.searchsorted(
+        np.cumsum(histogram), _ranks(percentiles, histogram.sum()), side="right"
+    )
     inside = histogram[low : high + 1].astype(float)
     distances = np.arange(inside.size)
     count, total, squares = ((inside * distances**power).sum() for power in range(3))
-    return float(least + low), count, total, squares
+    extremes = least + float(values[0]), least + float(values[-1])
+    return extremes, float(least + low), count, total, squares
 
 
 @compiled
@@ -92,15 +114,19 @@ def _count(values, least, histogram):
         histogram[np.uintp(value - least)] += 1  # without a sign, half the time
 
 
-def _searched(channel, ranks):
+def _searched(parts, percentiles):
     """Of any real numbers, taken as float32: a radix search of the ranks, then the sums."""
+    least, largest = np.inf, -np.inf
     upper = np.zeros(2**16, np.int64)
-    for chunk in _chunks(channel):
-        upper += np.bincount((_sortable(chunk) >> 16) + 2**15, minlength=2**16)
+    for part in parts():
+        least, largest = min(least, float(part.min())), max(largest, float(part.max()))
+        for chunk in _chunks(part):
+            upper += np.bincount((_sortable(chunk) >> 16) + 2**15, minlength=2**16)
     ends = np.cumsum(upper)
+    ranks = _ranks(percentiles, ends[-1])
     buckets = np.searchsorted(ends, ranks, side="right")
     lower = np.zeros((2, 2**16), np.int64)
-    for chunk in _chunks(channel):
+    for chunk in chain.from_iterable(map(_chunks, parts())):
         keys = _sortable(chunk)
         for counts, bucket in zip(lower, buckets - 2**15, strict=True):
             counts += np.bincount(keys[keys >> 16 == bucket] & 0xFFFF, minlength=2**16)
@@ -111,13 +137,19 @@ def _searched(channel, ranks):
     spread = high - low or 1.0  # all distances are 0
     # Whole numbers, whose sums are the same in any order: steps of 2^-42 of the spread.
     count = total = squares = 0
-    for chunk in _chunks(channel):
+    for chunk in chain.from_iterable(map(_chunks, parts())):
         inside = (chunk >= low) & (chunk <= high)
         distances = np.where(inside, (chunk.astype(float) - low) / spread, 0)
         count += int(np.count_nonzero(inside))
         total += int(np.rint(distances * 2**42).astype(np.int64).sum())
         squares += int(np.rint(np.square(distances) * 2**42).astype(np.int64).sum())
-    return low, count, total / 2**42 * spread, squares / 2**42 * spread**2
+    return (least, largest), low, count, total / 2**42 * spread, squares / 2**42 * spread**2
+
+
+def _ranks(percentiles, size):
+    """The pixels between two interpolated percentiles are those between these two ranks."""
+    low, high = np.array(percentiles) / 100 * (size - 1)
+    return np.array([np.ceil(low), np.floor(high)], np.int64)
 
 
 def _chunks(channel, dtype=np.float32):

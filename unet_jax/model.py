@@ -1,9 +1,11 @@
 """A trained network with all that prediction needs."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
@@ -46,6 +48,13 @@ class Model:
     def class_colours(self) -> tuple[str, ...]:
         """Of pictures, by class; () = the usual ones."""
         return self.training.config.class_colours if self.training else ()
+
+    def sha256(self) -> str:
+        """The digest of the parameters."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.params):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def of(cls, network: UNet, params: Any) -> "Model":

@@ -7,6 +7,7 @@ result; the output side, 16 k + 4 at depth 5, is not such a multiple: the surplu
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 from collections import deque
@@ -103,7 +104,7 @@ def predict_tiled(
     nearest = valid_input_sides(tile_side, depth)
     if tile_side not in nearest or tile_step(tile_side, depth) < 1:
         nearest = [side for side in nearest if tile_step(side, depth) > 0]
-        nearest = nearest or [_side_of_step(2 ** (depth - 1), depth)]
+        nearest = nearest or [side_of_step(2 ** (depth - 1), depth)]
         raise ValueError(
             f"A U-Net of depth {depth} cannot take tiles of side {tile_side}; "
             f"the nearest valid ones: {', '.join(map(str, nearest))}."
@@ -116,7 +117,11 @@ def predict_tiled(
     out = np.empty(shape, np.float32) if out is None else out  # the statistics' memory is free now
     for fitting, batch_size in _attempts(model.network, tile_side):
         try:
-            _predict_by_tiles(model, image, statistics, averaging, fitting, batch_size, out)
+            tiles, count = _tiles(image, out, averaging, fitting, depth)
+            progress = tqdm(
+                tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False
+            )
+            _predict_tiles(model, progress, statistics, averaging, batch_size, out)
             return out
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
@@ -125,26 +130,90 @@ def predict_tiled(
     raise MemoryError(f"Not even one tile of side {fitting} fits; a smaller model.width would.")
 
 
+def predict_block(
+    model: Model,
+    plane: Any,
+    rows: slice,
+    columns: slice,
+    statistics: tuple[np.ndarray, np.ndarray],
+    *,
+    tile_side: int,
+    averaging: str = "none",
+) -> np.ndarray:
+    """A block of what `predict_tiled` gives, bit for bit, from no more than its tiles see.
+
+    Args:
+      model: of scale 1.
+      plane: the image [H, W, C], real and finite: an array, or what has its `shape` and gives
+        `plane[rows, columns]` of a store.
+      rows: those of the block, with a start and a stop.
+      columns: likewise.
+      statistics: of the whole plane, from `grey_value_statistics`.
+      tile_side: as of `predict_tiled`. No pixel is predicted twice in blocks that begin and end at
+        multiples of its `tile_step`.
+      averaging: "none" or "symmetries".
+
+    Returns:
+      float32 [h, w, classes].
+
+    Raises:
+      jax.errors.JaxRuntimeError: the tiles do not fit the memory.
+    """
+    depth, classes = model.network.depth, model.network.classes
+    step, before = tile_step(tile_side, depth), context(depth)
+    views = _views(averaging)
+    parts = [_in_view(rows, columns, plane.shape, *view) for view in views]
+    # As far as the tiles of some view reach beyond some side of the block.
+    around = max(
+        overhang
+        for line in itertools.chain(*parts)
+        for overhang in (
+            line.start - _origins(line, step)[0] + before,
+            _origins(line, step)[-1] + tile_side - before - line.stop,
+        )
+    )
+    seen = _part(
+        plane,
+        *(rows.start - around, rows.stop + around),
+        *(columns.start - around, columns.stop + around),
+    )
+    output = np.empty((rows.stop - rows.start, columns.stop - columns.start, classes), np.float32)
+    tiles = (
+        tile
+        for (turns, flip), (view_rows, view_columns) in zip(views, parts, strict=True)
+        for tile in _upright_tiles(
+            np.rot90(seen, turns)[:, ::flip],
+            np.rot90(output, turns)[:, ::flip],
+            1 / len(views),
+            tile_side,
+            depth,
+            corner=(view_rows.start, view_columns.start),
+            around=around,
+        )
+    )
+    batch_size = tiles_per_batch(model.network, tile_side)
+    _predict_tiles(model, tiles, statistics, averaging, batch_size, output)
+    return output
+
+
 def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
     """Tile sides and numbers of tiles at a time, from what should fit to the least that works."""
     batch_size = tiles_per_batch(network, side)
     yield side, batch_size
     if batch_size > 1:
         yield side, 1
-    for smaller in sorted((_side_of_step(step, network.depth) for step in _STEPS), reverse=True):
+    for smaller in sorted((side_of_step(step, network.depth) for step in _STEPS), reverse=True):
         if smaller < side:
             yield smaller, 1
 
 
-def _predict_by_tiles(model, image, statistics, averaging, side, batch_size, output) -> None:
-    """Fills float32 [H, W, classes] for an image [H, W, C]."""
+def _predict_tiles(model, tiles, statistics, averaging, batch_size, output) -> None:
+    """Fills float32 [H, W, classes], which the tiles write to."""
     if averaging != "none":
         output[:] = 0
-    tiles, count = _tiles(image, output, averaging, side, model.network.depth)
     predict = tile_probabilities(model.network)
-    progress = tqdm(tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False)
     ahead: deque[tuple[list[_Write], jax.Array]] = deque()
-    for batch in _batched(progress, batch_size):
+    for batch in _batched(tiles, batch_size):
         pixels = [tile for tile, _ in batch]
         # The last batch is filled up, so that there is one compilation for each tile side.
         pixels += pixels[:1] * (batch_size - len(batch))
@@ -197,23 +266,26 @@ def tile_step(tile_side: int, depth: int) -> int:
     return (tile_side - 2 * context(depth) - 1) // grid * grid
 
 
+def side_of_step(step: int, depth: int) -> int:
+    """The least tile side with such a `tile_step`, a multiple of the max-pooling grid."""
+    return valid_input_sides(step + 2 * context(depth) + 1, depth)[-1]
+
+
 def choose_tile_side(network: UNet, height: int, width: int) -> int:
     """The tile side that takes the fewest operations for such an image and fits the memory."""
 
     def input_pixels(step):
-        side = _side_of_step(step, network.depth)
+        side = side_of_step(step, network.depth)
         batch = tiles_per_batch(network, side)
         tiles = math.ceil(height / step) * math.ceil(width / step)
         return math.ceil(tiles / batch) * batch * side**2
 
     def fits(step):
-        return (
-            _tile_bytes(network, _side_of_step(step, network.depth)) <= device_memory_bytes() // 2
-        )
+        return _tile_bytes(network, side_of_step(step, network.depth)) <= device_memory_bytes() // 2
 
     # The smallest is always allowed: there is nothing else to try.
     fitting = [step for step in _STEPS if fits(step)]
-    return _side_of_step(min(fitting or _STEPS[:1], key=input_pixels), network.depth)
+    return side_of_step(min(fitting or _STEPS[:1], key=input_pixels), network.depth)
 
 
 def tiles_per_batch(network: UNet, tile_side: int) -> int:
@@ -263,10 +335,6 @@ def _is_masked(image):
     return isinstance(image, np.ma.MaskedArray) or any(map(_is_masked, parts))
 
 
-def _side_of_step(step, depth):
-    return valid_input_sides(step + 2 * context(depth) + 1, depth)[-1]
-
-
 def _batches_ahead():
     """How many an accelerator has to compute while the host writes what came before."""
     # A CPU writes in no time, and its next tile then takes memory that it has had before.
@@ -307,7 +375,7 @@ def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]
         places = [p for angle in angles for p in _turned_places(height, width, angle, step, depth)]
         tiles = (_turned_tile(image, output, place, step, side, depth) for place in places)
         return tiles, len(places)
-    views = [(0, 1)] if averaging == "none" else [(k, flip) for k in range(4) for flip in (1, -1)]
+    views = _views(averaging)
     return (
         tile
         for turns, flip in views
@@ -315,28 +383,58 @@ def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]
             np.rot90(image, turns)[:, ::flip],
             np.rot90(output, turns)[:, ::flip],
             1 / len(views),
-            step,
             side,
             depth,
         )
     ), len(views) * math.ceil(height / step) * math.ceil(width / step)
 
 
-def _upright_tiles(image, output, weight, step, side, depth) -> Iterator[_Tile]:
-    """Tiles of one view; `output` is the same view of the array to write to, or to add to."""
-    height, width, _ = output.shape
-    before, after = context(depth), side - context(depth)
-    for top in range(0, height, step):
-        for left in range(0, width, step):
-            target = output[top : top + step, left : left + step]
+def _views(averaging):
+    """Quarters of a turn, and then 1, or -1 for the columns in reverse."""
+    return [(0, 1)] if averaging == "none" else [(k, flip) for k in range(4) for flip in (1, -1)]
 
-            def write(probabilities, target=target):
-                probabilities = probabilities[: target.shape[0], : target.shape[1]]
+
+def _in_view(rows, columns, shape, turns, flip):
+    """Where rows and columns of an image lie in a view of it."""
+    height, width = shape[:2]
+    for _ in range(turns):
+        rows, columns = slice(width - columns.stop, width - columns.start), rows
+        height, width = width, height
+    if flip == -1:
+        columns = slice(width - columns.stop, width - columns.start)
+    return rows, columns
+
+
+def _origins(line, step):
+    """Where the tiles begin that write to a line of pixels."""
+    return range(line.start // step * step, line.stop, step)
+
+
+def _upright_tiles(
+    image, output, weight, side, depth, *, corner=(0, 0), around=0
+) -> Iterator[_Tile]:
+    """Tiles of one view; `output` is the same view of the array to write to, or to add to.
+
+    Of a block, whose `corner` in the view is given, `image` has so many pixels around it.
+    """
+    step = tile_step(side, depth)
+    before, after = context(depth), side - context(depth)
+    rows, columns = (slice(c, c + n) for c, n in zip(corner, output.shape, strict=False))
+    for y in _origins(rows, step):
+        for x in _origins(columns, step):
+            top, left = y - rows.start, x - columns.start  # in the output
+            first_row, first = max(-top, 0), max(-left, 0)  # of the tile that it takes
+            target = output[max(top, 0) : top + step, max(left, 0) : left + step]
+
+            def write(probabilities, target=target, first_row=first_row, first=first):
+                height, width, _ = target.shape
+                probabilities = probabilities[first_row:, first:][:height, :width]
                 if weight == 1:
                     target[:] = probabilities
                 else:
                     target += np.float32(weight) * probabilities
 
+            top, left = top + around, left + around  # in the image
             yield _part(image, top - before, top + after, left - before, left + after), write
 
 

@@ -32,7 +32,7 @@ from unet_jax.example import (
     separated,
     sha256,
 )
-from unet_jax.files.names import page_names
+from unet_jax.files.names import example_stem, is_zarr, page_names
 from unet_jax.unread import Facts, Unread, facts_of, in_threads
 
 logger = logging.getLogger("unet_jax")
@@ -55,9 +55,10 @@ def read_folder(
     is asked for. Then all files are read twice to begin with, and what they told is kept in the
     user's cache until one of them changes.
 
-    An image and its mask have the same name up to the suffix, .tif, .tiff or .png, and the same
-    pages and shape. Where they have not, an ending of the mask's name such as _mask, and one of
-    the image's such as _img, is left out of the comparison. Hidden files are left out.
+    An image and its mask have the same name up to the suffix, .tif, .tiff, .png, .zarr or
+    .ome.zarr, and the same pages and shape. Where they have not, an ending of the mask's name such
+    as _mask, and one of the image's such as _img, is left out of the comparison. Hidden files are
+    left out.
 
     Args:
       images: the folder of images, all of the same number of channels.
@@ -195,7 +196,8 @@ def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.nd
     """
     path = Path(path)
     problems = Problems()
-    files = {path.stem: path} if path.is_file() else find_files(path, problems)
+    is_file = path.is_file() or is_zarr(path)
+    files = {example_stem(path): path} if is_file else find_files(path, problems)
     pictures = read_pictures(files, path, channels, problems)
     problems.raise_all()
     named: list[tuple[str, np.ndarray]] = []

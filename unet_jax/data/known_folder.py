@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ class KnownFolder:
 def kept_in(files: Iterable[Path], settings: Iterable[Any]) -> Path:
     """The file for it: another one as soon as a file has another name, size or time of change."""
     digest = hashlib.sha256(json.dumps([_FORMAT, *settings]).encode())
-    for file in files:
+    # An image of OME-Zarr is a folder.
+    parts = ([file, *sorted(file.rglob("*"))] if file.is_dir() else [file] for file in files)
+    for file in chain.from_iterable(parts):
         digest.update(f"{file.absolute()}\n".encode(errors="surrogateescape"))
         with contextlib.suppress(OSError):  # who reads the file will say it better
             status = file.stat()

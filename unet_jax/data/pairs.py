@@ -7,7 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 from unet_jax.errors import InputError, Problems, listed
-from unet_jax.files.names import SUFFIXES, composed, file_stem, has_image_suffix
+from unet_jax.files.names import (
+    SUFFIXES,
+    composed,
+    example_stem,
+    file_stem,
+    has_image_suffix,
+    is_zarr,
+)
 
 logger = logging.getLogger("unet_jax")
 
@@ -24,19 +31,20 @@ def find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]
     folder = Path(folder)
     files: dict[str, Path] = {}
     with problems.collected():
-        if folder.is_file():
+        if folder.is_file() or is_zarr(folder):
             raise InputError(f"{folder}: is a file, expected the folder that holds it")
         if not folder.is_dir():
             raise InputError(f"{folder}: is not a folder, expected one with {', '.join(SUFFIXES)}")
         present = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        for path in sorted(present, key=lambda path: (path.stem, path.suffix)):
+        for path in sorted(present, key=lambda path: (example_stem(path), path.suffix)):
             if not has_image_suffix(path):
                 continue
+            stem = example_stem(path)
             with problems.collected():
-                if path.stem in files:
-                    other = files[path.stem].name
+                if stem in files:
+                    other = files[stem].name
                     raise InputError(f"{path}: {other} has the same name, expected one")
-            files[path.stem] = path
+            files[stem] = path
         others = sorted(
             path.name for path in present if not has_image_suffix(path) and path.is_file()
         )
@@ -94,7 +102,7 @@ def find_pairs(
     with problems.collected():
         _refuse_alone(masks_alone, mask_files, f"an image in {images}")
     return image_files, {s: pairs[s] for s in image_files if s in pairs} | {
-        path.stem: path for path in alone
+        example_stem(path): path for path in alone
     }
 
 
@@ -117,7 +125,7 @@ def _pair(
     pairs: dict[str, Path] = {}
     alone = list(mask_files.values())
     for of_image, of_mask in (
-        (lambda path: path.stem, lambda path: path.stem),
+        (example_stem, example_stem),
         (file_stem, file_stem),
         (_without_image_ending, _without_both_endings),
     ):

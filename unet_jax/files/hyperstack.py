@@ -15,10 +15,13 @@ from numpy.typing import DTypeLike
 
 from unet_jax.errors import one_line
 from unet_jax.files.decoding import quiet
+from unet_jax.files.names import is_zarr
+from unet_jax.files.ome_zarr import Volume
 from unet_jax.files.output import complete
 from unet_jax.files.planes import described_pixels
 from unet_jax.files.tiff import open_tiff, page_series
 from unet_jax.files.tiff_pages import all_pages, full_pages, orientation
+from unet_jax.files.zarr_image import open_small
 
 logger = logging.getLogger("unet_jax")
 
@@ -28,6 +31,15 @@ _MAX_IMAGEJ_BYTES = 2**32 - 2**20
 _MAX_IMAGEJ_NUMBER = 2**24
 _UNITS = {"\u00b5m": "um", "\u03bcm": "um", "micron": "um", "in": "inch"}
 _OME_UNITS = {"um": "\u00b5m", "inch": "in"}
+# Of OME-Zarr.
+_LENGTHS = {
+    "meter": "m",
+    "centimeter": "cm",
+    "millimeter": "mm",
+    "micrometer": "um",
+    "nanometer": "nm",
+}
+_SECONDS = {"hour": 3600.0, "minute": 60.0, "second": 1.0, "millisecond": 1e-3}
 _RESOLUTION_UNITS: dict[int, str] = {
     tifffile.RESUNIT.INCH: "inch",
     tifffile.RESUNIT.CENTIMETER: "cm",
@@ -62,6 +74,8 @@ def read_frame(path: Path, pages: int) -> Frame:
     """
     stack = Frame("Z", (pages,)) if pages > 1 else Frame()
     try:
+        if is_zarr(path):
+            return _zarr_frame(open_small(path))
         with quiet(), open_tiff(path) as tif:
             full = full_pages(path, tif)
             series = page_series(path, tif, full)
@@ -78,6 +92,21 @@ def read_frame(path: Path, pages: int) -> Frame:
     except Exception as error:  # what a file says of itself may be anything
         logger.warning("%s: its pixel size cannot be read (%s)", path, one_line(error))
         return stack
+
+
+def _zarr_frame(volume: Volume) -> Frame:
+    sizes = {axis: size for axis, size in zip("TZ", volume.shape[:2], strict=True) if size > 1}
+    axes = volume.axes.of("xyzt")
+    (x, y, z, interval), (unit, *others, clock) = axes.scale, axes.units
+    is_y_known, is_z_known = (other == unit is not None for other in others)
+    return Frame(
+        "".join(sizes),
+        tuple(sizes.values()),
+        pixel_size=(x, y) if is_y_known else None,
+        spacing=z if is_z_known else None,
+        interval=interval * _SECONDS[clock] if clock in _SECONDS else None,
+        unit=_LENGTHS.get(unit, one_line(unit)) if unit else "",
+    )
 
 
 def _calibrated(frame: Frame, tif: tifffile.TiffFile, pages: list[int]) -> Frame:

@@ -7,23 +7,27 @@ from pathlib import Path
 import numpy as np
 
 from unet_jax.files.decoding import AS_PAGES, notice, refusal
+from unet_jax.files.names import is_zarr
 from unet_jax.files.png import SIGNATURE, decode_png
 from unet_jax.files.tiff import decode_tiff
+from unet_jax.files.zarr_image import decode_zarr
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, grey_value_statistics
 
 logger = logging.getLogger("unet_jax")
 
 
 def read_image(path: str | os.PathLike, *, mapped: bool = False) -> np.ndarray:
-    """Reads every page of a TIFF file, or a PNG file, after checking what it declares.
+    """Reads every page of a TIFF, PNG or OME-Zarr, after checking what it declares.
 
     The axes C (of ImageJ and OME files) and S (samples of a pixel) are channels; all others are
     pages. A constant alpha channel is dropped, pages of reduced size are skipped, and a TIFF's
     Orientation is applied, each with a notice. Whether a file is TIFF or PNG is told by its
-    content, not by its name. No other file is opened, whatever its metadata name.
+    content, not by its name. No other file is opened, whatever its metadata name. Of an OME-Zarr,
+    of version 0.4 or 0.5, the first image is read in full resolution: C are channels, T and Z
+    pages, in the order of T, then Z.
 
     Args:
-      path: the file.
+      path: the file, or the directory of an OME-Zarr.
       mapped: leaves the pixels of an uncompressed TIFF in the file, to be read where they are
         looked at; it may then be larger than the memory.
 
@@ -60,20 +64,25 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
     return _read(Path(path), is_mask=True)
 
 
-def _read(path: Path, *, mapped: bool = False, is_mask: bool = False) -> np.ndarray:
+def _decode(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, bool]:
+    """Returns the pixels [pages, H, W, C], and whether the last channel is alpha."""
+    if is_zarr(path):
+        return decode_zarr(path, is_mask), False
     try:
         with path.open("rb") as file:
             head = file.read(len(SIGNATURE))
     except OSError as error:
         raise refusal(path, f"cannot be read ({error.strerror})") from error
     if head == SIGNATURE:
-        pixels, has_alpha = decode_png(path, is_mask)
-    elif head[:2] in (b"II", b"MM"):
-        pixels, has_alpha = decode_tiff(path, mapped, is_mask)
-    else:
-        found = f"begins with {head[:4]!r}" if head else "is empty"
-        raise refusal(path, f"{found}, expected a TIFF or PNG image")
+        return decode_png(path, is_mask)
+    if head[:2] in (b"II", b"MM"):
+        return decode_tiff(path, mapped, is_mask)
+    found = f"begins with {head[:4]!r}" if head else "is empty"
+    raise refusal(path, f"{found}, expected a TIFF or PNG image")
 
+
+def _read(path: Path, *, mapped: bool = False, is_mask: bool = False) -> np.ndarray:
+    pixels, has_alpha = _decode(path, mapped, is_mask)
     if pixels.dtype.kind == "f":
         for page, image in enumerate(pixels):
             if not are_grey_values(image):

@@ -1,16 +1,25 @@
 """What the names of image files tell."""
 
+import os
 import re
 import unicodedata
 from pathlib import Path
 
 #: Of the names of image files.
-SUFFIXES = (".tif", ".tiff", ".png")
+SUFFIXES = (".tif", ".tiff", ".png", ".zarr")
 
 
 def has_image_suffix(path: Path) -> bool:
-    """Whether a file is a TIFF or PNG by its name."""
+    """Whether a file is a TIFF, PNG or OME-Zarr by its name."""
     return path.suffix.lower() in SUFFIXES
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether it is a directory of Zarr, which is one image: by its name, or what it holds."""
+    return path.is_dir() and (
+        path.suffix.lower() == ".zarr"
+        or any(os.path.isfile(path / name) for name in ("zarr.json", ".zattrs"))
+    )
 
 
 def file_stem(path: Path) -> str:
@@ -20,6 +29,11 @@ def file_stem(path: Path) -> str:
     """
     stem = composed(path.stem)
     return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def example_stem(path: Path) -> str:
+    """What the examples of an image file are named by: "a" of a.ome.zarr, "a.ome" of a.ome.tif."""
+    return file_stem(path) if path.suffix.lower() == ".zarr" else path.stem
 
 
 def composed(name: str) -> str:

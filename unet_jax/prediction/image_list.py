@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from unet_jax.errors import InputError, listed
-from unet_jax.files.names import SUFFIXES, file_stem, has_image_suffix
+from unet_jax.files.names import SUFFIXES, file_stem, has_image_suffix, is_zarr
 
 logger = logging.getLogger("unet_jax")
 
@@ -29,8 +29,8 @@ def image_files(images: str | Path, output: Path) -> list[Path]:
     folders: list[Path] = []
     others: list[Path] = []
     for file in sorted(found, key=lambda file: (file.name, file)):
-        is_image = has_image_suffix(file) and file.is_file()
-        (folders if file.is_dir() else files if is_image else others).append(file)
+        is_image = is_zarr(file) or has_image_suffix(file) and file.is_file()
+        (files if is_image else folders if file.is_dir() else others).append(file)
     if not files:
         raise _no_image(images, found, folders, others)
     if others:
@@ -61,7 +61,7 @@ def name_of(file: Path) -> str:
 def _found(images: str | Path) -> list[Path]:
     """The file itself, what is in the folder, or what the pattern finds."""
     path = Path(images)
-    if path.is_file():
+    if path.is_file() or is_zarr(path):
         return [path]
     if path.is_dir():
         return _shown(path)
@@ -71,11 +71,16 @@ def _found(images: str | Path) -> list[Path]:
     # Nor is a bracket, where the pattern finds nothing with it as one.
     for tried in (pattern, pattern.replace("[", "[[]")):
         if found := glob.glob(tried, root_dir=folder, recursive=True):
-            return [folder / name for name in found]
+            return [folder / name for name in found if not _in_zarr(folder, Path(name))]
     raise InputError(
         f"{images}: nothing there has this name, {folder} holds {_first(sorted(_shown(folder)))};"
         " expected a file, a folder, or a pattern in quotes like 'data/*.tif'"
     )
+
+
+def _in_zarr(folder: Path, name: Path) -> bool:
+    """Whether it is a part of an image, or of its metadata."""
+    return any(is_zarr(folder / part) for part in name.parents if part != Path())
 
 
 def _shown(folder: Path) -> list[Path]:

@@ -1,12 +1,9 @@
 """Prediction of files: from a checkpoint and any number of images to results that Fiji opens."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -16,6 +13,7 @@ from unet_jax.checkpoint.cell_settings import read_settings
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.images import read_image
 from unet_jax.files.output import unlocking
+from unet_jax.files.zarr_image import stored_files
 from unet_jax.hardware import device_memory_bytes, host_memory_bytes
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
@@ -100,7 +98,7 @@ def predict_files(
     files = image_files(images, output)
     made_with = {
         "step": model.record.step if model.record else None,
-        "params_sha256": _digest(model.params),
+        "params_sha256": model.sha256(),
         "averaging": averaging,
         "cells": as_dict(settings),
     }
@@ -108,7 +106,7 @@ def predict_files(
     problems: list[str] = []
     done = skipped = 0
     # By size, so that the time that is left is known although no file has been opened.
-    sizes = [file.stat().st_size for file in files]
+    sizes = [sum(part.stat().st_size for part in stored_files(file)) for file in files]
     with tqdm(total=sum(sizes), desc="Predicting", unit="B", unit_scale=True) as progress:
         for file, size in zip(files, sizes, strict=True):
             progress.set_postfix_str(file.name[:_NAME_SHOWN])
@@ -131,13 +129,6 @@ def predict_files(
                 problems.append(f"{file}: {one_line(error)}")
             progress.update(size)
     return Predictions(output, len(files), done, skipped, tuple(problems))
-
-
-def _digest(params: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _predict_file(

@@ -11,6 +11,7 @@ from typing import Any
 from unet_jax.errors import InputError
 from unet_jax.files.names import file_stem
 from unet_jax.files.output import complete, lock, probe
+from unet_jax.files.zarr_image import open_small, stored_files
 from unet_jax.prediction.image_list import name_of
 from unet_jax.prediction.results import KINDS
 
@@ -77,8 +78,7 @@ class ResultRecord:
         Raises:
           InputError: the results of another image of this name are there.
         """
-        with image.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = _sha256(image)
         known = self._rows.get(name_of(image))
         if known and known.sha256 != digest:
             raise InputError(
@@ -91,6 +91,18 @@ class ResultRecord:
         """Notes what is there of an image now."""
         with self._file.open("a", encoding="utf-8") as lines:
             lines.write(_line(dataclasses.asdict(row)))
+
+
+def _sha256(image: Path) -> str:
+    """Of the file, or the keys and contents of an OME-Zarr."""
+    if image.is_file():
+        with image.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    open_small(image)  # before all of it is read
+    digest = hashlib.sha256()
+    for file in stored_files(image):
+        digest.update(f"{_sha256(file)} {file.relative_to(image).as_posix()}\n".encode())
+    return digest.hexdigest()
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -1,0 +1,248 @@
+"""Segmentation of a volume in OME-Zarr, of any size, block by block into another one."""
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+from tqdm import tqdm
+
+from unet_jax.checked_settings import as_dict
+from unet_jax.errors import InputError
+from unet_jax.files.ome_zarr import open_volume
+from unet_jax.files.output import lock, probe, unlocking
+from unet_jax.files.zarr_store import delete_group, is_remote, list_objects
+from unet_jax.instances import InstanceSettings
+from unet_jax.model import Model
+from unet_jax.volumes import blocks
+from unet_jax.volumes.blocks import Block, Item, Job, Plane, attempt, environment, unfinished
+from unet_jax.volumes.output import check_writable
+
+if TYPE_CHECKING:  # an extra, which takes a second to load
+    from distributed import Client
+
+#: What can be written of a volume.
+VOLUME_KINDS = ("probabilities", "classes", "cells")
+_STEPS = (1024, 512, 256, 128, 64)
+_SIDES = (256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class VolumePrediction:
+    """What `predict_volume` has come to.
+
+    Attributes:
+      output: the result.
+      blocks: how many there are to predict.
+      done: how many of these are there now.
+      before: how many of these were there before.
+      problems: a line for each plane or block that is missing.
+    """
+
+    output: str
+    blocks: int
+    done: int
+    before: int
+    problems: tuple[str, ...]
+
+    def __str__(self):
+        """One line, without the problems."""
+        return f"{self.output}: {self.done} of {self.blocks} block(s), {self.before} there before."
+
+
+@unlocking()
+def predict_volume(
+    model: Model,
+    source: str | Path,
+    output: str | Path,
+    *,
+    write: Sequence[str] = ("classes", "cells"),
+    averaging: str = "none",
+    settings: InstanceSettings = InstanceSettings(),
+    block_side: int | None = None,
+    client: "Client | None" = None,
+    part: tuple[int, int] | None = None,
+) -> VolumePrediction:
+    """Segments each image of an OME-Zarr into another one; the same call goes on where it stopped.
+
+    The result is the same bits whatever the blocks and whoever computes them: of `predict_tiled` of
+    a whole image with the tile side that is recorded, and of `find_cells`. It is an OME-Zarr 0.5:
+    the image is a mask, uint8, 255 = cell; `labels/classes` uint8; `labels/cells` uint32, a number
+    for each cell, anew in each image; `probabilities` float32, a channel for each class. What
+    cannot be done is told at the end; the rest goes on.
+
+    Args:
+      model: from `unet_jax.load`, of scale 1.
+      source: OME-Zarr 0.4 or 0.5, a path or s3://BUCKET/PATH; each time and depth is an image.
+      output: a path or s3://BUCKET/PATH of the result.
+      write: of "probabilities", "classes" and "cells".
+      averaging: "none", or "symmetries" as of `predict_tiled`.
+      settings: for finding the cells; the mask has their threshold.
+      block_side: pixels, a multiple of 64; by default 2048, less for smaller images. A block is
+        predicted at a time, and is one stored object.
+      client: of a cluster of Dask, whose workers do the work; by default this process does.
+      part: (i, n) predicts only part i of the parts 0 ... n - 1 of the blocks; a call without it,
+        after all of them, finishes the result.
+
+    Raises:
+      InputError: what cannot be used; nothing has been predicted.
+      RunFailed: the result cannot be written to, or the cluster is gone; what is there is whole.
+    """
+    job = _job(model, str(source), str(output), write, averaging, settings, block_side, client)
+    _prepare(job, part)
+    failed: set[tuple[int, int]] = set()
+    problems: list[str] = []
+
+    with _workers(client, job) as do:
+
+        def run(what: str, function: Callable[..., None], items: Iterable[Item]) -> int:
+            """Does a stage, but for images of which something failed; how many are done."""
+            due = [item for item in items if (item.t, item.z) not in failed]
+            bar = tqdm(do(function, due), total=len(due), desc=what, delay=3, leave=False)
+            before = len(problems)
+            for item, problem in bar:
+                if problem:
+                    failed.add((item.t, item.z))
+                    problems.append(problem)
+            return len(due) - len(problems) + before
+
+        asked = _part_of(job.blocks(), part)
+        due = [block for block in asked if block in _unpredicted(job)]
+        there = {*list_objects(job.output, f"{blocks.STATISTICS}/")}
+        planes = [Plane(t, z) for t, z in dict.fromkeys((b.t, b.z) for b in due)]
+        run(
+            "Statistics",
+            blocks.measure,
+            [plane for plane in planes if f"{blocks.STATISTICS}/{plane.t}/{plane.z}" not in there],
+        )
+        done = run("Predicting", blocks.predict, due)
+        if part is None:
+            _find_cells(job, run)
+            for kind, levels in job.levels.items():
+                for level in range(1, len(levels)):
+                    halve = partial(blocks.halve, kind=kind, level=level)
+                    run(f"Pyramid of {kind}", halve, unfinished(levels[level], job.blocks(level)))
+            if not problems:
+                delete_group(job.output, blocks.INTERMEDIATE)
+    before = len(asked) - len(due)
+    return VolumePrediction(job.output, len(asked), before + done, before, tuple(problems))
+
+
+def _find_cells(job: Job, run: Callable[..., int]) -> None:
+    """The stages of the cells, of the images of which some are missing."""
+    if "cells" not in job.kinds:
+        return
+    due = unfinished(job.levels["cells"][0], job.blocks())
+    if not due:
+        return
+    planes = [Plane(t, z) for t, z in dict.fromkeys((block.t, block.z) for block in due)]
+    grid = job.grid()
+    wanted = [Block(*plane, *at) for plane in planes for at in grid.blocks_in(grid.plane)]
+    run("Pieces of cells", blocks.find, unfinished(job.pieces, wanted))
+    counted = {*list_objects(job.output, f"{blocks.INTERMEDIATE}/counts/")}
+    uncounted = [p for p in planes if f"{blocks.INTERMEDIATE}/counts/{p.t}/{p.z}" not in counted]
+    run("Numbers of cells", blocks.number, uncounted)
+    run("Cells", blocks.grow, due)
+
+
+def _unpredicted(job: Job) -> set[Block]:
+    arrays = [levels[0] for kind, levels in job.levels.items() if kind != "cells"]
+    return {block for array in arrays for block in unfinished(array, job.blocks())}
+
+
+def _part_of(items: list[Block], part: tuple[int, int] | None) -> list[Block]:
+    index, count = part or (0, 1)
+    return items[len(items) * index // count : len(items) * (index + 1) // count]
+
+
+@contextlib.contextmanager
+def _workers(client: "Client | None", job: Job) -> Iterator[Callable[..., Iterator]]:
+    """What does a stage's function of all items, and yields each with what is wrong with it."""
+    if client is None:
+        yield lambda function, items: ((item, attempt(function, job, item)) for item in items)
+        return
+    from unet_jax.volumes.cluster import on_workers
+
+    with on_workers(client, job) as do:
+        yield do
+
+
+def _job(model, source, output, write, averaging, settings, block_side, client) -> Job:
+    """Raises InputError for what cannot be done."""
+    for kind in write:
+        if kind not in VOLUME_KINDS:
+            raise InputError(
+                f"write: expected {', '.join(VOLUME_KINDS)} for a volume, not {kind!r}."
+            )
+    if averaging not in ("none", "symmetries"):
+        raise InputError(
+            f"averaging: expected none or symmetries for a volume, not {averaging!r}, for which a "
+            "block would need all of its image."
+        )
+    if model.scale != 1:
+        raise InputError(
+            f"The model sees images at a scale of {model.scale:g}, but volumes are predicted as "
+            "they are; write the volume at that scale first."
+        )
+    source, output = source.rstrip("/"), output.rstrip("/")
+    volume = open_volume(source)
+    _, _, height, width, channels = volume.shape
+    if channels != model.channels:
+        raise InputError(
+            f"{source}: has {channels} channel(s), expected {model.channels} as in training."
+        )
+    if not is_remote(output) and not is_remote(source):
+        if Path(output).resolve().is_relative_to(Path(source).resolve()):
+            raise InputError(f"{output}: is in the volume itself; give another --output.")
+    if block_side is None:
+        block_side = next((side for side in _SIDES if side >= max(height, width)), _SIDES[-1])
+    unit = max(_STEPS[-1], 2 ** (model.network.depth - 1))  # of the max-pooling grid
+    if block_side < unit or block_side % unit:
+        raise InputError(f"block_side: expected a multiple of {unit}, not {block_side}.")
+    step = next((step for step in _STEPS if block_side % step == 0 and step % unit == 0), unit)
+    if client is None:
+        versions = environment()
+    else:
+        from unet_jax.volumes.cluster import common_environment
+
+        versions = common_environment(client)
+    stored = json.dumps([volume.array.spec().to_json()["metadata"], volume.axes.names])
+    kinds = ("mask", *(kind for kind in VOLUME_KINDS if kind in write))
+    made_with = {
+        "parameters_sha256": model.sha256(),
+        "step": model.record.step if model.record else None,
+        "source_sha256": hashlib.sha256(stored.encode()).hexdigest(),
+        "write": list(kinds),
+        "averaging": averaging,
+        "block_side": block_side,
+        "tile_step": step,
+        "cells": as_dict(settings),
+        "versions": versions,
+    }
+    host_model = replace(model, params=jax.device_get(model.params), record=None)
+    return Job(source, output, host_model, kinds, averaging, settings, block_side, step, made_with)
+
+
+def _prepare(job: Job, part: tuple[int, int] | None) -> None:
+    """Makes the arrays; InputError if another run is writing, or if there is no room."""
+    if part is not None and not 0 <= part[0] < part[1]:
+        raise InputError(f"part: expected 0/{part[1]} to {part[1] - 1}/{part[1]}, not {part[0]}.")
+    classes = job.model.network.classes
+    bytes_written = 4 * classes if "probabilities" in job.kinds else 1
+    if not is_remote(job.output):
+        # An eighth of a byte is what a mask took in a trial, and labels no more.
+        size = math.prod(job.volume.shape[:4])
+        probe(Path(job.output), int(size * (bytes_written if bytes_written > 1 else 0.125)))
+        folder = Path(job.output)
+        if part is not None:
+            folder = folder / f".part-{part[0]}-of-{part[1]}"
+            folder.mkdir(exist_ok=True)
+        lock(folder)
+    check_writable(job.output, job.side**2 * bytes_written)
+    _ = job.levels
