@@ -42,15 +42,17 @@ def kept_in(files: Iterable[Path], settings: Iterable[Any]) -> Path:
         with contextlib.suppress(OSError):  # who reads the file will say it better
             status = file.stat()
             digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
-    return Path(pooch.os_cache("unet_jax")) / "folders" / f"{digest.hexdigest()}.json"
+    return Path(pooch.os_cache("unet_jax")) / "folders" / f"{digest.hexdigest()}.jsonl"
 
 
 def load(file: Path) -> KnownFolder | None:
     """What was kept; None if nothing was."""
     try:
-        shapes, background, facts = json.loads(file.read_text(encoding="utf-8"))
-        return KnownFolder([*map(tuple, shapes)], background, [*map(_facts, facts)])
-    except (OSError, TypeError, ValueError):
+        with file.open(encoding="utf-8") as lines:  # one by one, as they are many
+            shapes, background = json.loads(next(lines))
+            facts = [_facts(json.loads(line)) for line in lines]
+        return KnownFolder([*map(tuple, shapes)], background, facts)
+    except (OSError, StopIteration, TypeError, ValueError):
         return None
 
 
@@ -59,9 +61,8 @@ def save(file: Path, known: KnownFolder) -> None:
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with complete(file) as unfinished:
-            unfinished.write_text(
-                json.dumps([known.shapes, known.background, known.facts]), encoding="utf-8"
-            )
+            lines = map(json.dumps, [[known.shapes, known.background], *known.facts])
+            unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _facts(values: list[Any]) -> Facts:
