@@ -30,6 +30,7 @@ NAMES = (
 ON_REQUEST = (
     *("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions", "host_time"),
     "volumes",
+    "unread",
 )
 
 

@@ -180,7 +180,7 @@ def test_channels_of_images_and_masks(folders):
     assert "c.png: has 1 channel(s), expected 3 as in a.png" in refusal(folders)
     write(images / "c.png", colour)
     write(labels / "c.png", colour)
-    assert f"{labels / 'a.png'}: has 3 channels, expected one" in refusal(folders)
+    assert f"{labels / 'c.png'}: has 3 channels, expected one" in refusal(folders)
 
 
 def test_folders_that_cannot_be_used(folders, tmp_path):

@@ -10,8 +10,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from unet_jax.errors import InputError, one_line
-from unet_jax.files.images import grey_as_one_channel, read_image, read_mask
+from unet_jax.data.pixels import read_pictures
+from unet_jax.errors import InputError, Problems, one_line
+from unet_jax.files.images import read_image, read_mask
 
 STACK = np.random.default_rng(0).integers(0, 200, (5, 20, 30), np.uint8)
 RGB = np.random.default_rng(1).integers(0, 255, (20, 30, 3), np.uint8)
@@ -354,18 +355,23 @@ def test_image_with_another_palette_is_refused(path, caplog, write, colours):
     assert not caplog.records
 
 
-def test_grey_rgb_becomes_one_channel_only_if_all_of_a_set_are_grey(caplog):
-    grey, colour = np.repeat(STACK[:1, ..., None], 3, axis=-1), RGB[None]
-    single = STACK[:2, ..., None]
-    read = grey_as_one_channel([grey, single], "folder")
-    assert [image.shape for image in read] == [(1, 20, 30, 1), (2, 20, 30, 1)]
-    np.testing.assert_array_equal(read[0][0, ..., 0], STACK[0])
+def test_grey_rgb_becomes_one_channel_only_if_all_of_a_set_are_grey(tmp_path, caplog):
+    def read(*images):
+        files = {f"{i}": tmp_path / f"{i}.tif" for i in range(len(images))}
+        for file, image in zip(files.values(), images, strict=True):
+            tifffile.imwrite(file, image, photometric="rgb" if image.shape[-1] == 3 else None)
+        return [*read_pictures(files, "folder", None, Problems()).values()]
+
+    grey, colour = np.repeat(STACK[0, ..., None], 3, axis=-1), RGB
+    grey_read, single_read = read(grey, STACK[:2])
+    assert grey_read.shape == (1, 20, 30, 1) and single_read.shape == (2, 20, 30, 1)
+    np.testing.assert_array_equal(grey_read[0, ..., 0], STACK[0])
     assert [r.getMessage() for r in caplog.records] == [
         "folder: R, G and B are equal, read as one channel"
     ]
     caplog.clear()
-    assert [i.shape[-1] for i in grey_as_one_channel([grey, colour], "folder")] == [3, 3]
-    assert [i.shape[-1] for i in grey_as_one_channel([single], "folder")] == [1]
+    assert [image.shape[-1] for image in read(grey, colour)] == [3, 3]
+    assert [image.shape[-1] for image in read(STACK[:2])] == [1]
     assert not caplog.records
 
 

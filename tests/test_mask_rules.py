@@ -1,6 +1,7 @@
 """What is said of each kind of mask under each rule."""
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from unet_jax.data.mask_rules import MASK_RULES, check_masks
+from unet_jax.data.pixels import Pixels
 from unet_jax.errors import InputError
 
 
@@ -178,9 +180,11 @@ def said(caplog, masks, **options):
     """The refusal or the notice, '' for none."""
     masks = {stem: np.asarray(mask).astype(np.int32)[None] for stem, mask in masks.items()}
     files = {stem: Path(f"{stem}.tif") for stem in masks}
+    shapes = {stem: mask.shape for stem, mask in masks.items()}
+    pixels = {stem: Counter(mask.ravel().tolist()) for stem, mask in masks.items()}
     options = {"classes": 2, "ignore_value": -1, "minus_one": ""} | options
     try:
-        check_masks(files, masks, "masks", **options)
+        check_masks(files, Pixels(shapes, masks.__getitem__), pixels, "masks", **options)
     except InputError as error:
         assert not caplog.records
         return str(error)

@@ -13,7 +13,7 @@ PAPER = {
     *("network", "layers", "loss", "weight_map", "augmentation", "normalisation", "optimiser"),
     "grey_values",
     *("train_step", "overlap_tile", "instances", "example", "model", "training_images", "resizing"),
-    *("checked_settings", "errors", "hardware", "configuration", "sources", "run_record"),
+    *("checked_settings", "errors", "hardware", "configuration", "sources", "run_record", "unread"),
     "training_loop",
     "compiled",
     "devices",

@@ -13,6 +13,8 @@ from unet_jax.network import UNet
 from unet_jax.normalisation import PERCENTILES
 
 _MAX_DEPTH = 10  # of nested JSON
+# Of all images; lists and dicts of texts, as JSON has them.
+_LARGE = ("splits", "data", "images")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ class Record:
                 "started_from": source and dataclasses.asdict(source),
             }
         values |= {"step": self.step, "validation": self.validation}
-        return json.loads(json.dumps(values))  # tuples become lists
+        small = {name: value for name, value in values.items() if name not in _LARGE}
+        small = json.loads(json.dumps(small))  # tuples become lists
+        return {name: small.get(name, value) for name, value in values.items()}
 
 
 def read_record(values: Any) -> Record:

@@ -1,13 +1,15 @@
 """From annotated images to the crops that a training step takes.
 
 The images lie on the device; or, where they do not fit, on the host, which cuts the crops of the
-next step while the device computes.
+next step while the device computes; or, where they do not fit there either, they are read for each
+step, some steps ahead.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import lru_cache, partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import flax
@@ -18,13 +20,18 @@ from jax.sharding import Mesh
 
 from unet_jax.augmentation import AugmentationSettings, Crop, part_corner, reached_side
 from unet_jax.devices import in_all_processes, own_part, put_everywhere, put_part
-from unet_jax.example import IGNORED, Example, is_sparse
+from unet_jax.errors import InputError, RunFailed
+from unet_jax.example import IGNORED, Example, is_sparse, separated
 from unet_jax.grey_values import grey_value_statistics
 from unet_jax.hardware import device_memory_bytes
 from unet_jax.normalisation import normalise
 from unet_jax.train_step import tile_keys
+from unet_jax.unread import Facts, are_sparse
+from unet_jax.weight_map import WeightMapSettings, weight_map_part
 
 _PLACES = 1000  # of each image
+# Steps whose images are being read, each in a thread.
+_READ_AHEAD = 4
 
 
 class Draw(NamedTuple):
@@ -89,10 +96,7 @@ def annotated_images(
     for image, start, end in zip(images, first, ends, strict=True):
         normalised = normalise(image, *grey_value_statistics(image))
         pixels[start:end] = normalised.reshape(end - start, -1)
-    places = None
-    if is_sparse(examples):
-        annotated = [np.argwhere(e.labels != IGNORED).astype(np.int32) for e in examples]
-        places = np.stack([np.random.default_rng(0).choice(at, _PLACES) for at in annotated])
+    places = np.stack([_places(e) for e in examples]) if is_sparse(examples) else None
     sizes = np.array([e.labels.shape for e in examples], np.int32)
     height, width = sizes.max(0).tolist()
     on_host = AnnotatedImages(
@@ -111,8 +115,66 @@ def annotated_images(
     return on_host
 
 
+def _places(example):
+    annotated = np.argwhere(example.labels != IGNORED).astype(np.int32)
+    return np.random.default_rng(0).choice(annotated, _PLACES)
+
+
+@dataclass(frozen=True)
+class UnreadImages:
+    """Training images that are read, separated, normalised and weighted for each step anew.
+
+    Attributes:
+      examples: to be read in several threads at once, such as an `Unread`.
+      facts: of each as it is there after `separated`.
+      class_weight: float32 [classes], see `class_weights`.
+      weight_map: w0 and sigma.
+    """
+
+    examples: Sequence[Example]
+    facts: Sequence[Facts]
+    class_weight: np.ndarray
+    weight_map: WeightMapSettings
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """int32 [N, 2], height and width of each image."""
+        return np.array([f.size for f in self.facts], np.int32)
+
+    @cached_property
+    def largest(self) -> tuple[int, int]:
+        """Height and width that no image exceeds."""
+        height, width = self.sizes.max(0).tolist()
+        return height, width
+
+    @cached_property
+    def are_sparse(self) -> bool:
+        """See `example.is_sparse`."""
+        return are_sparse(self.facts)
+
+    @property
+    def on_device(self) -> bool:
+        """They are not."""
+        return False
+
+    def read(self, number: int) -> Example:
+        """One of them, separated.
+
+        Raises:
+          RunFailed: it cannot be read any more, or has another size than before.
+        """
+        name, size, *_ = self.facts[number]
+        try:
+            example = self.examples[number]
+        except InputError as error:
+            raise RunFailed(*error.args) from error
+        if example.labels.shape != size:
+            raise RunFailed(f"{name}: has changed since the run began, its size is not {size}.")
+        return separated(example)
+
+
 def batches(
-    images: AnnotatedImages,
+    images: AnnotatedImages | UnreadImages,
     draws: Iterable[Draw],
     settings: AugmentationSettings = AugmentationSettings(),
     *,
@@ -122,24 +184,29 @@ def batches(
 ) -> Iterator[tuple[Draw, Crop]]:
     """The batch of each draw, cut and sent to the device one step ahead in a thread.
 
-    For images on the host. Arguments as of `take`; each device of the mesh is sent its part.
+    For images on the host; each device of the mesh is sent its part. Those that are to be read are
+    so some steps ahead, in as many threads. Arguments as of `take`.
     """
+    ahead = _READ_AHEAD if isinstance(images, UnreadImages) else 1
+    geometry = {"tile_side": tile_side, "context": context}
 
     def batch(draw):
         own = own_part(len(draw.indices), mesh)
-        keys = tile_keys(draw.key, len(draw.indices))[own]
-        crop = take(images, draw.indices[own], keys, settings, tile_side=tile_side, context=context)
+        keys, indices = tile_keys(draw.key, len(draw.indices))[own], draw.indices[own]
+        if isinstance(images, UnreadImages):
+            crop = _taken(images, indices, keys, settings, **geometry)
+        else:
+            crop = take(images, indices, keys, settings, **geometry)
         return draw, put_part(crop, mesh)
 
-    with ThreadPoolExecutor(1) as background:
-        before = None
+    with ThreadPoolExecutor(ahead) as background:
+        waiting: deque[Future[tuple[Draw, Crop]]] = deque()
         for draw in draws:
-            ahead = background.submit(batch, draw)
-            if before:
-                yield before.result()
-            before = ahead
-        if before:
-            yield before.result()
+            waiting.append(background.submit(batch, draw))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def take(
@@ -168,19 +235,51 @@ def take(
     """
     size, first = images.sizes[indices], images.first[indices]
     places = None if images.places is None else images.places[indices]
-    reached = reached_side(tile_side, settings)
-    height, width = part = tuple(min(side, reached) for side in images.largest)
-    corner = None
-    if part != images.largest:
-        corner = _corners(
-            keys, size, places, settings, part=part, tile_side=tile_side, context=context
-        )
+    geometry = {"tile_side": tile_side, "context": context}
+    (height, width), corner = _part(images.largest, size, places, keys, settings, geometry)
     arrays = jnp if images.on_device else np
     begins = arrays.zeros_like(size) if corner is None else arrays.asarray(corner)
     y = (begins[:, :1] + np.arange(height)).clip(max=size[:, :1] - 1)
     x = (begins[:, 1:] + np.arange(width)).clip(max=size[:, 1:] - 1)
     at = first[:, None, None] + y[:, :, None] * size[:, 1, None, None] + x[:, None, :]
     return Crop(images.image[at], images.labels[at], images.weights[at], size, corner, places)
+
+
+def _taken(images, indices, keys, settings, **geometry):
+    """As `take`, of images that are read now."""
+    examples = [images.read(i) for i in indices]
+    size = images.sizes[indices]
+    places = np.stack([_places(e) for e in examples]) if images.are_sparse else None
+    (height, width), corner = _part(images.largest, size, places, keys, settings, geometry)
+    begins = np.zeros_like(size) if corner is None else np.asarray(corner)
+    pixels, labels, weights = [], [], []
+    for example, (y, x) in zip(examples, begins, strict=True):
+        part = np.s_[y : y + height, x : x + width]
+        whole = np.asarray(example.image).reshape(*example.labels.shape, -1)
+        image = normalise(whole[part], *grey_value_statistics(whole))
+        weight = weight_map_part(example, part, images.class_weight, images.weight_map)
+        pixels.append(_filled_up(image, height, width))
+        labels.append(_filled_up(example.labels[part], height, width))
+        weights.append(_filled_up(weight, height, width))
+    stacked = (np.stack(arrays) for arrays in (pixels, labels, weights))
+    return Crop(*stacked, size, corner, places)
+
+
+def _filled_up(array, height, width):
+    """With more rows and columns, equal to the last ones, where [H, W, ...] is smaller."""
+    if array.shape[:2] == (height, width):
+        return array
+    end = [(0, height - array.shape[0]), (0, width - array.shape[1])]
+    return np.pad(array, end + [(0, 0)] * (array.ndim - 2), "edge")
+
+
+def _part(largest, sizes, places, keys, settings, geometry):
+    """What is taken of each image: height and width, and where it begins, None = at the corner."""
+    reached = reached_side(geometry["tile_side"], settings)
+    part = tuple(min(side, reached) for side in largest)
+    if part == largest:
+        return part, None
+    return part, _corners(keys, sizes, places, settings, part=part, **geometry)
 
 
 @partial(jax.jit, static_argnames=("settings", "part", "tile_side", "context"))

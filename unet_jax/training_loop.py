@@ -1,4 +1,4 @@
-"""Training on examples in memory, step by step; what a run in a folder adds is in `run.fit`."""
+"""Training on examples, step by step; what a run in a folder adds is in `run.fit`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,14 @@ from unet_jax.train_step import (
 from unet_jax.training_images import (
     AnnotatedImages,
     Draw,
+    UnreadImages,
     annotated_images,
     batch_indices,
     batches,
     take,
 )
-from unet_jax.weight_map import class_weights, weight_maps
+from unet_jax.unread import Facts, Unread, facts_of, in_threads
+from unet_jax.weight_map import balanced, weight_maps
 
 #: What is told of each step: the metrics of `make_train_step`, and the learning rate.
 METRICS = ("loss", "gradient_norm", "learning_rate")
@@ -99,7 +101,7 @@ def train(
     class_weight: np.ndarray | None = None,
     steps_at_once: int = 1,
 ) -> Iterator[Progress]:
-    """Trains on examples in memory; a step is done when the iterator is asked for the next.
+    """Trains on examples; a step is done when the iterator is asked for the next.
 
         for progress in unet_jax.train(examples, configuration):
             if progress.step == 1000:
@@ -111,7 +113,10 @@ def train(
     processes each gives the same examples.
 
     Args:
-      examples: to train on, of one number of channels and any sizes.
+      examples: to train on, of one number of channels and any sizes. A list or tuple is prepared
+        and kept in memory. Of any other sequence each example is asked for once at the beginning,
+        and again for each step that sees it, some steps ahead and in several threads at once: they
+        may be more than the memory holds, and give the same steps bit for bit.
       configuration: `model`, `weight_map`, `augmentation`, `optimiser` and `train` of it count;
         with `train.start_from` the state is to be given.
       optimiser: another one than the configuration's; there is no last step then.
@@ -126,8 +131,17 @@ def train(
         although the configuration starts from another run.
     """
     settings, network = configuration.train, configuration.model
-    _check(examples, network.classes)
-    examples = [separated(example) for example in examples]
+    if not examples:
+        raise InputError("There are no examples to train on.")
+    in_memory = isinstance(examples, list | tuple)
+    facts: Sequence[Facts]
+    if in_memory:
+        for example in examples:
+            _check(example, examples[0], network.classes)
+        examples = [separated(example) for example in examples]
+        facts = [facts_of(example, network.classes) for example in examples]
+    else:
+        facts = _looked_through(examples, network.classes)
     if optimiser is None:
         optimiser = sgd(configuration.optimiser, steps=settings.steps)
         last = settings.steps
@@ -136,12 +150,16 @@ def train(
     if state is None:
         if settings.start_from:
             raise InputError("With config.train.start_from a state is to be given; `fit` does it.")
-        state = initial_state(configuration, optimiser, examples[0].channels)
+        state = initial_state(configuration, optimiser, facts[0].channels)
     if class_weight is None:
-        class_weight = class_weights([e.labels for e in examples], network.classes)
-    weights = weight_maps(examples, class_weight, configuration.weight_map)
+        class_weight = balanced(np.sum([f.pixels[:-1] for f in facts], 0))
     mesh = data_mesh(settings.batch_size)
-    images = annotated_images(examples, weights, mesh)
+    images: AnnotatedImages | UnreadImages
+    if in_memory:
+        weights = weight_maps(examples, class_weight, configuration.weight_map)
+        images = annotated_images(examples, weights, mesh)
+    else:
+        images = UnreadImages(examples, facts, class_weight, configuration.weight_map)
     train_step = pure_train_step(
         network,
         optimiser,
@@ -156,7 +174,7 @@ def train(
 
 
 def _train(
-    images: AnnotatedImages,
+    images: AnnotatedImages | UnreadImages,
     blocks: Iterator[range],
     at_once: int,
     state: TrainState,
@@ -218,7 +236,7 @@ def _blocks(first: int, last: int | None, at_once: int, validate_every: int) -> 
 
 
 def _given(
-    images: AnnotatedImages,
+    images: AnnotatedImages | UnreadImages,
     blocks: Iterator[range],
     at_once: int,
     configuration: Configuration,
@@ -264,23 +282,34 @@ def draw(key: jax.Array, step: int, examples: int, settings: TrainSettings) -> D
     return Draw(step, indices, jax.random.fold_in(key, step))
 
 
-def _check(examples: Sequence[Example], classes: int) -> None:
-    if not examples:
-        raise InputError("There are no examples to train on.")
-    for example in examples:
-        expected = example.image.shape[:2]
-        if not example.labels.shape == example.instances.shape == expected:
-            raise InputError(
-                f"{example.name}: labels and instances are {example.labels.shape} and "
-                f"{example.instances.shape}, expected {expected} as the image"
-            )
-        if example.channels != examples[0].channels:
-            raise InputError(
-                f"{example.name}: has {example.channels} channel(s), expected "
-                f"{examples[0].channels} as in {examples[0].name}"
-            )
-        for label in (np.min(example.labels), np.max(example.labels)):
-            if not IGNORED <= label < classes:
-                raise InputError(f"{example.name}: holds class {label}, the network has {classes}")
-        if not are_grey_values(example.image):
-            raise InputError(f"{example.name}: holds NaN, infinite or huge pixels")
+def _looked_through(examples: Sequence[Example], classes: int) -> Sequence[Facts]:
+    """What is to be known of examples that are not in memory; each is read once, unless known."""
+    if isinstance(examples, Unread):
+        return examples.facts
+    first = examples[0]
+
+    def look(number):
+        example = examples[number]
+        _check(example, first, classes)
+        return facts_of(separated(example), classes)
+
+    return [*in_threads(look, range(len(examples)))]
+
+
+def _check(example: Example, first: Example, classes: int) -> None:
+    expected = example.image.shape[:2]
+    if not example.labels.shape == example.instances.shape == expected:
+        raise InputError(
+            f"{example.name}: labels and instances are {example.labels.shape} and "
+            f"{example.instances.shape}, expected {expected} as the image"
+        )
+    if example.channels != first.channels:
+        raise InputError(
+            f"{example.name}: has {example.channels} channel(s), expected "
+            f"{first.channels} as in {first.name}"
+        )
+    for label in (np.min(example.labels), np.max(example.labels)):
+        if not IGNORED <= label < classes:
+            raise InputError(f"{example.name}: holds class {label}, the network has {classes}")
+    if not are_grey_values(example.image):
+        raise InputError(f"{example.name}: holds NaN, infinite or huge pixels")

@@ -1,5 +1,6 @@
 """The weight map of the paper (Sect. 3, Eq. 2): class balance and separation borders."""
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from unet_jax.example import IGNORED, Example
 logger = logging.getLogger("unet_jax")
 
 _BLOCK = 128  # pixels, side
+# Blocks: who waits for each alone waits for the training step that the device is at, too.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ def class_weights(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
     Returns:
       float32 [classes]; 0, with a notice, for a class that does not occur.
     """
-    pixels = np.sum([np.bincount(a[a != IGNORED], minlength=classes) for a in labels], axis=0)
+    pixels = [np.bincount(a[a != IGNORED], minlength=classes) for a in labels]
+    return balanced(np.sum(pixels, axis=0))
+
+
+def balanced(pixels: np.ndarray) -> np.ndarray:
+    """The `class_weights` of so many pixels of each class, int [classes]."""
     for absent in np.flatnonzero(pixels == 0):
         logger.warning("Class %d does not occur in the training labels: its weight is 0.", absent)
-    weights = pixels.sum() / (classes * np.maximum(pixels, 1))
+    weights = pixels.sum() / (len(pixels) * np.maximum(pixels, 1))
     return np.where(pixels > 0, weights, 0).astype(np.float32)
 
 
@@ -161,20 +169,44 @@ def weight_maps(
     """Eq. 2 for each example, float32 [H, W], see `weight_map`.
 
     In blocks of one size, so that it is compiled once for images of any sizes, and takes the memory
-    of a block.
+    of some blocks.
+    """
+    whole = np.s_[:, :]
+    return [weight_map_part(example, whole, class_weights, settings) for example in examples]
+
+
+def weight_map_part(
+    example: Example,
+    part: tuple[slice, slice],
+    class_weights: np.ndarray,
+    settings: WeightMapSettings = WeightMapSettings(),
+) -> np.ndarray:
+    """The rows and columns of a part of one of the `weight_maps`, bit for bit, float32.
+
+    In the blocks of the whole one, but only those that the part reaches.
     """
     around = reach(settings.sigma)
-    maps = []
-    for example in examples:
-        height, width = example.labels.shape
-        end = [(0, -height % _BLOCK), (0, -width % _BLOCK)]
-        labels = np.pad(example.labels, end)
-        instances = np.pad(np.pad(example.instances, end), around)
-        weights = np.empty(labels.shape, np.float32)
-        for y in range(0, height, _BLOCK):
-            for x in range(0, width, _BLOCK):
-                block = slice(y, y + _BLOCK), slice(x, x + _BLOCK)
-                surroundings = instances[y : y + _BLOCK + 2 * around, x : x + _BLOCK + 2 * around]
-                weights[block] = _compiled(labels[block], surroundings, class_weights, settings)
-        maps.append(weights[:height, :width])
-    return maps
+    height, width = example.labels.shape
+    (top, bottom, _), (left, right, _) = (
+        along.indices(side) for along, side in zip(part, (height, width), strict=True)
+    )
+    end = [(0, -height % _BLOCK), (0, -width % _BLOCK)]
+    labels = np.pad(example.labels, end)
+    instances = np.pad(np.pad(example.instances, end), around)
+    weights = np.empty(labels.shape, np.float32)
+    corners = itertools.product(
+        range(top - top % _BLOCK, bottom, _BLOCK), range(left - left % _BLOCK, right, _BLOCK)
+    )
+    while some := [*itertools.islice(corners, _AT_ONCE)]:
+        computed = [
+            _compiled(
+                labels[y : y + _BLOCK, x : x + _BLOCK],
+                instances[y : y + _BLOCK + 2 * around, x : x + _BLOCK + 2 * around],
+                class_weights,
+                settings,
+            )
+            for y, x in some
+        ]
+        for (y, x), block in zip(some, computed, strict=True):
+            weights[y : y + _BLOCK, x : x + _BLOCK] = block
+    return weights[top:bottom, left:right]

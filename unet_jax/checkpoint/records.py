@@ -1,5 +1,6 @@
 """Reading `checkpoint.json`, which may come from a stranger; `run_record` says what it holds."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -31,17 +32,24 @@ def best_step(workdir: Path) -> int:
 
     Where a run went on with other data or weights, only the losses since then are compared.
     """
-    records = {step: describe(workdir, step) for step in saved_steps(workdir)}
-    latest = max(records)
+    measured = {step: _measured(describe(workdir, step)) for step in saved_steps(workdir)}
+    latest = max(measured)
     losses = {
-        step: record.validation["loss"]
-        for step, record in records.items()
-        if record.validation and _measure(record) == _measure(records[latest])
+        step: loss
+        for step, (loss, of) in measured.items()
+        if loss is not None and of == measured[latest][1]
     }
     return min(losses, key=losses.__getitem__) if losses else latest
 
 
-def _measure(record: Record):
-    """The images and weights that a validation loss is of."""
-    training = record.training
-    return training and (training.config.weight_map, training.data, training.splits)
+def _measured(record: Record) -> tuple[float | None, object]:
+    """The validation loss, and of what weights and images it is.
+
+    Of the images a digest: with their names, each step would hold megabytes of many of them.
+    """
+    loss = record.validation["loss"] if record.validation else None
+    if not record.training:
+        return loss, None
+    images = json.dumps([record.training.data, record.training.splits], sort_keys=True)
+    digest = hashlib.sha256(images.encode()).hexdigest()
+    return loss, (record.training.config.weight_map, digest)

@@ -86,8 +86,9 @@ def save(workdir: Path, state: TrainState, record: Record) -> None:
         folder.mkdir(parents=True)
         write_arrays(folder / "params", state.params)
         write_arrays(folder / "opt_state", state.opt_state)
-        text = json.dumps(record.to_json(), indent=1) + "\n"
-        (folder / RECORD).write_text(text, encoding="utf-8", newline="\n")
+        with (folder / RECORD).open("w", encoding="utf-8", newline="\n") as file:
+            json.dump(record.to_json(), file, indent=1)  # in pieces: it may name 100,000 images
+            file.write("\n")
         write_manifest(folder)
         verify(folder)
     except Exception as error:  # of Orbax's threads, many kinds

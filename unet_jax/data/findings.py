@@ -1,6 +1,7 @@
 """What is found in a run's images and masks: a table, and what looks wrong in it."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +10,9 @@ from scipy import ndimage
 from unet_jax.configuration import Configuration
 from unet_jax.data.mask_fit import misfits
 from unet_jax.errors import listed
-from unet_jax.example import IGNORED, Example, image_sha256, separated
+from unet_jax.example import IGNORED, Example, separated
 from unet_jax.network import context
+from unet_jax.unread import Examples, Unread, image_digests, sizes_of
 
 _NAME_SHOWN = 30  # characters
 # Pixels; smaller pieces are taken for specks.
@@ -90,7 +92,7 @@ def _is_inverted(f: Finding) -> bool:
 
 def table(
     findings: dict[str, list[Finding]],
-    stored: dict[str, list[Example]],
+    stored: Mapping[str, Examples],
     class_names: Sequence[str],
 ) -> str:
     """What was found in the splits, with a column for each, as text of several lines."""
@@ -105,7 +107,7 @@ def table(
 
 
 def _rows(
-    findings: list[Finding], examples: list[Example], class_names: Sequence[str]
+    findings: list[Finding], examples: Examples, class_names: Sequence[str]
 ) -> dict[str, str]:
     """The table's cells of one split by their titles."""
     pixels = np.sum([f.pixels for f in findings], 0)
@@ -145,7 +147,7 @@ def _span(low: str, high: str) -> str:
 
 
 def doubts(
-    stored: dict[str, list[Example]], config: Configuration, findings: list[Finding] | None = None
+    stored: Mapping[str, Examples], config: Configuration, findings: list[Finding] | None = None
 ) -> list[str]:
     """What looks wrong in a run's data, a plain sentence each.
 
@@ -158,10 +160,10 @@ def doubts(
     names, classes = config.class_names, config.model.classes
     train = stored["train"]
     looked_at = train
-    if findings is None:
-        count = max(4, _LOOKED_AT * len(train) // sum(e.labels.size for e in train))
+    if findings is None or isinstance(train, Unread):
+        count = max(4, _LOOKED_AT * len(train) // sum(map(math.prod, sizes_of(train))))
         looked_at = train[:: -(-len(train) // count)]
-        findings = [finding(e, classes) for e in looked_at]
+    findings = findings or [finding(e, classes) for e in looked_at]
     scattered = [f for f in findings if f.lost > 0.5]
     inverted = [f for f in findings if classes == 2 and _is_inverted(f)]
     sheets = [f for f in findings if classes == 2 and f.all_sides and f.pixels[0]]
@@ -169,7 +171,7 @@ def doubts(
     found = _strange_values(findings, scattered, names)
     found += _absent_classes(findings, train, names)
     if not scattered:
-        found += _joined_cells(findings, inverted, merged, names) + misfits(looked_at)
+        found += _joined_cells(findings, inverted, merged, names) + misfits(list(looked_at))
     if not (scattered or inverted or merged):
         found += _large_cells(findings, config)
     return found + _few_pixels(findings, len(train), config) + duplicates(stored)
@@ -203,13 +205,16 @@ def _strange_values(
     return found
 
 
-def _absent_classes(
-    findings: list[Finding], train: list[Example], names: Sequence[str]
-) -> list[str]:
+def _absent_classes(findings: list[Finding], train: Examples, names: Sequence[str]) -> list[str]:
+    def is_there(label: int) -> bool:
+        if isinstance(train, Unread):
+            return any(facts.pixels[label] for facts in train.facts)
+        return any((e.labels == label).any() for e in train)
+
     return [
         f"Class {label}, {names[label]!r}, is in no training mask; none will be found."
         for label, pixels in enumerate(_class_pixels(findings))
-        if pixels == 0 and not any((e.labels == label).any() for e in train)
+        if pixels == 0 and not is_there(label)
     ]
 
 
@@ -276,7 +281,7 @@ def _said_of(which: list[Finding], findings: list[Finding], kind: str, text: str
     return [f"{len(which)} of {len(findings)} {kind} ({names}): {text}"]
 
 
-def duplicates(stored: dict[str, list[Example]]) -> list[str]:
+def duplicates(stored: Mapping[str, Examples]) -> list[str]:
     """Pictures that are in several splits under two names, in one sentence if there are any.
 
     They are known by their pixels after reading, all of them and exactly; masks may differ.
@@ -284,17 +289,14 @@ def duplicates(stored: dict[str, list[Example]]) -> list[str]:
     earlier: dict[str, str] = {}
     repeated: list[str] = []
     for split, examples in stored.items():
-        digests = [image_sha256(e.image) for e in examples]
+        digests = image_digests(examples)
         repeated += [
-            f"{e.name[:_NAME_SHOWN]} ({split}) is the same picture as {earlier[digest]}"
-            for e, digest in zip(examples, digests, strict=True)
+            f"{name[:_NAME_SHOWN]} ({split}) is the same picture as {earlier[digest]}"
+            for name, digest in digests
             if digest in earlier
         ]
         # Only now: twice in one split is no fault. Training comes first, and is named first.
-        earlier = {
-            digest: f"{e.name[:_NAME_SHOWN]} ({split})"
-            for e, digest in zip(examples, digests, strict=True)
-        } | earlier
+        earlier = {digest: f"{name[:_NAME_SHOWN]} ({split})" for name, digest in digests} | earlier
     if not repeated:
         return []
     more = f", and {len(repeated) - 3} more" if len(repeated) > 3 else ""

@@ -1,18 +1,41 @@
 """A user's own data: a folder of images and a folder of masks, paired by file name."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from tqdm import tqdm
 
+from unet_jax.data import known_folder
+from unet_jax.data.known_folder import KnownFolder
 from unet_jax.data.mask_rules import check_masks, check_settings, ignored_numbers
 from unet_jax.data.pairs import find_files, find_pairs
+from unet_jax.data.pixels import (
+    Pixels,
+    masks_of,
+    memory_for_images,
+    pictures_of,
+    read_masks,
+    read_pictures,
+)
 from unet_jax.errors import InputError, Problems
-from unet_jax.example import IGNORED, SPARSE, Example, annotated_share
-from unet_jax.files.images import check_grey_values, grey_as_one_channel, read_image, read_mask
+from unet_jax.example import (
+    IGNORED,
+    SPARSE,
+    Example,
+    annotated_share,
+    image_sha256,
+    rescaled,
+    separated,
+    sha256,
+)
 from unet_jax.files.names import example_stem, is_zarr, page_names
+from unet_jax.unread import Facts, Unread, facts_of, in_threads
+
+logger = logging.getLogger("unet_jax")
 
 
 def read_folder(
@@ -24,8 +47,13 @@ def read_folder(
     ignore_value: int,
     minus_one: str = "",
     channels: int | None = None,
-) -> list[Example]:
+    scale: float = 1.0,
+) -> list[Example] | Unread:
     """Reads images with their masks, one example for each page of each file.
+
+    Where training would take more than a quarter of the machine's memory, each is read whenever it
+    is asked for. Then all files are read twice to begin with, and what they told is kept in the
+    user's cache until one of them changes.
 
     An image and its mask have the same name up to the suffix, .tif, .tiff, .png, .zarr or
     .ome.zarr, and the same pages and shape. Where they have not, an ending of the mask's name such
@@ -50,6 +78,7 @@ def read_folder(
         '': masks that hold it are refused.
       channels: what a trained network takes; by default what the first image has. Grey images
         stored as RGB fit 1 channel and 3; by default they are read as 1 if all are grey.
+      scale: what a run will see of them, for the facts of examples that do not fit into memory.
 
     Returns:
       The examples in the order of file names, then pages, named ``stem``, or ``stem page k`` with
@@ -64,20 +93,32 @@ def read_folder(
     image_files, mask_files = find_pairs(images, labels, problems)
     if not (image_files and mask_files):
         problems.raise_all()
-    pictures = _read_pictures(image_files, images, channels, problems)
-    masks = _read_masks(mask_files, labels, problems)
-    for stem, mask in masks.items():
+
+    ignored = ignored_numbers(ignore_value, minus_one)
+    settings = mask_rule, classes, ignore_value, minus_one, channels, scale, memory_for_images()
+    kept = known_folder.kept_in([*image_files.values(), *mask_files.values()], settings)
+    known = known_folder.load(kept)
+    if known:
+        problems.raise_all()
+        shapes = dict(zip(image_files, known.shapes, strict=True))
+        pixels = pictures_of(image_files, shapes), masks_of(mask_files, shapes)
+        return Unread(_reader(*pixels, mask_rule, known.background, ignored)[0], known.facts)
+
+    pictures = read_pictures(image_files, images, channels, problems, memory_for_images())
+    masks, counts = read_masks(mask_files, problems, np.inf if pictures.in_memory else 0)
+    for stem, shape in masks.shapes.items():
         with problems.collected():
-            if stem in pictures and mask.shape != pictures[stem].shape[:3]:
+            if stem in pictures and shape != pictures.shapes[stem][:3]:
                 raise InputError(
-                    f"{mask_files[stem]}: pages, height and width are {mask.shape}, expected"
-                    f" {pictures[stem].shape[:3]} as in {image_files[stem].name}"
+                    f"{mask_files[stem]}: pages, height and width are {shape}, expected"
+                    f" {pictures.shapes[stem][:3]} as in {image_files[stem].name}"
                 )
     background = 0
     with problems.collected():
         background = check_masks(
             mask_files,
             masks,
+            counts,
             labels,
             mask_rule=mask_rule,
             classes=classes,
@@ -86,14 +127,42 @@ def read_folder(
         )
     problems.raise_all()
 
-    ignored = ignored_numbers(ignore_value, minus_one)
-    examples = []
-    for stem, picture in pictures.items():
-        names = page_names(stem, len(picture))
-        for name, image, mask in zip(names, picture, masks[stem], strict=True):
-            truth = _labels_and_cells(mask, mask_rule, background, ignored)
-            examples.append(Example(name, _without_single_channel(image), *truth))
-    return examples
+    read, count = _reader(pictures, masks, mask_rule, background, ignored)
+    if pictures.in_memory:
+        return [read(number) for number in range(count)]
+    logger.warning("%s: does not fit into memory, each image is read when it is needed", images)
+    facts = in_threads(lambda number: _facts(read(number), classes, scale), range(count))
+    progress = tqdm(facts, "Looking at images", count, unit="image", delay=3)
+    known = KnownFolder([*pictures.shapes.values()], background, [*progress])
+    known_folder.save(kept, known)
+    return Unread(read, known.facts)
+
+
+def _reader(
+    pictures: Pixels, masks: Pixels, mask_rule: str, background: int, ignored: list[int]
+) -> tuple[Callable[[int], Example], int]:
+    """What makes the example of each page of each file, by its number, and how many there are."""
+    pages = [
+        (name, stem, page)
+        for stem, shape in pictures.shapes.items()
+        for page, name in enumerate(page_names(stem, shape[0]))
+    ]
+
+    def read(number: int) -> Example:
+        name, stem, page = pages[number]
+        truth = _labels_and_cells(masks[stem][page], mask_rule, background, ignored)
+        return Example(name, _without_single_channel(pictures[stem][page]), *truth)
+
+    return read, len(pages)
+
+
+def _facts(example: Example, classes: int, scale: float) -> Facts:
+    """All that a run asks of an example before it trains on it."""
+    return facts_of(example, classes)._replace(
+        sha256=sha256(example),
+        image_sha256=image_sha256(example.image),
+        seen=facts_of(separated(rescaled(example, scale)), classes),
+    )
 
 
 def _labels_and_cells(
@@ -129,7 +198,7 @@ def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.nd
     problems = Problems()
     is_file = path.is_file() or is_zarr(path)
     files = {example_stem(path): path} if is_file else find_files(path, problems)
-    pictures = _read_pictures(files, path, channels, problems)
+    pictures = read_pictures(files, path, channels, problems)
     problems.raise_all()
     named: list[tuple[str, np.ndarray]] = []
     for stem, picture in pictures.items():
@@ -151,68 +220,6 @@ def connected_cells(labels: np.ndarray) -> np.ndarray:
       int32 [H, W], the cell each pixel belongs to, 1..n, 0 = none.
     """
     return ndimage.label(labels > 0)[0]
-
-
-def _read_pictures(
-    files: dict[str, Path], source: str | os.PathLike, channels: int | None, problems: Problems
-) -> dict[str, np.ndarray]:
-    """Number [pages, H, W, C] by stem, C the same for all; without those that have problems."""
-    pictures = _read_all(files, read_image, problems)
-    if channels in (None, 1):
-        grey = grey_as_one_channel(list(pictures.values()), str(source))
-        pictures = dict(zip(pictures, grey, strict=True))
-    reason = "that the network takes"
-    for stem, picture in pictures.items():
-        found = picture.shape[-1]
-        if channels is None:
-            channels, reason = found, f"as in {files[stem].name}"
-        with problems.collected():
-            if found != channels:
-                raise InputError(
-                    f"{files[stem]}: has {found} channel(s), expected {channels} {reason}"
-                )
-            check_grey_values(files[stem], picture)
-    return pictures
-
-
-def _read_all(
-    files: dict[str, Path], read: Callable[[Path], np.ndarray], problems: Problems
-) -> dict[str, np.ndarray]:
-    """Number [pages, H, W, C] by stem, without those that cannot be read."""
-    pictures = {}
-    for stem, path in files.items():
-        with problems.collected():
-            pictures[stem] = read(path)
-    return pictures
-
-
-def _read_masks(
-    files: dict[str, Path], folder: str | os.PathLike, problems: Problems
-) -> dict[str, np.ndarray]:
-    """int32 [pages, H, W] by stem, without those that have problems."""
-    raw = _read_all(files, read_mask, problems)
-    masks = {}
-    for stem, mask in zip(raw, grey_as_one_channel(list(raw.values()), str(folder)), strict=True):
-        with problems.collected():
-            masks[stem] = _whole_numbers(files[stem], mask)
-    return masks
-
-
-def _whole_numbers(path: Path, mask: np.ndarray) -> np.ndarray:
-    """int32 [pages, H, W]."""
-    if mask.shape[-1] != 1:
-        raise InputError(
-            f"{path}: has {mask.shape[-1]} channels, expected one, or R = G = B in all masks"
-        )
-    low, high = float(mask.min()), float(mask.max())
-    has_fractions = (mask % 1 != 0).any()
-    if low < -(2**31) or high >= 2**31 or has_fractions:
-        remedy = "; threshold probabilities and soft edges" if has_fractions else ""
-        raise InputError(
-            f"{path}: mask values from {low:g} to {high:g}, expected whole numbers of 32 bits"
-            f"{remedy}"
-        )
-    return mask[..., 0].astype(np.int32)
 
 
 def _without_single_channel(image: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
 """Examples divided at random into those for training, for validation and for the test."""
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 
 from unet_jax.errors import InputError, listed
 from unet_jax.example import IGNORED, Example
 from unet_jax.files.names import stem_and_page
+from unet_jax.unread import Examples, Unread, chosen, names_of
 
 logger = logging.getLogger("unet_jax")
 
@@ -15,8 +15,8 @@ _LEAST = 32  # pixels of a block that is cut from an image, along its longer sid
 
 
 def split_by_stem(
-    examples: Sequence[Example], validation_fraction: float, test_fraction: float, seed: int
-) -> dict[str, list[Example]]:
+    examples: Examples, validation_fraction: float, test_fraction: float, seed: int
+) -> dict[str, Examples]:
     """Splits examples at random so that the pages of a file stay together.
 
     The pages of a single file are cut into three blocks of neighbours: training, validation, test;
@@ -43,26 +43,32 @@ def split_by_stem(
             f"validation_fraction {validation_fraction}, test_fraction {test_fraction} and the"
             f" split's seed {seed}: expected fractions in (0, 1) and a seed of 0 or more"
         )
-    files: dict[str, list[Example]] = {}
-    for example in sorted(examples, key=lambda example: stem_and_page(example.name)):
-        files.setdefault(stem_and_page(example.name)[0], []).append(example)
+    names = names_of(examples)
+    files: dict[str, list[int]] = {}
+    for number in sorted(range(len(names)), key=lambda number: stem_and_page(names[number])):
+        files.setdefault(stem_and_page(names[number])[0], []).append(number)
     pages = [page for file in files.values() for page in file]
     if len(files) == 2 or (len(files) == 1 and len(pages) < 3):
-        return _cut(pages, len(files), validation_fraction, test_fraction)
+        cut = _cut([examples[p] for p in pages], len(files), validation_fraction, test_fraction)
+        return {**cut}
     if len(files) == 1:
         kind, groups = "page(s) of one file", [[page] for page in pages]
     else:
         order = np.random.default_rng(seed).permutation(len(files))
-        kind, groups = "file(s)", [list(files.values())[index] for index in order]
+        by_stem = list(files.values())
+        kind, groups = "file(s)", [by_stem[index] for index in order]
     parts = _divided(groups, kind, validation_fraction, test_fraction)
     if len(files) > 1:
-        _share_cells(parts)
-    return {name: [page for group in part for page in group] for name, part in parts.items()}
+        _share_cells(parts, examples)
+    return {
+        name: chosen(examples, [page for group in part for page in group])
+        for name, part in parts.items()
+    }
 
 
 def _divided(
-    groups: list[list[Example]], kind: str, validation_fraction: float, test_fraction: float
-) -> dict[str, list[list[Example]]]:
+    groups: list[list[int]], kind: str, validation_fraction: float, test_fraction: float
+) -> dict[str, list[list[int]]]:
     """The groups of each part, in their order; `kind` says what a group is."""
     validation = max(1, round(validation_fraction * len(groups)))
     test = max(1, round(test_fraction * len(groups)))
@@ -79,11 +85,16 @@ def _divided(
     }
 
 
-def _share_cells(parts: dict[str, list[list[Example]]]) -> None:
+def _share_cells(parts: dict[str, list[list[int]]], examples: Examples) -> None:
     """Swaps files so that each part has one with a cell, the first parts first."""
 
-    def with_cell(part: list[list[Example]]) -> list[int]:
-        return [i for i, file in enumerate(part) if any((page.labels > 0).any() for page in file)]
+    def has_cell(page: int) -> bool:
+        if isinstance(examples, Unread):
+            return any(examples.facts[page].pixels[1:-1])
+        return bool((examples[page].labels > 0).any())
+
+    def with_cell(part: list[list[int]]) -> list[int]:
+        return [i for i, file in enumerate(part) if any(map(has_cell, file))]
 
     order = list(parts.values())
     for index, part in enumerate(order):

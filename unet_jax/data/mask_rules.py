@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from unet_jax.data.pixels import Pixels
 from unet_jax.errors import InputError, listed
 
 logger = logging.getLogger("unet_jax")
@@ -40,7 +41,8 @@ def check_settings(mask_rule: str, ignore_value: int, minus_one: str) -> None:
 
 def check_masks(
     files: Mapping[str, Path],
-    masks: Mapping[str, np.ndarray],
+    masks: Pixels,
+    pixels: Mapping[str, Mapping[int, int]],
     folder: str | os.PathLike,
     *,
     mask_rule: str,
@@ -53,6 +55,7 @@ def check_masks(
     Args:
       files: the masks' files by stem.
       masks: int32 [pages, H, W] by stem.
+      pixels: the number of those of each value, by stem.
       folder: where the masks are, for messages.
       mask_rule: what the numbers mean; for this and the following see ``read_folder``.
       classes: the number of classes, background included.
@@ -66,7 +69,10 @@ def check_masks(
       InputError: with what the masks may be instead, the most plausible first.
     """
     ignored = ignored_numbers(ignore_value, minus_one)
-    counts = {stem: _counted(mask, ignored) for stem, mask in masks.items()}
+    counts = {
+        stem: {value: n for value, n in of_mask.items() if value not in ignored}
+        for stem, of_mask in pixels.items()
+    }
     values: set[int] = set().union(*counts.values())
     background = 1 if ignore_value == 0 and mask_rule == "classes" else 0
     if minus_one == "background" and -1 in values:
@@ -97,7 +103,7 @@ def check_masks(
             f"{misfit}: each mask holds one number beside {background}, but not the same as others;"
             " write the same in all, and read them as 'binary'"
         )
-    connected = _are_connected(masks.values(), no_cells)
+    connected = _are_connected(masks, masks, no_cells)
     as_classes = mask_rule == "classes" and top == classes
     if from_one and (top == 2 or as_classes or not connected):
         number = f" and {top} classes" if top != classes else ""
@@ -115,13 +121,6 @@ def check_masks(
 def ignored_numbers(ignore_value: int, minus_one: str) -> list[int]:
     """The mask values that do not count; an ``ignore_value`` of -1 is none."""
     return [-1] * (minus_one == "ignored") + [ignore_value] * (ignore_value != -1)
-
-
-def _counted(mask: np.ndarray, ignored: list[int]) -> dict[int, int]:
-    """The number of pixels of each value that counts."""
-    numbers, count = np.unique(mask, return_counts=True)
-    pixels = dict(zip(numbers.tolist(), count.tolist(), strict=True))
-    return {number: n for number, n in pixels.items() if number not in ignored}
 
 
 def _fits(rule: str, values: Collection[int], classes: int, background: int) -> bool:
@@ -159,15 +158,16 @@ def _misfit(
 
 def _refuse_soft_edges(
     files: Mapping[str, Path],
-    masks: Mapping[str, np.ndarray],
+    masks: Pixels,
     counts: Mapping[str, Mapping[int, int]],
     no_cells: list[int],
 ) -> None:
     soft = [
         stem
         for stem in masks
-        if _has_soft_edges(masks[stem], counts[stem])
-        and not _are_connected([masks[stem]], no_cells)
+        if _may_have_soft_edges(counts[stem])
+        and _has_soft_edges(masks[stem], counts[stem])
+        and not _are_connected(masks, [stem], no_cells)
     ]
     if soft:
         low, *between, high = sorted(counts[soft[0]])
@@ -267,14 +267,12 @@ def _is_mark(top: int, values: set[int]) -> bool:
     return top in _MARKS and 0 < max(values - {top}, default=0) < _FEW
 
 
-def _has_soft_edges(mask: np.ndarray, counts: Mapping[int, int]) -> bool:
-    """Whether grey values lead from one frequent number to another one at the borders of cells.
+def _may_have_soft_edges(counts: Mapping[int, int]) -> bool:
+    """Whether most pixels are about as dark or as bright as can be, and not few are bright.
 
-    In masks that number the cells, a number is seldom between a lower and a higher neighbour, and
-    in images few pixels are as bright as the brightest.
+    In images few pixels are as bright as the brightest.
 
     Args:
-      mask: int32 [pages, H, W].
       counts: the number of pixels of each value that counts.
     """
     if len(counts) < 5 or _is_mark(max(counts), set(counts)):
@@ -283,26 +281,38 @@ def _has_soft_edges(mask: np.ndarray, counts: Mapping[int, int]) -> bool:
     low, high = values[0], values[-1]
     dark = pixels[values <= low + 0.1 * (high - low)].sum()
     bright = pixels[values >= high - 0.1 * (high - low)].sum()
-    if dark + bright < 0.5 * pixels.sum() or bright < 0.25 * (pixels.sum() - dark):
-        return False
-    between = (mask > low) & (mask < high)
+    return bool(dark + bright >= 0.5 * pixels.sum() and bright >= 0.25 * (pixels.sum() - dark))
+
+
+def _has_soft_edges(mask: np.ndarray, counts: Mapping[int, int]) -> bool:
+    """Whether grey values lead from one frequent number to another one at the borders of cells.
+
+    In masks that number the cells, a number is seldom between a lower and a higher neighbour.
+
+    Args:
+      mask: int32 [pages, H, W].
+      counts: the number of pixels of each value that counts.
+    """
+    between = (mask > min(counts)) & (mask < max(counts))
     graded = mask > ndimage.minimum_filter(mask, (1, 3, 3))
     graded &= mask < ndimage.maximum_filter(mask, (1, 3, 3))
     return bool(graded[between].mean() > 0.5)
 
 
-def _are_connected(masks: Iterable[np.ndarray], others: list[int]) -> bool:
+def _are_connected(masks: Pixels, stems: Iterable[str], others: list[int]) -> bool:
     """Whether most numbers on a page are one piece each, but for a tenth of its pixels.
 
     Numbers of a few pixels do not count.
 
     Args:
-      masks: int32 [pages, H, W] each.
+      masks: int32 [pages, H, W] by stem.
+      stems: of the masks to look at.
       others: numbers of the background and of what does not count.
     """
-    pages = [page for mask in masks for page in mask]
+    pages = [(stem, page) for stem in stems for page in range(masks.shapes[stem][0])]
     shares = []
-    for page in pages[:: -(-len(pages) // _PAGES)]:
+    for stem, index in pages[:: -(-len(pages) // _PAGES)]:
+        page = masks[stem][index]
         top, left = (max(0, (side - _SIDE) // 2) for side in page.shape)
         page = page[top : top + _SIDE, left : left + _SIDE]
         is_cell = ~np.isin(page, others)

@@ -1,7 +1,7 @@
 """Which examples a run trains on, validates on and is tested on."""
 
 import logging
-from itertools import compress
+from typing import cast
 
 import numpy as np
 
@@ -9,11 +9,13 @@ from unet_jax.data.cell_tracking import find_dataset, read_sequence
 from unet_jax.data.folder import read_folder
 from unet_jax.data.folder_split import split_by_stem
 from unet_jax.data.isbi2012 import read_isbi2012
+from unet_jax.data.pixels import memory_for_images
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError, one_line
-from unet_jax.example import IGNORED, Example, rescaled, separated
+from unet_jax.example import Example, rescaled, separated
 from unet_jax.files.names import stem_and_page
 from unet_jax.sources import CellTracking, Data, Folder, Isbi2012, Synthetic
+from unet_jax.unread import Examples, Facts, Unread, chosen, names_of, pixels_of
 
 logger = logging.getLogger("unet_jax")
 
@@ -22,10 +24,11 @@ _MAX_PICTURES = 10_000  # made up; a configuration may be a stranger's
 
 def read_run(
     data: Data, classes: int, *, fold: int = 0, folds: int = 1
-) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
+) -> tuple[dict[str, Examples], dict[str, Examples]]:
     """The splits of a run twice: as they are stored, and as the network sees them.
 
-    The latter are at the run's scale, with touching cells separated.
+    The latter are at the run's scale, with touching cells separated. Of a folder that does not fit
+    into memory they are `Unread`, but for the validation split that the network sees.
 
     Args:
       data: the source and what it takes.
@@ -35,11 +38,11 @@ def read_run(
 
     Raises:
       InputError: as `read_splits`; a split to learn from without a pixel that counts, or with one
-        class only to train on.
+        class only to train on; a validation split that does not fit into memory.
     """
     stored = read_splits(data, classes)
     if folds > 1:
-        stored |= split_folds(stored["train"] + stored["validation"], fold, folds)
+        stored |= split_folds(_joined(stored["train"], stored["validation"]), fold, folds)
     remedy = {
         "folder": "annotate more images, or try another config.data.split_seed",
         "cell_tracking": "give another config.data.train_sequence",
@@ -47,11 +50,7 @@ def read_run(
     if folds > 1:
         remedy = "annotate more images, or give another number of --folds"
     classes_in = {
-        split: {
-            label
-            for e in examples
-            for label in np.flatnonzero(np.bincount(e.labels[e.labels != IGNORED]))
-        }
+        split: set(np.flatnonzero(pixels_of(examples, classes)[:, :-1].sum(0)))
         for split, examples in stored.items()
     }
     for split in ("train", "validation"):
@@ -69,14 +68,14 @@ def read_run(
             logger.warning(
                 "No image of the %s split holds a cell, so its scores say nothing of cells.", split
             )
-    seen = {
-        split: [separated(rescaled(e, data.scale)) for e in examples]
-        for split, examples in stored.items()
-    }
+    seen = {split: _seen(examples, data.scale) for split, examples in stored.items()}
+    if isinstance(seen["validation"], Unread):
+        smaller = "more --folds" if folds > 1 else "a smaller config.data.validation_fraction"
+        seen["validation"] = _in_memory(seen["validation"], classes, smaller)
     # The others teach nothing; a thin stroke may be lost at a small scale.
-    teaches = [(e.labels != IGNORED).any() for e in seen["train"]]
-    for examples in (stored, seen):
-        examples["train"] = list(compress(examples["train"], teaches))
+    teaches = np.flatnonzero(pixels_of(seen["train"], classes)[:, :-1].any(1)).tolist()
+    for splits in (stored, seen):
+        splits["train"] = chosen(splits["train"], teaches)
     if not seen["train"]:
         raise InputError(
             f"At config.data.scale {data.scale} no annotated pixel of the train split is left, "
@@ -85,7 +84,44 @@ def read_run(
     return stored, seen
 
 
-def read_splits(data: Data, classes: int) -> dict[str, list[Example]]:
+def _seen(examples: Examples, scale: float) -> Examples:
+    """As the network sees them."""
+
+    def see(example: Example) -> Example:
+        return separated(rescaled(example, scale))
+
+    if isinstance(examples, Unread):
+        return examples.changed(see, [cast(Facts, facts.seen) for facts in examples.facts])
+    return [see(example) for example in examples]
+
+
+def _joined(examples: Examples, others: Examples) -> Examples:
+    if isinstance(examples, Unread) and isinstance(others, Unread):
+        return examples + others
+    return [*examples, *others]
+
+
+def _in_memory(validation: Unread, classes: int, smaller: str) -> list[Example]:
+    """The validation split, which is predicted as a whole: read, where there is room for it.
+
+    Args:
+      validation: as the network sees it.
+      classes: of the network.
+      smaller: what to give to make it smaller.
+    """
+    pixels = sum(height * width for height, width in (facts.size for facts in validation.facts))
+    # Labels, cells, weights; grey values; probabilities.
+    needed = pixels * (12 + 4 * validation.facts[0].channels + 4 * classes)
+    if needed > memory_for_images():
+        raise InputError(
+            f"The validation split of {len(validation)} images would take "
+            f"{needed / 2**30:.1f} GiB, expected at most a quarter of the memory, "
+            f"{memory_for_images() / 2**30:.1f} GiB; give {smaller}."
+        )
+    return list(validation)
+
+
+def read_splits(data: Data, classes: int) -> dict[str, Examples]:
     """The examples of one source, as `train`, `validation` and `test`.
 
     Of the challenge and of made-up pictures each split is a range; a folder is divided at random by
@@ -109,7 +145,7 @@ def read_splits(data: Data, classes: int) -> dict[str, list[Example]]:
         raise InputError(one_line(error)) from error
 
 
-def split_folds(examples: list[Example], fold: int, folds: int) -> dict[str, list[Example]]:
+def split_folds(examples: Examples, fold: int, folds: int) -> dict[str, Examples]:
     """Leaves out one of so many parts of neighbours: `train` without it, and it as `validation`.
 
     The pages of a file stay together, unless there is one file only.
@@ -117,20 +153,21 @@ def split_folds(examples: list[Example], fold: int, folds: int) -> dict[str, lis
     Raises:
       InputError: there are fewer files than folds.
     """
-    files = [stem_and_page(example.name)[0] for example in examples]
+    names = names_of(examples)
+    files = [stem_and_page(name)[0] for name in names]
     if len(set(files)) == 1:
-        files = [example.name for example in examples]
+        files = names
     order = {file: i for i, file in enumerate(dict.fromkeys(files))}
     if folds > len(order):
         raise InputError(f"--folds must be at most {len(order)} for these images, not {folds}.")
-    parts = [order[file] * folds // len(order) for file in files]
+    parts = np.array([order[file] * folds // len(order) for file in files])
     return {
-        "train": [e for e, part in zip(examples, parts, strict=True) if part != fold],
-        "validation": [e for e, part in zip(examples, parts, strict=True) if part == fold],
+        "train": chosen(examples, np.flatnonzero(parts != fold).tolist()),
+        "validation": chosen(examples, np.flatnonzero(parts == fold).tolist()),
     }
 
 
-def _split_folder(data: Folder, classes: int) -> dict[str, list[Example]]:
+def _split_folder(data: Folder, classes: int) -> dict[str, Examples]:
     examples = read_folder(
         data.images,
         data.labels,
@@ -138,11 +175,12 @@ def _split_folder(data: Folder, classes: int) -> dict[str, list[Example]]:
         classes=classes,
         ignore_value=data.ignore_value,
         minus_one=data.minus_one,
+        scale=data.scale,
     )
     return split_by_stem(examples, data.validation_fraction, data.test_fraction, data.split_seed)
 
 
-def _split_sequences(data: CellTracking) -> dict[str, list[Example]]:
+def _split_sequences(data: CellTracking) -> dict[str, Examples]:
     dataset, every = find_dataset(data.dataset), data.validation_every
     problems: dict[str, None] = {}  # each once, though an image is read with either truth
 
@@ -174,7 +212,7 @@ def _split_sequences(data: CellTracking) -> dict[str, list[Example]]:
     }
 
 
-def _split_pictures(data: Synthetic) -> dict[str, list[Example]]:
+def _split_pictures(data: Synthetic) -> dict[str, Examples]:
     count = max(data.train[1], data.validation[1], data.test[1])
     ranges = _ranges(data, min(count, _MAX_PICTURES))
     pictures = synthetic_examples(data.seed, count, height=data.height, width=data.width)

@@ -18,6 +18,7 @@ from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_tiled
 from unet_jax.run_record import Training
 from unet_jax.sources import Folder, Isbi2012
+from unet_jax.unread import names_of
 
 logger = logging.getLogger("unet_jax")
 
@@ -118,7 +119,7 @@ def _training(model: Model) -> Training:
 def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> list[Example]:
     data = _training(model).config.data
     as_in_training = data if isinstance(data, Folder) else Folder()
-    return read_folder(
+    examples = read_folder(
         images,
         labels,
         mask_rule=mask_rule or as_in_training.mask_rule,
@@ -127,21 +128,28 @@ def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> lis
         minus_one=as_in_training.minus_one,
         channels=model.channels,
     )
+    return list(examples)
 
 
 def _of_run(model: Model, split: str) -> list[Example]:
     """A split as it was when the run began, whatever has come into its folder since."""
     training = _training(model)
     splits = read_splits(training.config.data, model.network.classes)
-    present = {example.name: example for examples in splits.values() for example in examples}
+    places = {
+        name: (examples, number)
+        for examples in splits.values()
+        for number, name in enumerate(names_of(examples))
+    }
     names = training.splits[split]
-    missing = [name for name in names if name not in present]
+    missing = [name for name in names if name not in places]
     if missing:
         raise InputError(f"{missing[0]} of the run's {split} split is not in its data any more.")
-    for name in names:
-        if training.data.get(name, sha256(present[name])) != sha256(present[name]):
-            logger.warning("%s: its pixels are not those of the training run's data.", name)
-    return [present[name] for name in names]
+    found = [examples[number] for examples, number in map(places.__getitem__, names)]
+    for example in found:
+        digest = sha256(example)
+        if training.data.get(example.name, digest) != digest:
+            logger.warning("%s: its pixels are not those of the training run's data.", example.name)
+    return found
 
 
 def seen_before(parts: Sequence[Part], split: str) -> list[Seen]:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,22 +28,46 @@ _EXPECTED_OF_PALETTE = (
     " for grey levels, else Image > Type > RGB Color)"
 )
 
+_one_at_a_time = threading.Lock()
+_decoders = 0  # threads that decode now
+_silence = contextlib.ExitStack()
+
 
 def refusal(path: Path, reason: str) -> InputError:
     """The error that a file is refused with."""
     return InputError(f"{path}: {reason}")
 
 
-@functools.cache  # once for each folder, not for each of its files
 def notice(folder: Path, what: str) -> None:
-    """Tells what was made of the files of a folder."""
+    """Tells what was made of the files of a folder: once, not for each of them."""
+    with _one_at_a_time:
+        _notice(folder, what)
+
+
+@functools.cache
+def _notice(folder: Path, what: str) -> None:
     logger.warning("%s: %s", folder, what)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the decoders' warnings and log."""
+    """Silences the decoders' warnings and log, from the first thread that decodes to the last."""
+    global _decoders
+    with _one_at_a_time:
+        if _decoders == 0:
+            _silence.enter_context(_silent())
+        _decoders += 1
+    try:
+        yield
+    finally:
+        with _one_at_a_time:
+            _decoders -= 1
+            if _decoders == 0:
+                _silence.close()
 
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
     def drop(record: logging.LogRecord) -> bool:
         return False
 

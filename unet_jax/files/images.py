@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,20 +112,6 @@ def check_grey_values(path: Path, pixels: np.ndarray) -> None:
             raise refusal(path, f"page {page} {error}") from error
 
 
-def grey_as_one_channel(images: Sequence[np.ndarray], source: str) -> list[np.ndarray]:
-    """Reads RGB as one channel, with a notice, where R = G = B in every RGB image of a set.
-
-    One coloured image keeps the three channels of all: the images of a set belong together.
-
-    Args:
-      images: number [pages, H, W, C] each.
-      source: where they come from, for the notice.
-
-    Returns:
-      The images, [pages, H, W, 1] if they were grey.
-    """
-    rgb = [image for image in images if image.shape[-1] == 3]
-    if not rgb or any((image != image[..., :1]).any() for image in rgb):
-        return list(images)
-    logger.warning("%s: R, G and B are equal, read as one channel", source)
-    return [image[..., :1] if image.shape[-1] == 3 else image for image in images]
+def is_grey(image: np.ndarray) -> bool:
+    """Whether R = G = B everywhere in an image [..., C] that is stored as RGB."""
+    return image.shape[-1] == 3 and bool((image == image[..., :1]).all())

@@ -18,7 +18,7 @@ from unet_jax.configuration import Configuration, read_configuration
 from unet_jax.data.findings import doubts, duplicates
 from unet_jax.data.splits import read_run
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import Example, image_sha256, sha256
+from unet_jax.example import Example
 from unet_jax.figures import class_colours, save_examples, save_training_curves
 from unet_jax.files.output import unlocking
 from unet_jax.hardware import is_out_of_memory
@@ -36,7 +36,8 @@ from unet_jax.run.validation import validate
 from unet_jax.run_record import Record, Training
 from unet_jax.train_step import TrainState
 from unet_jax.training_loop import draw, initial_state, train, training_key
-from unet_jax.weight_map import class_weights, weight_maps
+from unet_jax.unread import Examples, digests_of, image_digests, names_of, pixels_of
+from unet_jax.weight_map import balanced, weight_maps
 
 logger = logging.getLogger("unet_jax")
 
@@ -154,7 +155,7 @@ def fit(
     if start == settings.steps:
         return Run(workdir, start, start, settings.steps)
 
-    validation, examples = splits["validation"], [e.name for e in splits["train"]]
+    validation, examples = list(splits["validation"]), names_of(splits["train"])
     weights = weight_maps(validation, balance, configuration.weight_map)
     steps = train(
         splits.pop("train"),
@@ -230,15 +231,14 @@ def _prepared(
     folds: int,
     allow_change: Collection[str],
     command: str | None,
-) -> tuple[dict[str, list[Example]], TrainState, np.ndarray, Record]:
+) -> tuple[dict[str, Examples], TrainState, np.ndarray, Record]:
     """What the network sees of each split, the state to go on from, class weights, the record."""
     network, settings = configuration.model, configuration.train
     stored, splits = read_run(configuration.data, network.classes, fold=fold, folds=folds)
     if allow_change or not checkpoint.saved_steps(workdir):  # else it has been told
         for doubt in duplicates(stored) if fold else doubts(stored, configuration):
             logger.warning("Warning: %s", doubt)
-    present = [e for examples in stored.values() for e in examples]
-    digests = {e.name: sha256(e) for e in present}
+    digests = {n: d for examples in stored.values() for n, d in digests_of(examples).items()}
     channels = splits["train"][0].channels
     optimiser = sgd(configuration.optimiser, steps=settings.steps)
     state, started_from = first_state(
@@ -246,9 +246,9 @@ def _prepared(
         initial_state(configuration, optimiser, channels),
         configuration,
         channels=channels,
-        held_out={e.name: digests[e.name] for s in ("validation", "test") for e in splits[s]},
+        held_out={n: digests[n] for s in ("validation", "test") for n in names_of(splits[s])},
     )
-    balance = class_weights([e.labels for e in splits["train"]], network.classes)
+    balance = balanced(pixels_of(splits["train"], network.classes)[:, :-1].sum(0))
     record = Record(
         network=network,
         channels=channels,
@@ -256,9 +256,9 @@ def _prepared(
         training=Training(
             config=configuration,
             class_weights=balance.tolist(),
-            splits={split: [e.name for e in examples] for split, examples in splits.items()},
+            splits={split: names_of(examples) for split, examples in splits.items()},
             data=digests,
-            images={e.name: image_sha256(e.image) for e in present},
+            images=dict(pair for examples in stored.values() for pair in image_digests(examples)),
             started_from=started_from,
             fold=fold,
             folds=folds,

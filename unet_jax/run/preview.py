@@ -33,7 +33,8 @@ from unet_jax.network import context
 from unet_jax.train_step import tile_keys
 from unet_jax.training_images import AnnotatedImages, annotated_images, take
 from unet_jax.training_loop import draw, training_key
-from unet_jax.weight_map import class_weights, weight_maps
+from unet_jax.unread import pixels_of
+from unet_jax.weight_map import balanced, weight_maps
 
 _TILES = 2  # of each example
 _DETAIL = 64, 160  # pixels, least and largest side of the enlarged part
@@ -137,7 +138,7 @@ def _figure(config, stored, seen, pixels, found):
     order = np.argsort(background, kind="stable")
     chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
     seen_shown = [seen[i] for i in chosen]
-    class_weight = class_weights([e.labels for e in seen], config.model.classes)
+    class_weight = balanced(pixels_of(seen, config.model.classes)[:, :-1].sum(0))
     weights = weight_maps(seen_shown, class_weight, config.weight_map)
     tiles = _tiles(config, len(seen), chosen, annotated_images(seen_shown, weights))
 

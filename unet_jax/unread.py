@@ -1,0 +1,149 @@
+"""Examples that do not fit into memory: what is known of each, and how to read it again."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, Optional, TypeVar, overload
+
+import numpy as np
+
+from unet_jax.example import IGNORED, SPARSE, Example, image_sha256, sha256
+from unet_jax.hardware import cpu_cores
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+class Facts(NamedTuple):
+    """What is known of an example without its pixels.
+
+    Attributes:
+      name: its own.
+      size: height and width in pixels.
+      channels: of the image.
+      pixels: of each class, and last those ignored.
+      has_cells: whether there is any.
+      sha256: see `example.sha256`; empty where nobody asks for it.
+      image_sha256: see `example.image_sha256`; empty where nobody asks for it.
+      seen: the same as the network sees it, at the run's scale and with touching cells separated.
+    """
+
+    name: str
+    size: tuple[int, int]
+    channels: int
+    pixels: tuple[int, ...]
+    has_cells: bool
+    sha256: str = ""
+    image_sha256: str = ""
+    seen: Optional["Facts"] = None
+
+
+class Unread(Sequence[Example]):
+    """Examples that are read each time they are asked for."""
+
+    def __init__(self, read: Callable[[int], Example], facts: Sequence[Facts]):
+        """Of as many examples as there are facts; `read` is called in several threads at once."""
+        self._read, self.facts = read, facts
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.facts)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index):
+        """One of them, or a list of several, read now."""
+        numbers = range(len(self))[index]
+        return [*map(self._read, numbers)] if isinstance(index, slice) else self._read(numbers)
+
+    def __add__(self, others: "Unread") -> "Unread":
+        """These and then the others."""
+        end = len(self)
+        return Unread(
+            lambda i: self._read(i) if i < end else others._read(i - end),
+            [*self.facts, *others.facts],
+        )
+
+    def changed(self, change: Callable[[Example], Example], facts: Sequence[Facts]) -> "Unread":
+        """The same ones, each changed when it has been read."""
+        return Unread(lambda i: change(self._read(i)), facts)
+
+    def chosen(self, numbers: Sequence[int]) -> "Unread":
+        """Some of them, in this order."""
+        return Unread(lambda i: self._read(numbers[i]), [self.facts[n] for n in numbers])
+
+
+#: Of a data set: in memory, or not.
+Examples = list[Example] | Unread
+
+
+def chosen(examples: Examples, numbers: Sequence[int]) -> Examples:
+    """Some of the examples, in this order; nothing is read."""
+    if isinstance(examples, Unread):
+        return examples.chosen(numbers)
+    return [examples[number] for number in numbers]
+
+
+def names_of(examples: Examples) -> list[str]:
+    """The names of the examples; nothing is read."""
+    return [e.name for e in (examples.facts if isinstance(examples, Unread) else examples)]
+
+
+def sizes_of(examples: Examples) -> list[tuple[int, ...]]:
+    """Height and width of each example; nothing is read."""
+    if isinstance(examples, Unread):
+        return [facts.size for facts in examples.facts]
+    return [example.labels.shape for example in examples]
+
+
+def digests_of(examples: Examples) -> dict[str, str]:
+    """The `sha256` of each example by its name."""
+    if isinstance(examples, Unread):
+        return {facts.name: facts.sha256 for facts in examples.facts}
+    return {example.name: sha256(example) for example in examples}
+
+
+def image_digests(examples: Examples) -> list[tuple[str, str]]:
+    """Name and `image_sha256` of each example."""
+    if isinstance(examples, Unread):
+        return [(facts.name, facts.image_sha256) for facts in examples.facts]
+    return [(example.name, image_sha256(example.image)) for example in examples]
+
+
+def pixels_of(examples: Examples, classes: int) -> np.ndarray:
+    """int64 [N, classes + 1]: of each example the pixels of each class, and those ignored."""
+    if isinstance(examples, Unread):
+        return np.array([facts.pixels for facts in examples.facts])
+    return np.array([_pixels(example.labels, classes) for example in examples])
+
+
+def _pixels(labels, classes):
+    return np.bincount(np.where(labels == IGNORED, classes, labels).ravel(), None, classes + 1)
+
+
+def facts_of(example: Example, classes: int) -> Facts:
+    """What is to be known of an example, without digests."""
+    height, width = example.labels.shape
+    return Facts(
+        example.name,
+        (height, width),
+        example.channels,
+        tuple(_pixels(example.labels, classes).tolist()),
+        bool(example.instances.any()),
+    )
+
+
+def are_sparse(facts: Sequence[Facts]) -> bool:
+    """As `example.is_sparse` of the examples."""
+    pixels = np.sum([f.pixels for f in facts], 0)
+    return not any(f.has_cells for f in facts) and pixels[:-1].sum() / pixels.sum() < SPARSE
+
+
+def in_threads(function: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:
+    """The function of each item, in order; a few at a time, as the results may be large."""
+    items, threads = iter(items), cpu_cores()
+    with ThreadPoolExecutor(threads) as pool:
+        while some := [*islice(items, 4 * threads)]:
+            yield from pool.map(function, some)
