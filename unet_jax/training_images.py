@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax
 import jax
@@ -261,8 +261,9 @@ def _taken(images, indices, keys, settings, **geometry):
         pixels.append(_filled_up(image, height, width))
         labels.append(_filled_up(example.labels[part], height, width))
         weights.append(_filled_up(weight, height, width))
-    stacked = (np.stack(arrays) for arrays in (pixels, labels, weights))
-    return Crop(*stacked, size, corner, places)
+    # NumPy's arrays, as `take` gives them of images on the host.
+    stacked: Any = map(np.stack, (pixels, labels, weights))
+    return Crop(*stacked, cast(Any, size), corner, cast(Any, places))
 
 
 def _filled_up(array, height, width):

@@ -96,7 +96,7 @@ def save(workdir: Path, state: TrainState, record: Record) -> None:
         raise RunFailed(f"{folder}: cannot be saved ({one_line(error)}).") from error
 
     steps = saved_steps(workdir)
-    kept = {best_step(workdir), max(steps)}
+    kept = {best_step(workdir, record), max(steps)}
     for step in steps:
         if step not in kept:
             remove_step(step_folder(workdir, step))
