@@ -262,8 +262,8 @@ def _taken(images, indices, keys, settings, **geometry):
         labels.append(_filled_up(example.labels[part], height, width))
         weights.append(_filled_up(weight, height, width))
     # NumPy's arrays, as `take` gives them of images on the host.
-    stacked: Any = map(np.stack, (pixels, labels, weights))
-    return Crop(*stacked, cast(Any, size), corner, cast(Any, places))
+    image, label, weight = cast(Any, map(np.stack, (pixels, labels, weights)))
+    return Crop(image, label, weight, size, corner, cast(Any, places))
 
 
 def _filled_up(array, height, width):
