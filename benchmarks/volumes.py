@@ -52,7 +52,7 @@ def a_volume(source, images, side):
 
 def no_work(client, source, blocks):
     """The processors' time for each block."""
-    job = Job(str(source), "", a_model(2), ("mask",), "none", None, 64, 64, {})
+    job = Job(str(source), str(source), a_model(2), ("mask",), "none", None, 64, 64, {})
     job.made_with["versions"] = common_environment(client)
     me = psutil.Process()
 

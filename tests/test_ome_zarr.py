@@ -149,7 +149,7 @@ def test_a_folder_without_an_image_is_told(tmp_path):
     assert problem(open_volume, tmp_path).endswith(
         f"it has no multiscales; is there one in it, such as {tmp_path}/0?"
     )
-    assert "no multiscales" in problem(open_volume, tmp_path / "none")
+    assert problem(open_volume, tmp_path / "none") == f"{tmp_path}/none: is not there."
     assert "expected a path or s3://" in problem(open_volume, "http://localhost/in.zarr")
 
 

@@ -88,6 +88,52 @@ def test_a_volume_is_bit_for_bit_its_images(tmp_path, version, dtype, depth, ave
     assert (again.done, again.before) == (24, 24) and snapshot(out) == before
 
 
+def test_each_array_is_listed_once(tmp_path, monkeypatch):
+    a_volume(tmp_path / "in")
+    listed = []
+    finished = blocks.finished
+    monkeypatch.setattr(blocks, "finished", lambda array: listed.append(array) or finished(array))
+    monkeypatch.setattr(blocks, "predict", lambda job, block: None)
+    predict_volume(
+        a_model(), tmp_path / "in", tmp_path / "out", write=(), block_side=64, part=(0, 1)
+    )
+    assert len(listed) == 1
+
+
+def test_a_result_is_not_mixed_with_that_of_another_source_or_number_of_threads(
+    tmp_path, monkeypatch
+):
+    a_volume(tmp_path / "in", (1, 50, 60))
+    a_volume(tmp_path / "other", (1, 50, 60))
+    predict_volume(a_model(), tmp_path / "in", tmp_path / "out")
+    told = problem(predict_volume, a_model(), tmp_path / "other", tmp_path / "out")
+    assert "source = in, not other" in told
+    monkeypatch.setenv("NPROC", "77")
+    assert "77 thread(s)" in problem(predict_volume, a_model(), tmp_path / "in", tmp_path / "out")
+    monkeypatch.delenv("NPROC")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert predict_volume(a_model(), tmp_path / "in", tmp_path / "moved").before == 1
+
+
+def test_what_another_run_deletes_is_not_taken_for_black(tmp_path, monkeypatch):
+    a_volume(tmp_path / "in")
+    number = blocks.number
+
+    def then_deleted(job, plane):
+        number(job, plane)
+        shutil.rmtree(tmp_path / "out" / "intermediate" / "0" / "c" / "0", ignore_errors=True)
+
+    options = {"block_side": 64, "write": ("cells",), "settings": SETTINGS}
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "number", then_deleted)
+        told = predict_volume(a_model(), tmp_path / "in", tmp_path / "out", **options).problems
+    assert len(told) == 12 and "cannot be read" in told[0] and told[0].startswith(f"{tmp_path}/in")
+    assert predict_volume(a_model(), tmp_path / "in", tmp_path / "out", **options).problems == ()
+    predict_volume(a_model(), tmp_path / "in", tmp_path / "again", **options)
+    cells = [pixels_of(tmp_path / name / "labels" / "cells") for name in ("out", "again")]
+    np.testing.assert_array_equal(*cells)
+
+
 def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
     a_volume(tmp_path / "in")
     options = {"write": ALL, "settings": SETTINGS, "block_side": 64}
@@ -198,7 +244,7 @@ def test_parts_and_a_last_call_are_the_whole(tmp_path):
         ({"averaging": "rotations"}, "expected none or symmetries for a volume, not 'rotations'"),
         ({"block_side": 100}, "block_side: expected a multiple of 64, not 100"),
         ({"block_side": 0}, "block_side: expected a multiple of 64, not 0"),
-        ({"part": (3, 3)}, "part: expected 0/3 to 2/3, not 3"),
+        ({"part": (3, 3)}, "part: expected such as 3/40, from 0 to 39, not 3/3"),
         ({"part": (0, 0)}, "part: expected"),
     ],
 )

@@ -62,12 +62,12 @@ def test_a_block_that_kills_its_workers_is_told(tmp_path, monkeypatch):
     with cluster.local_workers(1) as client:
         job = blocks.Job("in", "out", a_model(), ("mask",), "none", SETTINGS, 64, 64, {})
         job.made_with["versions"] = cluster.common_environment(client)
-        job = replace(job, source=str(tmp_path / "in"))
+        job = replace(job, source=str(tmp_path / "in"), output=str(tmp_path / "in"))
         items = [blocks.Block(0, 0, 0, 0), blocks.Block(0, 0, 1, 1)]
         with cluster.on_workers(client, job) as do:
             problems = {item: problem for item, _, problem in do(dies_at_the_second, items)}
     assert problems[items[0]] is None
-    says = "needs more memory or a smaller block; 2 workers died of it"
+    says = "needs more memory or a smaller block; its workers died 2 times"
     assert problems[items[1]].endswith(f"t 0, z 0, rows 64 to 99, columns 64 to 99: {says}")
 
 
@@ -85,8 +85,8 @@ def test_a_scheduler_that_does_not_answer_or_has_no_workers_is_told(monkeypatch)
     options = {"n_workers": 0, "host": "127.0.0.1", "dashboard_address": None}
     with distributed.LocalCluster(**options) as empty:
         with pytest.raises(InputError, match="has no workers yet"):
-            with cluster.workers_of(empty.scheduler_address):
-                pass
+            with cluster.workers_of(empty.scheduler_address) as client:
+                cluster.common_environment(client)
 
 
 def test_workers_of_different_versions_are_refused(tmp_path):

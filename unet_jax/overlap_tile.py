@@ -149,8 +149,8 @@ def predict_block(
       rows: those of the block, with a start and a stop.
       columns: likewise.
       statistics: of the whole plane, from `grey_value_statistics`.
-      tile_side: as of `predict_tiled`. No pixel is predicted twice in blocks that begin and end at
-        multiples of its `tile_step`.
+      tile_side: as of `predict_tiled`. Without averaging no pixel is predicted twice in blocks that
+        begin and end at multiples of its `tile_step`.
       averaging: "none" or "symmetries".
 
     Returns:

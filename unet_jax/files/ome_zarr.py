@@ -146,6 +146,9 @@ def _multiscale(url: str) -> tuple[str, dict[str, Any]]:
             attributes = attributes.get(key) if isinstance(attributes, dict) else None
     multiscales = attributes.get("multiscales") if isinstance(attributes, dict) else None
     if not (isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict)):
+        if not is_remote(url) and not Path(url).is_dir():
+            state = "is no folder of OME-Zarr" if Path(url).exists() else "is not there"
+            raise InputError(f"{url}: {state}.")
         raise InputError(
             f"{url}: is no image in OME-Zarr, it has no multiscales; is there one in it, such as "
             f"{url}/0?"

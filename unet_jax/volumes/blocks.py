@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.files.ome_zarr import Volume, missing_chunks, open_volume
 from unet_jax.files.zarr_store import read_object, write_object
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, statistics_of_parts
-from unet_jax.hardware import is_out_of_memory
+from unet_jax.hardware import cpu_cores, is_out_of_memory
 from unet_jax.instances import InstanceSettings
 from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_block, side_of_step
@@ -168,7 +169,10 @@ class Job:
 def environment() -> dict[str, str]:
     """What a process computes with; where it differs, so may the last bits."""
     packages = ("unet-jax", "jax", "jaxlib", "numpy", "scipy", "tensorstore")
-    return {name: version(name) for name in packages} | {"device": jax.devices()[0].device_kind}
+    device = jax.devices()[0].device_kind
+    if device == "cpu":  # the threads of XLA divide its sums
+        device = f"cpu, {os.environ.get('NPROC') or cpu_cores()} thread(s)"
+    return {name: version(name) for name in packages} | {"device": device}
 
 
 def attempt(function: Callable[[Job, Item], Any], job: Job, item: Item) -> tuple[Any, str | None]:
@@ -305,23 +309,23 @@ def halve(job: Job, block: Block, *, kind: str, level: int) -> None:
         fill_block(below, array, names, _index(array, block), nearest=kind in ("classes", "cells"))
 
 
-def unfinished(array: tensorstore.TensorStore, blocks: list[Block]) -> list[Block]:
+def unfinished(array: tensorstore.TensorStore, wanted: list[Block]) -> list[Block]:
     """The blocks of an array that are not there."""
     there = finished(array)
-    return [block for block in blocks if _index(array, block) not in there]
+    return [block for block in wanted if _index(array, block) not in there]
 
 
 def _index(array, block):
     """Where a block is in an array of blocks."""
-    place = {"t": block.t, "c": 0, "z": block.z, "y": block.row, "x": block.column}
-    return tuple(place[name] for name in array.domain.labels)
+    at = {"t": block.t, "c": 0, "z": block.z, "y": block.row, "x": block.column}
+    return tuple(at[name] for name in array.domain.labels)
 
 
 def _region(array, block, part):
     """A part of the block's plane in an array."""
     rows, columns = _slices(part)
-    place = {"t": block.t, "c": slice(None), "z": block.z, "y": rows, "x": columns}
-    return array[tuple(place[name] for name in array.domain.labels)]
+    at = {"t": block.t, "c": slice(None), "z": block.z, "y": rows, "x": columns}
+    return array[tuple(at[name] for name in array.domain.labels)]
 
 
 def _pixels(job, array, block, part):
@@ -329,8 +333,8 @@ def _pixels(job, array, block, part):
         return _region(array, block, part).read().result()
     except Exception as error:  # TensorStore raises many kinds
         raise InputError(
-            f"{place(job, block)}: what was written of it cannot be read ({one_line(error)}); "
-            "give another --output"
+            f"{place(job, block)}: what was written around it cannot be read ({one_line(error)}); "
+            "delete that file and repeat the command"
         ) from error
 
 
@@ -345,6 +349,8 @@ def _fill(job, array, block, pixels):
 def _writing(job):
     try:
         yield
+    except InputError:  # of what was read for it
+        raise
     except Exception as error:  # TensorStore raises many kinds
         raise RunFailed(f"{job.output}: cannot be written to ({one_line(error)}).") from error
 
@@ -372,5 +378,5 @@ def _read(job: Job, name: str) -> dict[str, Any]:
         return dict(np.load(file, allow_pickle=False))
     except Exception as error:  # of the codec, of the archive, of NumPy
         raise InputError(
-            f"{job.output}/{name}: is damaged or missing; give another --output."
+            f"{job.output}/{name}: is damaged or missing; delete it and repeat the command"
         ) from error

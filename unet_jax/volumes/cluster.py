@@ -5,16 +5,19 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
+import signal
+import threading
+import time
 import uuid
-from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any, cast
 
 import dask
 import jax
 from distributed import (
     Client,
-    Future,
     KilledWorker,
     LocalCluster,
     WorkerPlugin,
@@ -24,6 +27,7 @@ from distributed import (
 from distributed.comm import CommClosedError
 
 from unet_jax.errors import InputError, RunFailed, one_line
+from unet_jax.files.zarr_store import read_object
 from unet_jax.hardware import cpu_cores
 from unet_jax.volumes.blocks import MORE_MEMORY, Item, Job, attempt, environment, place
 
@@ -33,14 +37,24 @@ _TRIES = 10
 # Blocks that a worker holds, so that it need not wait for the next.
 _BLOCKS_HELD = 2
 _PATIENCE = "20s"
+_LOOK_EVERY = 10  # seconds
 
 
 @contextlib.contextmanager
 def local_workers(count: int) -> Iterator[Client]:
-    """So many processes of this machine, which share its cores; their ports are on loopback."""
+    """So many processes of this machine, which share its cores; their ports are on loopback.
+
+    Raises:
+      InputError: there is an accelerator, which each of them would take for itself.
+    """
+    if jax.default_backend() != "cpu":
+        raise InputError(
+            "--workers share the cores of a CPU; start a worker of Dask for each accelerator, and "
+            "give its --scheduler, see docs/large.md."
+        )
     variables = {
         "NPROC": str(max(cpu_cores() // count, 1)),  # of threads that JAX computes with
-        "DASK_LOGGING__DISTRIBUTED": "error",
+        "DASK_LOGGING__DISTRIBUTED": "critical",
     }
     if compiled := jax.config.values["jax_compilation_cache_dir"]:
         variables["JAX_COMPILATION_CACHE_DIR"] = compiled  # by one of them for all
@@ -48,19 +62,31 @@ def local_workers(count: int) -> Iterator[Client]:
         f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in variables.items()
     }
     options["distributed.scheduler.allowed-failures"] = 0  # a death is told at once
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    with (
-        dask.config.set(options),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=None,
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    with contextlib.ExitStack() as stack:
+        with dask.config.set(options), _no_interrupts():
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            )
+            stack.enter_context(cluster)
+        yield stack.enter_context(Client(cluster))
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Processes that are started meanwhile leave Ctrl-C to this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -68,21 +94,21 @@ def workers_of(scheduler: str) -> Iterator[Client]:
     """The workers of a scheduler that runs already, such as tcp://host:8786.
 
     Raises:
-      InputError: it does not answer, or has no workers.
+      InputError: it does not answer.
     """
     try:
         client = Client(scheduler, timeout=_PATIENCE)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:  # TypeError: TLS without certificates
         raise InputError(f"{scheduler}: no scheduler answers ({one_line(error)}).") from error
     with client:
-        if not client.nthreads():
-            raise InputError(f"{scheduler}: has no workers yet; start some.")
         yield client
 
 
 def common_environment(client: Client) -> dict[str, str]:
-    """What all workers compute with; InputError if they differ."""
+    """What all workers compute with; InputError if they differ, or if there are none."""
     found = client.run(environment)
+    if not found:
+        raise InputError("The scheduler has no workers yet; start some.")
     first, *others = found.items()
     for worker, there in others:
         for key, value in there.items():
@@ -96,7 +122,10 @@ def common_environment(client: Client) -> dict[str, str]:
 
 @contextlib.contextmanager
 def on_workers(client: Client, job: Job) -> Iterator[Callable[..., Iterator]]:
-    """Gives the function that does a stage's items in any order, as `in_turn` does in order."""
+    """Gives what does a stage's function of all items, and yields these as they are done.
+
+    Each with what `attempt` returns.
+    """
     plugin = _JobPlugin(dataclasses.replace(job))  # without what this process has opened
     client.register_plugin(plugin, name=plugin.name)  # a worker that comes later gets it too
     try:
@@ -115,6 +144,12 @@ class _JobPlugin(WorkerPlugin):
 
 
 def _do(name: str, function: Callable[[Job, Item], Any], item: Item) -> tuple[Any, str | None]:
+    return attempt(function, _checked_job(name), item)
+
+
+@functools.lru_cache(maxsize=2)
+def _checked_job(name: str) -> Job:
+    """That of this worker, which must be as the others are."""
     worker = get_worker()
     job = cast(_JobPlugin, worker.plugins[name]).job
     if environment() != job.made_with["versions"]:
@@ -122,7 +157,11 @@ def _do(name: str, function: Callable[[Job, Item], Any], item: Item) -> tuple[An
             f"The worker {worker.address} computes with {environment()}, the others with "
             f"{job.made_with['versions']}."
         )
-    return attempt(function, job, item)
+    if read_object(job.output, "zarr.json") is None:
+        raise RunFailed(
+            f"The worker {worker.address} does not see {job.output}; all need the same disk."
+        )
+    return job
 
 
 def _run(
@@ -132,38 +171,41 @@ def _run(
     function: Callable[[Job, Item], Any],
     items: Iterable[Item],
 ) -> Iterator[tuple[Item, Any, str | None]]:
-    """The items as they are done, each with what `attempt` returns."""
+    """See `on_workers`."""
     items = iter(items)
     asked: dict[Any, Item] = {}
     tries: dict[Item, int] = {}
+    done = as_completed([])
+    window, looked = 0, -math.inf
 
-    def submit(item: Item) -> Future:
+    def submit(item: Item) -> None:
         # Another task if it is the same item again, whose dead one the scheduler remembers.
         future = client.submit(_do, name, function, item, pure=False)
         asked[future.key] = item
-        return future
+        done.add(future)
 
-    # Few at a time, or the scheduler's memory and time would grow with the volume.
-    window = _BLOCKS_HELD * max(sum(client.nthreads().values()), 1)
-    done = as_completed([submit(item) for item in itertools.islice(items, window)])
-    for future in done:
+    while True:
+        if time.monotonic() > looked + _LOOK_EVERY:  # workers come and go
+            window, looked = _BLOCKS_HELD * sum(client.nthreads().values()), time.monotonic()
+        # Few at a time, or the scheduler's memory and time would grow with the volume.
+        for item in itertools.islice(items, max(window - len(asked), not asked)):
+            submit(item)
+        if not asked:
+            return
+        future = next(done)
         item = asked.pop(future.key)
         try:
             result, problem = future.result()
         except KilledWorker:
             tries[item] = tries.get(item, 0) + 1
             if tries[item] < _TRIES:
-                done.add(submit(item))
+                submit(item)
                 continue
-            result, problem = (
-                None,
-                f"{place(job, item)}: {MORE_MEMORY}; {_TRIES} workers died of it",
-            )
+            problem = f"{place(job, item)}: {MORE_MEMORY}; its workers died {_TRIES} times"
+            result = None
         except (CancelledError, CommClosedError) as error:
             raise RunFailed(
                 "The scheduler is gone; the same command goes on where it was."
             ) from error
         future.release()
-        for following in itertools.islice(items, 1):
-            done.add(submit(following))
         yield item, result, problem

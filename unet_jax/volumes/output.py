@@ -100,7 +100,7 @@ def create_output(
     url, labels = str(url).rstrip("/"), labels or {}
     attributes: dict[str, Any] = {"ome": {"version": "0.5"}, "unet_jax": dict(made_with)}
     if image:
-        attributes["ome"] |= _described(image, url.rsplit("/", 1)[-1])
+        attributes["ome"] |= _described(image, "image")
     _settle(url, attributes, is_root=True)
     if labels:
         _settle(f"{url}/labels", {"ome": {"version": "0.5", "labels": [*labels]}})
@@ -209,6 +209,8 @@ def _create_levels(url: str, image: NewImage) -> tuple[tensorstore.TensorStore, 
             "kvstore": kvstore(f"{url}/{level}"),
             "metadata": metadata,
             "store_data_equal_to_fill_value": True,
+            # What another run has deleted meanwhile is not black.
+            "fill_missing_data_reads": False,
         }
         try:
             opened = tensorstore.open(spec, open=True, create=True, context=CONTEXT)
@@ -248,7 +250,13 @@ def fill_block(
     source = list(region)
     for axis in (rows, columns):
         source[axis] = slice(2 * starts[axis], min(2 * stops[axis], below.shape[axis]))
-    pixels = below[tuple(source)].read().result()
+    try:
+        pixels = below[tuple(source)].read().result()
+    except Exception as error:  # TensorStore raises many kinds
+        raise InputError(
+            f"A block of the level below cannot be read ({one_line(error)}); delete that file and "
+            "repeat the command"
+        ) from error
 
     def quarter(row: int, column: int) -> np.ndarray:
         """Every second pixel; beyond the border there is the last one again."""

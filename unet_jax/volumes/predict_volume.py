@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from unet_jax.checked_settings import as_dict
 from unet_jax.errors import InputError
 from unet_jax.files.ome_zarr import open_volume
 from unet_jax.files.output import lock, probe, unlocking
-from unet_jax.files.zarr_store import delete_group, is_remote, list_objects
+from unet_jax.files.zarr_store import delete_group, is_remote, list_objects, read_object
 from unet_jax.instances import InstanceSettings
 from unet_jax.model import Model
 from unet_jax.volumes import blocks
@@ -113,13 +114,15 @@ def predict_volume(
             for item, result, problem in bar:
                 if problem:
                     failed.add((item.t, item.z))
-                    problems.append(problem)
+                    if problem not in problems[-1:]:  # as of statistics that cannot be read
+                        problems.append(problem)
                 else:
                     results.append(result)
             return results
 
         asked = _part_of(job.blocks(), part)
-        due = [block for block in asked if block in _unpredicted(job)]
+        unpredicted = _unpredicted(job)
+        due = [block for block in asked if block in unpredicted]
         there = {*list_objects(job.output, f"{blocks.STATISTICS}/")}
         planes = [Plane(t, z) for t, z in dict.fromkeys((b.t, b.z) for b in due)]
         missing = run(
@@ -141,6 +144,9 @@ def predict_volume(
                     run(f"Pyramid of {kind}", halve, unfinished(levels[level], job.blocks(level)))
             if not problems:
                 delete_group(job.output, blocks.INTERMEDIATE)
+                if not is_remote(job.output):
+                    for folder in Path(job.output).glob(".part-*"):
+                        shutil.rmtree(folder, ignore_errors=True)
     before = len(asked) - len(due)
     return VolumePrediction(job.output, len(asked), before + done, before, tuple(problems))
 
@@ -201,7 +207,7 @@ def _job(model, source, output, write, averaging, settings, block_side, client) 
             f"The model sees images at a scale of {model.scale:g}, but volumes are predicted as "
             "they are; write the volume at that scale first."
         )
-    source, output = source.rstrip("/"), output.rstrip("/")
+    source, output = _place(source), _place(output)
     volume = open_volume(source)
     _, _, height, width, channels = volume.shape
     if channels != model.channels:
@@ -209,7 +215,7 @@ def _job(model, source, output, write, averaging, settings, block_side, client) 
             f"{source}: has {channels} channel(s), expected {model.channels} as in training."
         )
     if not is_remote(output) and not is_remote(source):
-        if Path(output).resolve().is_relative_to(Path(source).resolve()):
+        if Path(output).is_relative_to(source):
             raise InputError(f"{output}: is in the volume itself; give another --output.")
     if block_side is None:
         block_side = next((side for side in _SIDES if side >= max(height, width)), _SIDES[-1])
@@ -228,36 +234,45 @@ def _job(model, source, output, write, averaging, settings, block_side, client) 
     made_with = {
         "parameters_sha256": model.sha256(),
         "step": model.record.step if model.record else None,
+        "source": source.rsplit("/", 1)[-1],
         "source_sha256": hashlib.sha256(stored.encode()).hexdigest(),
         "write": list(kinds),
         "averaging": averaging,
         "block_side": block_side,
         "tile_step": step,
-        "cells": as_dict(settings),
+        "cell_settings": as_dict(settings),
         "versions": versions,
     }
     host_model = replace(model, params=jax.device_get(model.params), record=None)
     return Job(source, output, host_model, kinds, averaging, settings, block_side, step, made_with)
 
 
+def _place(url: str) -> str:
+    """The same for all processes, wherever they were started."""
+    return url.rstrip("/") if is_remote(url) else str(Path(url).resolve())
+
+
 def _prepare(job: Job, part: tuple[int, int] | None) -> None:
     """Makes the arrays; InputError if another run is writing, or if there is no room."""
     if part is not None and not 0 <= part[0] < part[1]:
-        raise InputError(f"part: expected 0/{part[1]} to {part[1] - 1}/{part[1]}, not {part[0]}.")
-    if not is_remote(job.output):
-        folder = Path(job.output)
-        pixels = math.prod(job.volume.shape[:4])
-        probe(folder, int(pixels * sum(_bytes_of(kind, job) for kind in job.kinds)))
-        if part is not None:
-            folder = folder / f".part-{part[0]}-of-{part[1]}"
-            folder.mkdir(exist_ok=True)
+        raise InputError(f"part: expected such as 3/40, from 0 to 39, not {part[0]}/{part[1]}.")
+    folder = Path(job.output)
+    if read_object(job.output, "zarr.json") is None:
+        if not is_remote(job.output):
+            pixels = math.prod(job.volume.shape[:4])
+            probe(folder, int(pixels * sum(_bytes_of(kind, job) for kind in job.kinds)))
+        check_writable(job.output, job.side**2)
+    if part is None and not is_remote(job.output):
         lock(folder)
-    check_writable(job.output, job.side**2)
     _ = job.levels
+    if part is not None and not is_remote(job.output):
+        folder = folder / f".part-{part[0]}-of-{part[1]}"
+        folder.mkdir(exist_ok=True)
+        lock(folder)
 
 
 def _bytes_of(kind: str, job: Job) -> float:
-    """Of a pixel and its pyramid, as compressed as they are for a picture full of cells."""
+    """Of a pixel and its pyramid, as compressed as they are where a picture is full of cells."""
     if kind == "probabilities":
         return 4 / 3 * 4 * job.model.network.classes
-    return 0.3 if kind == "cells" else 0.15
+    return 0.4 if kind == "cells" else 0.15  # what is intermediate counted in
