@@ -1,5 +1,6 @@
 """The pictures of a run, drawn in a thread while training goes on."""
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
@@ -31,7 +32,7 @@ class Pictures:
         self._raise_errors()
         for drawing in self._drawings:
             drawing.cancel()  # nothing happens to one that has been begun
-        self._drawings.append(self._background.submit(picture))
+        self._drawings.append(self._background.submit(_draw, picture))
 
     def _raise_errors(self) -> None:
         done = [drawing for drawing in self._drawings if drawing.done()]
@@ -39,3 +40,8 @@ class Pictures:
         for drawing in done:
             if not drawing.cancelled():
                 drawing.result()
+
+
+def _draw(picture: Callable[[], None]) -> None:
+    picture()
+    gc.collect()  # figures hold each other, and so their pixels, for long
