@@ -2,9 +2,8 @@
 
     python examples/own_loop.py
 
-Network, weight map, augmentation, loss and optimiser are those of `train.py`; what you want to do
-otherwise is yours: which images, which optimiser, what is looked at, when it ends. 3 minutes on two
-CPU cores.
+Network, weight map, augmentation, loss and optimiser are those of `train.py`; images, what is looked
+at and when it ends are yours. 3 minutes on two CPU cores.
 """
 
 import jax

@@ -241,6 +241,7 @@ def machine(monkeypatch):
         statistics = None if gpu is None else {"bytes_limit": gpu}
         devices = [SimpleNamespace(memory_stats=lambda: statistics, device_kind="made up")]
         monkeypatch.setattr(jax, "devices", lambda *_: devices)
+        monkeypatch.setattr(jax, "local_devices", lambda *_: devices)
         memory = SimpleNamespace(total=host)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
         forget()

@@ -132,7 +132,7 @@ def read_folder(
         return [read(number) for number in range(count)]
     logger.warning("%s: does not fit into memory, each image is read when it is needed", images)
     facts = in_threads(lambda number: _facts(read(number), classes, scale), range(count))
-    progress = tqdm(facts, "Looking at images", count, unit="image", delay=3)
+    progress = tqdm(facts, "Looking at images", count, unit="image", delay=3, leave=False)
     known = KnownFolder([*pictures.shapes.values()], background, [*progress])
     known_folder.save(kept, known)
     return Unread(read, known.facts)

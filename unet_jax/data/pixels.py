@@ -204,9 +204,8 @@ def _read_all(
     kept: dict[str, np.ndarray] = {}
     needed = 0
     results = in_threads(first, files.values())
-    for stem, result in zip(
-        files, tqdm(results, "Looking at files", len(files), unit="file", delay=3), strict=True
-    ):
+    bar = tqdm(results, "Looking at files", len(files), unit="file", delay=3, leave=False)
+    for stem, result in zip(files, bar, strict=True):
         with problems.collected():
             if isinstance(result, InputError):
                 raise result

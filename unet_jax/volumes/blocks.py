@@ -26,7 +26,7 @@ import tensorstore
 
 from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.files.ome_zarr import Volume, missing_chunks, open_volume
-from unet_jax.files.zarr_store import read_object, write_object
+from unet_jax.files.zarr_store import read_object, stored_chunks, write_object
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, statistics_of_parts
 from unet_jax.hardware import cpu_cores, is_out_of_memory
 from unet_jax.instances import InstanceSettings
@@ -232,7 +232,7 @@ def measure(job: Job, plane: Plane) -> int:
 def predict(job: Job, block: Block) -> None:
     """Writes what is wanted of a block, but for the cells."""
     arrays = [job.levels[kind][0] for kind in job.kinds if kind != "cells"]
-    if not any(unfinished(array, [block]) for array in arrays):
+    if all(_is_there(array, block) for array in arrays):
         return  # by a worker that died before it could say so
     part = job.grid().block((block.row, block.column))
     statistics = _read(job, f"{STATISTICS}/{_name(Plane(block.t, block.z))}")
@@ -313,6 +313,11 @@ def unfinished(array: tensorstore.TensorStore, wanted: list[Block]) -> list[Bloc
     """The blocks of an array that are not there."""
     there = finished(array)
     return [block for block in wanted if _index(array, block) not in there]
+
+
+def _is_there(array, block):
+    index = _index(array, block)
+    return index in stored_chunks(array, index[:-1])
 
 
 def _index(array, block):

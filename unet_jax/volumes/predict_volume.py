@@ -76,8 +76,9 @@ def predict_volume(
 ) -> VolumePrediction:
     """Segments each image of an OME-Zarr into another one; the same call goes on where it stopped.
 
-    The result is the same bits whatever the blocks and whoever computes them: of `predict_tiled` of
-    a whole image with the tile side that is recorded, and of `find_cells`. It is an OME-Zarr 0.5:
+    The result is the same bits whatever the blocks: of `predict_tiled` of a whole image with the
+    tile side that is recorded, and of `find_cells`. Processes that differ in what `environment`
+    tells would differ by rounding, and do not go on with each other's. It is an OME-Zarr 0.5:
     the image is a mask, uint8, 255 = cell; `labels/classes` uint8; `labels/cells` uint32, a number
     for each cell, anew in each image; `probabilities` float32, a channel for each class. What
     cannot be done is told at the end; the rest goes on.
