@@ -2,8 +2,8 @@
 
     python examples/own_loop.py
 
-Network, weight map, augmentation, loss and optimiser are those of `train.py`; images, what is looked
-at and when it ends are yours. 3 minutes on two CPU cores.
+Network, weight map, augmentation, loss and optimiser are those of `train.py`; images, pictures and
+the end of it are yours. 3 minutes on two CPU cores.
 """
 
 import jax

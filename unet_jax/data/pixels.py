@@ -17,6 +17,7 @@ from unet_jax.unread import in_threads
 
 logger = logging.getLogger("unet_jax")
 
+_MANY = 1000  # files, which take some seconds
 _Look = TypeVar("_Look")
 
 
@@ -204,7 +205,9 @@ def _read_all(
     kept: dict[str, np.ndarray] = {}
     needed = 0
     results = in_threads(first, files.values())
-    bar = tqdm(results, "Looking at files", len(files), unit="file", delay=3, leave=False)
+    # Not by its `delay`: a bar that is still waiting stands before notices and is never cleared.
+    few = len(files) < _MANY
+    bar = tqdm(results, "Looking at files", len(files), unit="file", leave=False, disable=few)
     for stem, result in zip(files, bar, strict=True):
         with problems.collected():
             if isinstance(result, InputError):

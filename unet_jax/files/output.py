@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def complete(file: Path) -> Iterator[Path]:
 
 def probe(folder: Path, size: int) -> None:
     """Makes the folder; InputError if it cannot be written to, or has no room for `size` bytes."""
-    trial = folder / ".probe"
+    trial = folder / f".probe-{uuid.uuid4().hex}"  # other processes may do the same
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
