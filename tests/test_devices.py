@@ -49,6 +49,7 @@ jax.tree.map(np.testing.assert_array_equal, later_states, states_of_four[2:])
 """
 
 
+@pytest.mark.slow
 def test_four_devices_train_as_one():
     done = subprocess.run(
         [sys.executable, "-c", FOUR_AND_ONE],
