@@ -178,18 +178,9 @@ def predict_block(
         *(columns.start - around, columns.stop + around),
     )
     output = np.empty((rows.stop - rows.start, columns.stop - columns.start, classes), np.float32)
-    tiles = (
-        tile
-        for (turns, flip), (view_rows, view_columns) in zip(views, parts, strict=True)
-        for tile in _upright_tiles(
-            np.rot90(seen, turns)[:, ::flip],
-            np.rot90(output, turns)[:, ::flip],
-            1 / len(views),
-            tile_side,
-            depth,
-            corner=(view_rows.start, view_columns.start),
-            around=around,
-        )
+    corners = [tuple(line.start for line in part) for part in parts]
+    tiles = _tiles_of_views(
+        seen, output, averaging, tile_side, depth, corners=corners, around=around
     )
     batch_size = tiles_per_batch(model.network, tile_side)
     _predict_tiles(model, tiles, statistics, averaging, batch_size, output)
@@ -375,18 +366,26 @@ def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]
         places = [p for angle in angles for p in _turned_places(height, width, angle, step, depth)]
         tiles = (_turned_tile(image, output, place, step, side, depth) for place in places)
         return tiles, len(places)
+    count = len(_views(averaging)) * math.ceil(height / step) * math.ceil(width / step)
+    return _tiles_of_views(image, output, averaging, side, depth), count
+
+
+def _tiles_of_views(
+    image, output, averaging, side, depth, *, corners=None, around=0
+) -> Iterator[_Tile]:
+    """The tiles of an image that is not rotated, or of a block, see `_upright_tiles`."""
     views = _views(averaging)
-    return (
-        tile
-        for turns, flip in views
-        for tile in _upright_tiles(
+    corners = corners or [(0, 0)] * len(views)
+    for (turns, flip), corner in zip(views, corners, strict=True):
+        yield from _upright_tiles(
             np.rot90(image, turns)[:, ::flip],
             np.rot90(output, turns)[:, ::flip],
             1 / len(views),
             side,
             depth,
+            corner=corner,
+            around=around,
         )
-    ), len(views) * math.ceil(height / step) * math.ceil(width / step)
 
 
 def _views(averaging):
@@ -410,12 +409,10 @@ def _origins(line, step):
     return range(line.start // step * step, line.stop, step)
 
 
-def _upright_tiles(
-    image, output, weight, side, depth, *, corner=(0, 0), around=0
-) -> Iterator[_Tile]:
+def _upright_tiles(image, output, weight, side, depth, *, corner, around) -> Iterator[_Tile]:
     """Tiles of one view; `output` is the same view of the array to write to, or to add to.
 
-    Of a block, whose `corner` in the view is given, `image` has so many pixels around it.
+    The output begins at a `corner` of the view, and `image` has so many pixels around it.
     """
     step = tile_step(side, depth)
     before, after = context(depth), side - context(depth)
