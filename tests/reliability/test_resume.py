@@ -211,7 +211,7 @@ def test_a_stop_request_in_the_last_step_ends_a_cross_validation(
 ):
     original = checkpoint.save
 
-    def stopping(workdir, state, record):
+    def stopping(workdir, state, record, measured):
         original(workdir, state, record)
         if record.step == 4:
             signal.raise_signal(signal.SIGTERM)
@@ -319,7 +319,7 @@ def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):
     """While a save takes a second, the steps up to the next one go on."""
     original, times = checkpoint.save, {}
 
-    def slow_save(workdir, state, record):
+    def slow_save(workdir, state, record, measured):
         times[record.step] = time.perf_counter()
         time.sleep(1)
         original(workdir, state, record)
@@ -342,7 +342,7 @@ def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):
 def test_an_error_of_a_background_save_ends_the_run(tiny_config, tmp_path, monkeypatch):
     original = checkpoint.save
 
-    def failing_save(workdir, state, record):
+    def failing_save(workdir, state, record, measured):
         if record.step == 8:
             raise RunFailed("000008: cannot be saved (No space left on device).")
         original(workdir, state, record)

@@ -2,13 +2,27 @@
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from unet_jax.checkpoint.integrity import UNREADABLE, damaged, read_verified_record
-from unet_jax.checkpoint.steps import RECORD, saved_steps, step_folder
+from unet_jax.checkpoint.steps import saved_steps, step_folder
 from unet_jax.errors import InputError
 from unet_jax.run_record import Record, read_record
+from unet_jax.weight_map import WeightMapSettings
+
+
+class Measured(NamedTuple):
+    """What the steps of a run are compared by.
+
+    Attributes:
+      loss: on the validation images, None where it was not validated.
+      of: the weight map's settings, and a digest of the images: with the names of many, each step
+        would hold megabytes.
+    """
+
+    loss: float | None
+    of: tuple[WeightMapSettings, bytes] | None
 
 
 def describe(workdir: Path, step: int) -> Record:
@@ -28,51 +42,37 @@ def describe(workdir: Path, step: int) -> Record:
         raise InputError(f"{folder}: is no checkpoint of this program ({error}).") from error
 
 
-def best_step(workdir: Path, saved: Record | None = None) -> int:
+def best_step(workdir: Path, measured: dict[int, Measured] | None = None) -> int:
     """The step with the lowest validation loss; the latest, if none has been validated.
 
     Where a run went on with other data or weights, only the losses since then are compared.
 
     Args:
       workdir: the run's folder.
-      saved: the record of a step that this process has just saved, which need not be read.
+      measured: of steps whose records need not be read; the others' are added.
     """
-    measured = {
-        step: _measured(saved)
-        if saved and step == saved.step
-        else _measured_before(workdir, step, _changed(step_folder(workdir, step) / RECORD))
-        for step in saved_steps(workdir)
-    }
-    latest = max(measured)
-    losses = {
+    measured = {} if measured is None else measured
+    steps = saved_steps(workdir)
+    for step in steps:
+        if step not in measured:
+            measured[step] = measured_on(describe(workdir, step))
+    validated = {
         step: loss
-        for step, (loss, of) in measured.items()
-        if loss is not None and of == measured[latest][1]
+        for step in steps
+        if (loss := measured[step].loss) is not None and measured[step].of == measured[steps[-1]].of
     }
-    return min(losses, key=losses.__getitem__) if losses else latest
+    return min(validated, key=validated.__getitem__) if validated else steps[-1]
 
 
-@lru_cache(maxsize=4)
-def _measured_before(workdir: Path, step: int, changed: int) -> tuple[float | None, object]:
-    """Read once until it changes: with the names of many images, records are large."""
-    return _measured(describe(workdir, step))
-
-
-def _changed(file: Path) -> int:
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:  # who reads it will say so
-        return 0
-
-
-def _measured(record: Record) -> tuple[float | None, object]:
-    """The validation loss, and of what weights and images it is.
-
-    Of the images a digest: with their names, each step would hold megabytes of many of them.
-    """
+def measured_on(record: Record) -> Measured:
+    """The validation loss of a step, and what it is of."""
     loss = record.validation["loss"] if record.validation else None
     if not record.training:
-        return loss, None
-    images = json.dumps([record.training.data, record.training.splits], sort_keys=True)
-    digest = hashlib.sha256(images.encode()).hexdigest()
-    return loss, (record.training.config.weight_map, digest)
+        return Measured(loss, None)
+    digest = hashlib.sha256()
+    for pair in sorted(record.training.data.items()):
+        digest.update(repr(pair).encode())
+    for split, names in sorted(record.training.splits.items()):
+        for name in names:
+            digest.update(repr((split, name)).encode())
+    return Measured(loss, (record.training.config.weight_map, digest.digest()))

@@ -12,7 +12,7 @@ import numpy as np
 
 from unet_jax.checkpoint.arrays import write_arrays
 from unet_jax.checkpoint.integrity import verify, write_manifest
-from unet_jax.checkpoint.records import best_step
+from unet_jax.checkpoint.records import Measured, best_step, measured_on
 from unet_jax.checkpoint.steps import RECORD, remove_step, saved_steps, step_folder
 from unet_jax.errors import RunFailed, one_line
 from unet_jax.run_record import Record
@@ -30,6 +30,7 @@ class Saver:
         self._workdir = workdir
         self._background = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
+        self._measured: dict[int, Measured] = {}
 
     def __enter__(self) -> Self:
         """The saver itself."""
@@ -49,7 +50,9 @@ class Saver:
         """
         self.wait()
         # A copy, which the device makes: the next step uses up the state.
-        self._saving = self._background.submit(save, self._workdir, _copy(state), record)
+        self._saving = self._background.submit(
+            save, self._workdir, _copy(state), record, self._measured
+        )
 
     def raise_error(self) -> None:
         """Raises RunFailed if a save has failed meanwhile."""
@@ -66,13 +69,19 @@ class Saver:
 _copy = jax.jit(partial(jax.tree.map, jnp.copy))
 
 
-def save(workdir: Path, state: TrainState, record: Record) -> None:
+def save(
+    workdir: Path,
+    state: TrainState,
+    record: Record,
+    measured: dict[int, Measured] | None = None,
+) -> None:
     """Writes the checkpoint of a step, then removes those that are neither best nor latest.
 
     Args:
       workdir: the run's folder.
       state: what to save, of the record's step.
       record: whose validation loss, where there is one, decides which step is best.
+      measured: of earlier steps, see `best_step`; this one's is added.
 
     Raises:
       RunFailed: it cannot be written, or is not finite; the steps before are as they were.
@@ -95,8 +104,10 @@ def save(workdir: Path, state: TrainState, record: Record) -> None:
         remove_step(folder)  # so that a full disk has room again
         raise RunFailed(f"{folder}: cannot be saved ({one_line(error)}).") from error
 
+    measured = {} if measured is None else measured
+    measured[record.step] = measured_on(record)
     steps = saved_steps(workdir)
-    kept = {best_step(workdir, record), max(steps)}
+    kept = {best_step(workdir, measured), max(steps)}
     for step in steps:
         if step not in kept:
             remove_step(step_folder(workdir, step))
