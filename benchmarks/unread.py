@@ -27,9 +27,9 @@ _SECONDS = 0.02
 
 def rows(quick):
     """One row for each way to read."""
-    count, rounds, repeats = (10, 2, 4) if quick else (1000, 5, 100)
+    count, rounds, repeats = (10, 2, 4) if quick else (1000, 8, 30)
     configuration = Configuration(
-        model=UNet(width=2 if quick else 16, depth=3), train=TrainSettings(tile_side=252)
+        model=UNet(width=2 if quick else 16, depth=4), train=TrainSettings(tile_side=284)
     )
     with tempfile.TemporaryDirectory() as place:
         unread = _folder(Path(place), count)
