@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from configs import dic_hela, em
 from unet_jax.configuration import read_configuration
+from unet_jax.evaluation.report.layout import CELLS
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import Picture
 from unet_jax.evaluation.report.words import left_out_words
@@ -26,7 +27,7 @@ from unet_jax.evaluation.result import Evaluation
 from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores
 from unet_jax.example import IGNORED
 from unet_jax.instances import InstanceSettings
-from unet_jax.metrics import THRESHOLDS, Score, SegScore
+from unet_jax.metrics import OVERLAPS, THRESHOLDS, Matching, Score, SegScore
 from unet_jax.metrics.scores import ClassScores
 from unet_jax.network import UNet
 from unet_jax.run_record import Training
@@ -78,12 +79,14 @@ def scores(shift):
     }
     overlaps = {"membrane": 0.7111 + shift, "cell": 0.9222 + shift}
     classes = ClassScores(overlaps, 0.8333 + shift, np.array([[30, 10], [0, 60]]))
-    return Scores(em, SegScore(0.6543, (0.0, 0.9, 0.95)), classes)
+    matching = [Matching(overlap, 2, 1, 1) for overlap in OVERLAPS]
+    return Scores(em, SegScore(0.6543, (0.0, 0.9, 0.95)), matching, classes)
 
 
 def image_scores(name, k):
     em = {metric: 0.0456 + 0.01 * k for metric in EM_METRICS}
-    return ImageScores(name, em | {"seg": 0.7 - 0.01 * k, "mean_iou": 0.8 - 0.01 * k}, 12, 13)
+    cells = dict.fromkeys(CELLS, 0.7 - 0.01 * k)
+    return ImageScores(name, em | cells | {"mean_iou": 0.8 - 0.01 * k}, 12, 13)
 
 
 def em_result(names):
@@ -262,7 +265,9 @@ def test_missing_seg_is_a_dash_with_its_reason(tmp_path):
     pictures = [picture(name, 60, 80) for name in names]
     text = saved(tmp_path, result, pictures).text
     assert "SEG – (no cell annotated)" in text
-    without = {name: replace(figures, seg=None) for name, figures in result.scores.items()}
+    without = {
+        name: replace(figures, seg=None, matching=None) for name, figures in result.scores.items()
+    }
     result = replace(result, scores=without)
     text = saved(tmp_path, result, pictures).text
     assert "SEG is not defined: no cell is annotated in these images." in text
@@ -316,7 +321,7 @@ def test_images_without_a_cell_come_after_the_worst(tmp_path):
     names = [f"slice {k}" for k in range(9)]
     result = replace(em_result(names), without_cells=3)
     for k in (1, 4, 6):
-        undefined = dict.fromkeys(("rand_error", "v_rand", "v_info", "seg"))
+        undefined = dict.fromkeys(("rand_error", "v_rand", "v_info", *CELLS))
         values = result.images[k].values | undefined
         result.images[k] = ImageScores(names[k], values, cells=0, found_cells=k)
     text = saved(tmp_path, result, [picture(name, 60, 60) for name in names]).text
@@ -335,7 +340,7 @@ def test_images_without_a_cell_come_after_the_worst(tmp_path):
 
 def test_folds_with_mean_and_spread(tmp_path):
     names = list("abcd")
-    values = {**dict.fromkeys(EM_METRICS, 0.2), "seg": None, "mean_iou": 0.5}
+    values = {**dict.fromkeys(EM_METRICS, 0.2), **dict.fromkeys(CELLS), "mean_iou": 0.5}
     folds = [FoldScores(["a", "b"], values), FoldScores(["c", "d"], values | {"rand_error": 0.4})]
     result = replace(em_result(names), split="validation", step=[30, 40], folds=folds)
     page = saved(tmp_path, result, [picture(name, 60, 60) for name in names])
@@ -464,7 +469,7 @@ def browser():
 @pytest.mark.skipif(browser() is None, reason="there is no chromium or chrome")
 def test_browser_shows_it_wide_and_narrow_without_complaint(tmp_path):
     names = ["a_name_without_any_space_" * 6, "b"]
-    values = {**dict.fromkeys(EM_METRICS, 0.2), "seg": 0.5}
+    values = dict.fromkeys((*EM_METRICS, *CELLS), 0.5)
     result = replace(
         em_result(names),
         report=tmp_path / "report.html",

@@ -60,6 +60,20 @@ METRICS = {
         "mean over the annotated cells: intersection over union with the found cell that covers "
         "more than half of it, 0 if there is none",
     ),
+    "ap_50": Metric(
+        "AP at IoU 0.5",
+        "AP50",
+        True,
+        "cells found / (cells found + false ones + missed ones), where a cell is found if its "
+        "intersection over union with one of the result is at least 0.5",
+    ),
+    "ap_75": Metric("AP at IoU 0.75", "", True, "the same, of at least 0.75"),
+    "ap": Metric("mean AP, IoU 0.5 to 0.95", "AP", True, "mean of the AP at 0.5, 0.55, ..., 0.95"),
+    "f1": Metric("F1 at IoU 0.5", "F1", True, "harmonic mean of the next two"),
+    "precision": Metric(
+        "precision at IoU 0.5", "", True, "share of the cells found that are annotated"
+    ),
+    "recall": Metric("recall at IoU 0.5", "", True, "share of the annotated cells that are found"),
     "mean_iou": Metric(
         "mean IoU", "IoU", True, "mean of the IoU of all classes, see the last rows"
     ),

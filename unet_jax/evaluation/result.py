@@ -9,7 +9,7 @@ from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.images import Seen
 from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores
 from unet_jax.instances import InstanceSettings
-from unet_jax.metrics import Score
+from unet_jax.metrics import Matching, Score
 from unet_jax.run_record import Training
 
 
@@ -130,9 +130,20 @@ class Evaluation:
 
 def _scores_record(scores: Scores) -> dict[str, Any]:
     return {
+        **{metric: {"value": value} for metric, value in scores.values().items()},
         **{metric: score and score._asdict() for metric, score in scores.em.items()},
         "seg": scores.seg and scores.seg._asdict(),
         "intersection_over_union": scores.classes.intersection_over_union,
-        "mean_iou": {"value": scores.classes.mean_iou},
+        "matching": scores.matching and [_matching_record(m) for m in scores.matching],
         "confusion": scores.classes.confusion.tolist(),
+    }
+
+
+def _matching_record(matching: Matching) -> dict[str, Any]:
+    return {
+        **matching._asdict(),
+        "precision": matching.precision,
+        "recall": matching.recall,
+        "f1": matching.f1,
+        "average_precision": matching.average_precision,
     }

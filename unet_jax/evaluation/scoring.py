@@ -9,10 +9,12 @@ import numpy as np
 
 from unet_jax.example import Example, separated
 from unet_jax.instances import InstanceSettings, find_cells
-from unet_jax.metrics import Score, SegScore
+from unet_jax.metrics import OVERLAPS, Matching, Score, SegScore
+from unet_jax.metrics.matching import Overlapping, matching_score
 from unet_jax.metrics.scores import (
     ClassScores,
     EMCounts,
+    cell_overlaps,
     class_scores,
     em_counts,
     em_scores,
@@ -30,6 +32,7 @@ class Measured(NamedTuple):
       probabilities: float32 [H, W, classes].
       cells: int32 [H, W], the cell found at each pixel, 0 = none.
       counts: what the metrics of the ISBI 2012 challenge count.
+      overlaps: which of the cells found overlap with which annotated ones.
     """
 
     example: Example
@@ -37,6 +40,7 @@ class Measured(NamedTuple):
     probabilities: np.ndarray
     cells: np.ndarray
     counts: EMCounts
+    overlaps: Overlapping
 
     @property
     def cell(self) -> np.ndarray:
@@ -51,11 +55,13 @@ class Scores:
     Attributes:
       em: those of the ISBI 2012 challenge by metric, see `unet_jax.metrics.scores.em_scores`.
       seg: of the cells found; None if no cell is annotated.
+      matching: of the cells found, at each of `OVERLAPS`; None if no cell is annotated.
       classes: of the most probable class of each pixel.
     """
 
     em: dict[str, Score | None]
     seg: SegScore | None
+    matching: list[Matching] | None
     classes: ClassScores
 
     def values(self) -> dict[str, float | None]:
@@ -63,7 +69,21 @@ class Scores:
         return {
             **{metric: score and score.value for metric, score in self.em.items()},
             "seg": self.seg and self.seg.value,
+            **self._cell_values(),
             "mean_iou": self.classes.mean_iou,
+        }
+
+    def _cell_values(self) -> dict[str, float | None]:
+        if self.matching is None:
+            return dict.fromkeys(("ap_50", "ap_75", "ap", "f1", "precision", "recall"))
+        at_50, at_75 = (self.matching[OVERLAPS.index(overlap)] for overlap in (0.5, 0.75))
+        return {
+            "ap_50": at_50.average_precision,
+            "ap_75": at_75.average_precision,
+            "ap": float(np.mean([m.average_precision for m in self.matching])),
+            "f1": at_50.f1,
+            "precision": at_50.precision,
+            "recall": at_50.recall,
         }
 
 
@@ -112,15 +132,18 @@ def measure(
     cell = [1 - p[..., 0] for p in probabilities]
     cells = [find_cells(p, settings) for p in cell]
     counts = em_counts(truths, cell)
-    return list(map(Measured, examples, truths, probabilities, cells, counts))
+    overlaps = list(map(cell_overlaps, examples, cells))
+    return list(map(Measured, examples, truths, probabilities, cells, counts, overlaps))
 
 
 def score(images: Sequence[Measured], class_names: Sequence[str]) -> Scores:
     """The scores of these images together."""
     examples = [image.example for image in images]
+    overlaps = [image.overlaps for image in images]
     return Scores(
         em=em_scores([image.counts for image in images]),
         seg=seg_score(examples, [image.cells for image in images]),
+        matching=matching_score(overlaps) if any(o.reference for o in overlaps) else None,
         classes=class_scores(examples, [image.probabilities for image in images], class_names),
     )
 

@@ -5,20 +5,20 @@ import numpy as np
 from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.instance_tuning import Tuning
 from unet_jax.evaluation.metric_table import METRICS
+from unet_jax.evaluation.report.layout import layout
 from unet_jax.evaluation.report.words import AVERAGING_WORDS, left_out_words
 from unet_jax.evaluation.result import Evaluation
 
 
 def summary(evaluation: Evaluation) -> str:
     """The scores as a table, and where the report lies; several lines."""
-    titles = {name: metric.short for name, metric in METRICS.items() if metric.short}
+    titles = {name: METRICS[name].short for name in layout(evaluation).printed}
     lines = [f"{len(evaluation.images)} {evaluation.data}, step {evaluation.step}:"]
     if evaluation.sparse:
         lines.append(
             f"{100 * evaluation.annotated:.1f} % of the pixels are annotated, and only those are "
             "scored; there are no whole cells to score."
         )
-        titles = {name: titles[name] for name in ("pixel_error", "mean_iou")}
     lines.append(f"{'':22}" + "".join(f"{title:>10}" for title in titles.values()))
     words = AVERAGING_WORDS | {"none": "this network"}
     for averaging, scores in evaluation.scores.items():

@@ -1,26 +1,31 @@
-"""The metrics of the ISBI 2012 challenge, as in Fiji's official code, and of the cell tracking one.
+"""The metrics of the ISBI 2012 challenge, as in Fiji's official code, and of single cells.
 
-Those of the ISBI 2012 challenge take a stack of slices, or a list of them that may differ in size.
-The positive class is the cell, the negative one the membrane; every slice stands alone (2D) and
-every pixel counts but those labelled -1, which are taken for membrane in truth and prediction. Each
-metric is the best over the challenge's thresholds.
+All take a stack of slices, or a list of them that may differ in size. Of those of the ISBI 2012
+challenge the positive class is the cell, the negative one the membrane; every slice stands alone
+(2D) and every pixel counts but those labelled -1, which are taken for membrane in truth and
+prediction. Each of these metrics is the best over the challenge's thresholds.
 
+SEG is that of the Cell Tracking Challenge; AP, F1, precision and recall are counted by `matching`.
 Each file has the metric and the two halves that it is made of: what is counted in one slice at each
 threshold (`pixel_counts`), and the score of the counts of some slices (`pixel_score`).
 """
 
 from unet_jax.metrics.curve import THRESHOLDS, Score
 from unet_jax.metrics.information import v_info
+from unet_jax.metrics.matching import OVERLAPS, Matching, matching
 from unet_jax.metrics.pixel import pixel_error
 from unet_jax.metrics.rand import rand_error, v_rand
 from unet_jax.metrics.seg import SegScore, seg
 from unet_jax.metrics.warping import WarpingScore, warping_error
 
 __all__ = [
+    "OVERLAPS",
     "THRESHOLDS",
+    "Matching",
     "Score",
     "SegScore",
     "WarpingScore",
+    "matching",
     "pixel_error",
     "rand_error",
     "seg",

@@ -12,6 +12,7 @@ from unet_jax.metrics.components import components
 from unet_jax.metrics.contingency import contingencies
 from unet_jax.metrics.curve import of_slices
 from unet_jax.metrics.information import information_f_scores, v_info_score
+from unet_jax.metrics.matching import Overlapping, matching_counts
 from unet_jax.metrics.pixel import pixel_counts, pixel_score
 from unet_jax.metrics.rand import pair_counts, rand_score, v_rand_score
 from unet_jax.metrics.thinning import thinned
@@ -160,6 +161,16 @@ def seg_score(examples: Sequence[Example], cells: Sequence[np.ndarray]) -> SegSc
     if not any(example.instances.any() for example in examples):
         return None
     return seg([example.instances for example in examples], cells)
+
+
+def cell_overlaps(example: Example, cells: np.ndarray) -> Overlapping:
+    """What `matching` counts in one image, int [H, W].
+
+    A cell found mostly on ignored pixels is left out: nobody says whether there is one.
+    """
+    ignored = np.bincount(cells[example.labels == IGNORED], minlength=int(cells.max()) + 1)
+    left_out = 2 * ignored > np.bincount(cells.ravel())
+    return matching_counts(example.instances, np.where(left_out[cells], 0, cells))
 
 
 def class_scores(

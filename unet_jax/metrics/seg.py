@@ -1,6 +1,6 @@
 """SEG: the segmentation measure of the Cell Tracking Challenge."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,18 +35,26 @@ def seg(
       ValueError: an argument is none of this, or there is no reference object; frames are counted
         from 0.
     """
-    if len(reference) != len(result):
-        raise ValueError(
-            f"The reference has {len(reference)} frames, but the result has {len(result)}."
-        )
     per_object = []
-    for index, (true, found) in enumerate(zip(reference, result, strict=True)):
-        true, found = np.asarray(true), np.asarray(found)
-        _check(index, true, found)
+    for true, found in frames(reference, result):
         per_object += matches(true, found)[2].tolist()
     if not per_object:
         raise ValueError(f"No reference object in any of the {len(reference)} frames.")
     return SegScore(float(np.mean(per_object)), tuple(per_object))
+
+
+def frames(
+    reference: np.ndarray | Sequence[np.ndarray], result: np.ndarray | Sequence[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frame by frame; ValueError unless both hold integer ids, and fit each other."""
+    if len(reference) != len(result):
+        raise ValueError(
+            f"The reference has {len(reference)} frames, but the result has {len(result)}."
+        )
+    for index, (true, found) in enumerate(zip(reference, result, strict=True)):
+        true, found = np.asarray(true), np.asarray(found)
+        _check(index, true, found)
+        yield true, found
 
 
 def _check(index: int, true: np.ndarray, found: np.ndarray) -> None:
@@ -70,6 +78,53 @@ def _check(index: int, true: np.ndarray, found: np.ndarray) -> None:
         )
 
 
+class Overlaps(NamedTuple):
+    """The pairs of a reference and a result object of one frame that share pixels.
+
+    Attributes:
+      true_ids: of the reference objects, ascending.
+      found_ids: of the result objects, ascending.
+      true: int [N], of each pair the reference object, by its place in `true_ids`.
+      found: int [N], of each pair the result object, by its place in `found_ids`.
+      overlap: float64 [N], intersection over union.
+      covered: float64 [N], the share of the reference object.
+    """
+
+    true_ids: np.ndarray
+    found_ids: np.ndarray
+    true: np.ndarray
+    found: np.ndarray
+    overlap: np.ndarray
+    covered: np.ndarray
+
+
+def overlaps(true: np.ndarray, found: np.ndarray) -> Overlaps:
+    """Of a frame, integer ids, 0 = no object, and of its result of the same shape."""
+    # Most pixels may be of no object: they would only be sorted.
+    objects = (true > 0) | (found > 0)
+    true, found = true[objects], found[objects]
+    # Ids may be large: they are numbered anew, and pairs that overlap are counted, without a table.
+    true_ids, true, true_sizes = np.unique(true, return_inverse=True, return_counts=True)
+    found_ids, found, found_sizes = np.unique(found, return_inverse=True, return_counts=True)
+    pairs, shared = np.unique(true * len(found_ids) + found, return_counts=True)
+    true, found = np.divmod(pairs, len(found_ids))
+
+    both = (true_ids[true] > 0) & (found_ids[found] > 0)
+    true, found, shared = true[both], found[both], shared[both]
+    union = true_sizes[true] + found_sizes[found] - shared
+    covered = shared / true_sizes[true]
+    # Where there are pixels of no object, these are the first of the ids.
+    first = [int(len(ids) > 0 and ids[0] == 0) for ids in (true_ids, found_ids)]
+    return Overlaps(
+        true_ids[first[0] :],
+        found_ids[first[1] :],
+        true - first[0],
+        found - first[1],
+        shared / union,
+        covered,
+    )
+
+
 def matches(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The result object that covers more than half of each reference object of a frame.
 
@@ -81,18 +136,9 @@ def matches(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray
       [N] each: the ids of the reference objects, ascending; the id of the object that matches, 0 if
       there is none; their intersection over union, float64, 0 if there is none.
     """
-    # Most pixels may be of no object: they would only be sorted.
-    objects = (true > 0) | (found > 0)
-    true, found = true[objects], found[objects]
-    # Ids may be large: they are numbered anew, and pairs that overlap are counted, without a table.
-    ids, true, true_sizes = np.unique(true, return_inverse=True, return_counts=True)
-    found_ids, found, found_sizes = np.unique(found, return_inverse=True, return_counts=True)
-    pairs, shared = np.unique(true * len(found_ids) + found, return_counts=True)
-    true, found = np.divmod(pairs, len(found_ids))
-
-    match = (found_ids[found] > 0) & (2 * shared > true_sizes[true])
-    true, found, shared = true[match], found[match], shared[match]
-    matched, overlaps = np.zeros(len(ids), found_ids.dtype), np.zeros(len(ids))
-    matched[true] = found_ids[found]
-    overlaps[true] = shared / (true_sizes[true] + found_sizes[found] - shared)
-    return ids[ids > 0], matched[ids > 0], overlaps[ids > 0]
+    pairs = overlaps(true, found)
+    match = pairs.covered > 0.5
+    ids, value = np.zeros(len(pairs.true_ids), pairs.found_ids.dtype), np.zeros(len(pairs.true_ids))
+    ids[pairs.true[match]] = pairs.found_ids[pairs.found[match]]
+    value[pairs.true[match]] = pairs.overlap[match]
+    return pairs.true_ids, ids, value

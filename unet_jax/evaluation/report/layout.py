@@ -5,6 +5,8 @@ from typing import NamedTuple
 from unet_jax.evaluation.result import Evaluation
 from unet_jax.sources import CellTracking, Folder
 
+#: Of single cells.
+CELLS = ("seg", "ap_50", "ap", "f1", "precision", "recall", "ap_75")
 _EM_ORDER = ("rand_error", "warping_error", "warping_error_2016", "pixel_error", "v_rand", "v_info")
 
 
@@ -16,12 +18,14 @@ class Layout(NamedTuple):
       cells_first: whether the report leads with SEG and colours cells.
       classes_first: whether it leads with IoU.
       metrics: to show, the most important one first, by which images are ranked.
+      printed: of them those in the table that `eval.py` prints, in its order.
     """
 
     single_cells: bool
     cells_first: bool
     classes_first: bool
     metrics: list[str]
+    printed: list[str]
 
 
 def layout(evaluation: Evaluation) -> Layout:
@@ -39,5 +43,12 @@ def layout(evaluation: Evaluation) -> Layout:
         others = (metric for metric in _EM_ORDER if metric != "pixel_error")
         metrics = ["mean_iou", "pixel_error", *others, "seg"]
     else:
-        metrics = ["seg", *_EM_ORDER] if cells_first else [*_EM_ORDER, "seg"]
-    return Layout(single_cells, cells_first, classes_first, metrics)
+        metrics = [*CELLS, *_EM_ORDER] if cells_first else [*_EM_ORDER, "seg"]
+    if evaluation.sparse:
+        printed = ["pixel_error", "mean_iou"]
+    elif cells_first:
+        printed = ["seg", "ap_50", "ap", "f1", "pixel_error", "rand_error", "mean_iou"]
+    else:
+        printed = ["pixel_error", "rand_error", "warping_error", "v_rand", "v_info", "seg"]
+        printed += ["mean_iou"]
+    return Layout(single_cells, cells_first, classes_first, metrics, printed)

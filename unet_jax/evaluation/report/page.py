@@ -62,7 +62,7 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
     shown = evaluation.scores[evaluation.averaging]
     config, images = evaluation.training.config, evaluation.images
     data = config.data
-    single_cells, cells_first, classes_first, metrics = layout(evaluation)
+    single_cells, cells_first, classes_first, metrics, _ = layout(evaluation)
     main = [name for name in metrics if name != "warping_error_2016"]
     main = main[:4] if cells_first else main
     paper = {} if evaluation.split == "images" else published(data)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unet_jax.evaluation.metric_table import METRICS, Metric
+from unet_jax.evaluation.report.layout import CELLS
 from unet_jax.evaluation.report.words import number
 from unet_jax.evaluation.result import Evaluation
 from unet_jax.evaluation.scoring import FoldScores
@@ -62,7 +63,7 @@ def score_rows(
     for name in metrics:
         curves = [scores.em.get(name) for scores in every.values()]
         thresholds = [curve.threshold if curve else None for curve in curves]
-        if name == "seg":
+        if name in CELLS:
             thresholds = [evaluation.instances.threshold for _ in every]
         values = [scores.values()[name] for scores in every.values()]
         rows.append(

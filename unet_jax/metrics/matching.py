@@ -1,0 +1,132 @@
+"""Precision, recall, F1 and AP of single cells: how many are found, at a least overlap.
+
+The average precision of the 2018 Data Science Bowl, StarDist and Cellpose, TP / (TP + FP + FN), not
+the area under a curve that COCO calls so.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from unet_jax.metrics.seg import frames, overlaps
+
+#: Intersections over union that are asked for, of which AP is the mean.
+OVERLAPS = tuple(percent / 100 for percent in range(50, 100, 5))
+
+
+class Matching(NamedTuple):
+    """How many cells of all frames together are found, at one overlap.
+
+    Attributes:
+      overlap: the least intersection over union at which a cell counts as found.
+      found: reference cells that are, the true positives.
+      false: result cells that match none, the false positives.
+      missed: reference cells that none matches, the false negatives.
+    """
+
+    overlap: float
+    found: int
+    false: int
+    missed: int
+
+    @property
+    def precision(self) -> float:
+        """The share of the result cells that are right, in [0, 1]; 0 if none is."""
+        return self.found / max(self.found + self.false, 1)
+
+    @property
+    def recall(self) -> float:
+        """The share of the reference cells that are found, in [0, 1]; 0 if none is."""
+        return self.found / max(self.found + self.missed, 1)
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of both, 2 TP / (2 TP + FP + FN); 0 if nothing is found."""
+        return 2 * self.found / max(2 * self.found + self.false + self.missed, 1)
+
+    @property
+    def average_precision(self) -> float:
+        """TP / (TP + FP + FN), in [0, 1]; 0 if nothing is found."""
+        return self.found / max(self.found + self.false + self.missed, 1)
+
+
+def matching(
+    reference: np.ndarray | Sequence[np.ndarray],
+    result: np.ndarray | Sequence[np.ndarray],
+    overlaps: Sequence[float] = OVERLAPS,
+) -> list[Matching]:
+    """Counts the cells found, the false and the missed ones, each cell being matched once at most.
+
+    Args:
+      reference: frames of integer ids, [S, H, W] or a list of [H, W] that may differ in size;
+        0 = no cell.
+      result: the same number of frames of the same sizes.
+      overlaps: intersections over union, each in [0.5, 1].
+
+    Returns:
+      One for each of the overlaps, over all frames.
+
+    Raises:
+      ValueError: an argument is none of this; frames are counted from 0.
+    """
+    if not all(0.5 <= overlap <= 1 for overlap in overlaps):
+        raise ValueError(f"Overlaps must lie in [0.5, 1], not {tuple(overlaps)}.")
+    counts = [matching_counts(true, found) for true, found in frames(reference, result)]
+    return matching_score(counts, overlaps)
+
+
+class Overlapping(NamedTuple):
+    """The cells of one frame.
+
+    Attributes:
+      reference: how many there are.
+      result: how many are found.
+      true: [N], of pairs that share at least half of their union, which reference cell.
+      found: [N], which result cell.
+      overlap: float64 [N], their intersection over union.
+    """
+
+    reference: int
+    result: int
+    true: np.ndarray
+    found: np.ndarray
+    overlap: np.ndarray
+
+
+def matching_counts(true: np.ndarray, found: np.ndarray) -> Overlapping:
+    """Of one frame, integer ids [H, W]; those of some frames add up, see `matching_score`."""
+    pairs = overlaps(true, found)
+    half = pairs.overlap >= 0.5
+    return Overlapping(
+        len(pairs.true_ids),
+        len(pairs.found_ids),
+        pairs.true[half],
+        pairs.found[half],
+        pairs.overlap[half],
+    )
+
+
+def matching_score(
+    counts: Sequence[Overlapping], overlaps: Sequence[float] = OVERLAPS
+) -> list[Matching]:
+    """One for each of the overlaps, of all frames together."""
+    reference = sum(frame.reference for frame in counts)
+    result = sum(frame.result for frame in counts)
+
+    def at(overlap):
+        found = sum(_matched(frame, overlap) for frame in counts)
+        return Matching(overlap, found, result - found, reference - found)
+
+    return [at(overlap) for overlap in overlaps]
+
+
+def _matched(frame: Overlapping, overlap: float) -> int:
+    """How many pairs there can be of which no two share a cell.
+
+    Two pairs share a cell only if it is divided into two halves exactly, one for each: then both
+    are at 0.5, and neither half is in a third pair. So each repetition is one pair too many.
+    """
+    enough = frame.overlap >= overlap
+    true, found = frame.true[enough], frame.found[enough]
+    return len(np.unique(true)) + len(np.unique(found)) - len(true)
