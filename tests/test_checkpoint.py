@@ -75,6 +75,24 @@ def test_best_and_latest_are_kept_and_come_back_bit_for_bit(workdir):
     assert same_bits(restored.opt_state, a_state(7).opt_state)
 
 
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_an_average_predicts_and_what_it_is_of_goes_on(tmp_path, saved, wanted):
+    """Also where averaging has been switched on or off in between."""
+    state, like = a_state(1), a_state(2)
+    average = jax.tree.map(lambda x: x + 1, state.params)
+    checkpoint.save(tmp_path, state.replace(average=average if saved else None), a_record(7))
+    restored = checkpoint.restore(
+        tmp_path, 7, like.replace(average=like.params if wanted else None)
+    )
+    assert same_bits(restored.params, state.params)
+    assert (restored.average is None) != wanted
+    expected = average if saved else state.params
+    assert same_bits(load(tmp_path).params, jax.tree.map(lambda x: x[None], expected))
+    if wanted:
+        assert same_bits(restored.average, expected)
+
+
 def test_a_path_through_the_parent_folder(workdir):
     model = load(workdir / ".." / workdir.name)
     assert same_bits(model.params, a_state(4).params)

@@ -68,6 +68,9 @@ def test_everything_is_taken_over_from_the_best_step(source, caplog):
         seen=[],
     )
     assert caplog.messages == [f"Starting from {source}, step 4: takes over 8 layers."]
+    assert state.average is None
+    averaged, _ = begin(source, random.replace(average=random.params))
+    assert same_bits(averaged.average, state.params), "it begins with them too"
 
 
 @pytest.mark.parametrize(

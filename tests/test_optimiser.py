@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from tests.test_train_step import SCHEDULE, STEPS
-from unet_jax.optimiser import sgd
+from unet_jax.errors import InputError
+from unet_jax.optimiser import adam, create_optimiser, sgd
 
 
 def seen(optimiser, steps=STEPS):
@@ -54,3 +55,25 @@ def test_constant_momentum_is_plain_sgd():
             o.update(gradient, s, params) for o, s in zip((optimiser, plain), states, strict=True)
         )
         np.testing.assert_allclose(a["x"], b["x"], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [STEPS, None])
+def test_adam_is_the_papers_algorithm_at_the_same_rates(steps):
+    """Kingma and Ba 2015, Algorithm 1, written out."""
+    optimiser = create_optimiser(replace(SCHEDULE, kind="adam"), steps=steps)
+    speed = seen(sgd(replace(SCHEDULE, initial_momentum=0.99), steps=steps))[1]
+    params, m, v = {"x": jnp.ones(3)}, 0.0, 0.0
+    state = optimiser.init(params)
+    for i in range(STEPS):
+        gradient = np.sin(np.arange(3.0) + i)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        update, state = optimiser.update({"x": jnp.asarray(gradient)}, state, params)
+        rate = float(state.hyperparams["learning_rate"])
+        assert rate == pytest.approx(speed[i], rel=1e-5)
+        step = (m / (1 - 0.9 ** (i + 1))) / (np.sqrt(v / (1 - 0.999 ** (i + 1))) + 1e-8)
+        np.testing.assert_allclose(update["x"], -rate * step, rtol=1e-3, atol=1e-9)
+
+
+def test_adam_refuses_a_warm_up_of_all_steps():
+    with pytest.raises(InputError, match="warmup_steps must be below 10 steps, not 10."):
+        adam(SCHEDULE, steps=10)

@@ -105,6 +105,24 @@ def test_learning_reduces_the_loss():
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
+def test_the_average_remembers_a_share_of_the_steps():
+    optimiser = optax.sgd(0.1)
+    state = create_train_state(jax.random.key(0), NETWORK, optimiser, 1, averaged=True)
+    without = create_train_state(jax.random.key(0), NETWORK, optimiser, 1)
+    step = make_train_step(NETWORK, optimiser, tile_side=36, augmentation=OFF, average_over=0.5)
+    expected = np.asarray(state.average["classes"]["kernel"])
+    assert without.result is without.params
+    for t in range(1, 6):
+        state, metrics = step(state, a_batch(), jax.random.key(t))
+        without, same = step(without, a_batch(), jax.random.key(t))
+        assert metrics["loss"] == same["loss"] and without.average is None
+        now = np.asarray(state.params["classes"]["kernel"])
+        assert (now == without.params["classes"]["kernel"]).all(), "training is as without it"
+        expected = expected + (now - expected) / (1 + 0.5 * t)
+        np.testing.assert_allclose(state.result["classes"]["kernel"], expected, rtol=1e-5)
+        assert not np.allclose(now, expected, rtol=1e-5)
+
+
 def test_a_frozen_contracting_path_stays_bit_for_bit_under_any_optimiser():
     """This one moves parameters whose gradient is 0, too."""
     network = NETWORK.clone(dropout_rate=0.0)

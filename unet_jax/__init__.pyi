@@ -15,6 +15,7 @@ from .instances import find_cells as find_cells
 from .model import Model as Model
 from .network import UNet as UNet
 from .optimiser import OptimiserSettings as OptimiserSettings
+from .optimiser import adam as adam
 from .optimiser import sgd as sgd
 from .overlap_tile import predict_tiled as predict_tiled
 from .prediction.predict_files import predict_files as predict_files

@@ -28,6 +28,8 @@ class TrainSettings:
       steps: of the whole run.
       tile_side: pixels, side of the network's input (Fig. 1).
       batch_size: tiles in a step (Sect. 3: large tiles rather than a large batch).
+      average_over: share of the steps so far over which the parameters are averaged; the average is
+        validated, saved and predicted with. 0 = the last parameters alone.
       validate_every: steps between two validations, each of which saves a checkpoint.
       start_from: fine-tuning: the --workdir of a run whose best step to begin with; empty = random
         (Sect. 3). All layers are taken over but the first one for another number of channels, and
@@ -41,6 +43,7 @@ class TrainSettings:
     steps: int = setting(40_000, at_least=1)
     tile_side: int = setting(572)
     batch_size: int = setting(1, at_least=1)
+    average_over: float = setting(0.0, at_least=0, at_most=1)
     validate_every: int = setting(500, at_least=1)
     start_from: str = setting("", wanted="the --workdir of a run, or empty")
     freeze_contracting_path: bool = setting(False)

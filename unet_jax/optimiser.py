@@ -1,4 +1,4 @@
-"""The optimiser of the paper (Sect. 3): stochastic gradient descent with a high momentum."""
+"""The optimiser of the paper (Sect. 3), SGD with a high momentum; and Adam, for short runs."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,16 @@ class OptimiserSettings:
     """How far each step goes; the paper gives the momentum alone.
 
     Attributes:
+      kind: "sgd", or "adam" with its usual momenta, which learns faster and to which those given
+        here mean nothing.
       momentum: the final one; the paper's remembers a hundred steps.
       initial_momentum: from 0.9 on the network leaves the first plateau far sooner.
       momentum_warmup_steps: in which it rises.
-      peak_learning_rate: as if the momentum were the final one from the start.
+      peak_learning_rate: of SGD as if the momentum were the final one from the start.
       warmup_steps: in which the learning rate rises.
     """
 
+    kind: str = setting("sgd", one_of=("sgd", "adam"))
     momentum: float = setting(0.99, at_least=0, below=1)
     initial_momentum: float = setting(0.9, at_least=0, below=1)
     momentum_warmup_steps: int = setting(2000, at_least=1)
@@ -30,6 +33,26 @@ class OptimiserSettings:
     def __post_init__(self):
         """Raises InputError for a value that makes no sense."""
         check(self)
+
+
+def create_optimiser(
+    settings: OptimiserSettings, *, steps: int | None = None
+) -> optax.GradientTransformation:
+    """`sgd` or `adam`, as the settings say."""
+    return adam(settings, steps=steps) if settings.kind == "adam" else sgd(settings, steps=steps)
+
+
+def adam(
+    settings: OptimiserSettings = OptimiserSettings(peak_learning_rate=1e-3),
+    *,
+    steps: int | None = None,
+) -> optax.GradientTransformation:
+    """Adam, whose state holds `learning_rate`; it rises and falls as that of `sgd`.
+
+    Args and errors are those of `sgd`.
+    """
+    rate = _rise_and_fall(settings, steps)
+    return optax.inject_hyperparams(optax.adam)(learning_rate=lambda step: rate(jnp.float32(step)))
 
 
 def sgd(
@@ -51,14 +74,7 @@ def sgd(
     Raises:
       InputError: the warm-up would take all steps.
     """
-    if steps is not None and steps <= settings.warmup_steps:
-        raise InputError(f"warmup_steps must be below {steps} steps, not {settings.warmup_steps}.")
-    warmup, peak = settings.warmup_steps, settings.peak_learning_rate
-    nominal = (
-        optax.warmup_constant_schedule(0.0, peak, warmup)
-        if steps is None
-        else optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
-    )
+    nominal = _rise_and_fall(settings, steps)
     final = 1 - settings.momentum
     ratio = (1 - settings.initial_momentum) / final
 
@@ -75,3 +91,13 @@ def sgd(
         return 1 - final * friction(jnp.float32(step))
 
     return optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate, momentum=momentum)
+
+
+def _rise_and_fall(settings: OptimiserSettings, steps: int | None) -> optax.Schedule:
+    """Linearly to the peak, then as a cosine to 0; without an end it stays at the peak."""
+    warmup, peak = settings.warmup_steps, settings.peak_learning_rate
+    if steps is None:
+        return optax.warmup_constant_schedule(0.0, peak, warmup)
+    if steps <= warmup:
+        raise InputError(f"warmup_steps must be below {steps} steps, not {warmup}.")
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)

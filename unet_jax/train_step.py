@@ -17,19 +17,38 @@ from unet_jax.network import UNet, context, contracting_path, init_params
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes from step to step; there is no random key in it."""
+    """All that changes from step to step; there is no random key in it.
+
+    Attributes:
+      step: int32, how many have been done.
+      params: what the next step goes on from.
+      opt_state: of the optimiser.
+      average: of the parameters over the last steps, see `make_train_step`; None without one.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    average: Any = None
+
+    @property
+    def result(self) -> Any:
+        """The parameters to predict with: the average, where there is one."""
+        return self.params if self.average is None else self.average
 
 
 def create_train_state(
-    key: jax.Array, network: UNet, optimiser: optax.GradientTransformation, channels: int = 1
+    key: jax.Array,
+    network: UNet,
+    optimiser: optax.GradientTransformation,
+    channels: int = 1,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
-    """The state before the first step, for images of so many channels."""
+    """The state before the first step, for images of so many channels; with an average or not."""
     params = init_params(key, network, channels)
-    return TrainState(jnp.int32(0), params, optimiser.init(params))
+    average = jax.tree.map(jnp.copy, params) if averaged else None
+    return TrainState(jnp.int32(0), params, optimiser.init(params), average)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -48,6 +67,7 @@ def make_train_step(
     tile_side: int,
     augmentation: AugmentationSettings = AugmentationSettings(),
     freeze_contracting_path: bool = False,
+    average_over: float = 0.0,
     deterministic: bool = False,
 ) -> TrainStep:
     """The compiled train_step(state, batch, key) -> (state, metrics).
@@ -56,6 +76,9 @@ def make_train_step(
     loss and gradient, and updates; the state passed in is used up. A frozen contracting path stays
     bit for bit as it is, and has no part in the gradient's norm. For `deterministic` see
     `layers.compiler_options`.
+
+    After step t a state's average goes 1 / (1 + average_over t) of the way to the parameters: it
+    remembers this share of the steps so far.
 
     In a mesh of devices (`jax.set_mesh`) the batch may be sharded along its leading axis, on Auto
     or Explicit axes; state and key are replicated, and so are the results.
@@ -70,6 +93,7 @@ def make_train_step(
         tile_side=tile_side,
         augmentation=augmentation,
         freeze_contracting_path=freeze_contracting_path,
+        average_over=average_over,
     )
     options = compiler_options(deterministic)
     return jax.jit(train_step, donate_argnums=0, compiler_options=options)
@@ -82,6 +106,7 @@ def pure_train_step(
     tile_side: int,
     augmentation: AugmentationSettings = AugmentationSettings(),
     freeze_contracting_path: bool = False,
+    average_over: float = 0.0,
 ) -> TrainStep:
     """The step of `make_train_step` to be compiled as part of something larger."""
 
@@ -108,9 +133,13 @@ def pure_train_step(
         params = optax.apply_updates(state.params, updates)
         if freeze_contracting_path:
             params |= contracting_path(state.params)  # whatever momentum it had
+        step, average = state.step + 1, state.average
+        if average is not None:
+            share = 1 / (1 + average_over * jnp.float32(step))
+            average = optax.incremental_update(params, average, share)
         squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)]
         metrics = {"loss": value, "gradient_norm": jnp.sqrt(sum(squares))}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(step, params, opt_state, average), metrics
 
     return _on_auto_axes(train_step)
 

@@ -18,7 +18,7 @@ from unet_jax.grey_values import are_grey_values
 from unet_jax.layers import compiler_options
 from unet_jax.model import Model
 from unet_jax.network import UNet, context
-from unet_jax.optimiser import sgd
+from unet_jax.optimiser import create_optimiser
 from unet_jax.train_step import (
     TrainState,
     TrainStep,
@@ -89,7 +89,7 @@ class Progress:
 
     def model(self) -> Model:
         """The network as it is now, for `predict_tiled`; later steps leave it as it is."""
-        return Model.of(self.network, self.state.params)
+        return Model.of(self.network, self.state.result)
 
 
 def train(
@@ -143,7 +143,7 @@ def train(
     else:
         facts = _looked_through(examples, network.classes)
     if optimiser is None:
-        optimiser = sgd(configuration.optimiser, steps=settings.steps)
+        optimiser = create_optimiser(configuration.optimiser, steps=settings.steps)
         last = settings.steps
     else:
         last = None
@@ -166,6 +166,7 @@ def train(
         tile_side=settings.tile_side,
         augmentation=configuration.augmentation,
         freeze_contracting_path=settings.freeze_contracting_path,
+        average_over=settings.average_over,
     )
     at_once = steps_at_once if images.on_device else 1
     blocks = _blocks(int(state.step) + 1, last, at_once, settings.validate_every)
@@ -268,7 +269,8 @@ def initial_state(
 ) -> TrainState:
     """The state before the first step, drawn by the configuration's seed."""
     key = jax.random.split(jax.random.key(configuration.train.seed))[0]
-    return create_train_state(key, configuration.model, optimiser, channels)
+    averaged = configuration.train.average_over > 0
+    return create_train_state(key, configuration.model, optimiser, channels, averaged=averaged)
 
 
 def training_key(settings: TrainSettings) -> jax.Array:

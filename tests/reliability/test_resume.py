@@ -21,10 +21,11 @@ from unet_jax import checkpoint, load, predict_tiled, training_loop
 from unet_jax.checkpoint import saving
 from unet_jax.configuration import read_configuration
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.optimiser import sgd
+from unet_jax.optimiser import OptimiserSettings, create_optimiser, sgd
 from unet_jax.run.fit import cross_validate, fit
 from unet_jax.run.log import RunLog
 from unet_jax.train_step import create_train_state
+from unet_jax.training_loop import initial_state
 
 
 def snapshot(folder):
@@ -313,6 +314,29 @@ def test_a_run_of_an_earlier_release_goes_on(tmp_path):
         run = fit(replace(config, train=replace(config.train, steps=24)), workdir)
         assert (run.begun_after, run.step) == (20, 24)
         assert load(workdir, "latest").record.step == 24
+
+
+def test_with_adam_and_an_average_it_goes_on_bit_for_bit(tiny_config, tmp_path, monkeypatch):
+    tiny_config.optimiser.kind = "adam"
+    tiny_config.train.average_over = 0.5
+    assert fit(tiny_config, tmp_path / "whole").step == 12
+    original = checkpoint.save
+
+    def stopping(workdir, state, record, measured):
+        original(workdir, state, record, measured)
+        if record.step == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "save", stopping)
+        assert 4 <= fit(tiny_config, tmp_path / "parts").step < 12
+    assert fit(tiny_config, tmp_path / "parts").step == 12
+    like = initial_state(
+        read_configuration(tiny_config), create_optimiser(OptimiserSettings(kind="adam")), 1
+    )
+    whole, parts = (checkpoint.restore(tmp_path / name, 12, like) for name in ("whole", "parts"))
+    bits = [[x.tobytes() for x in jax.tree.leaves(jax.device_get(s))] for s in (whole, parts)]
+    assert bits[0] == bits[1] and len(bits[0]) > 3 * len(jax.tree.leaves(whole.params))
 
 
 def test_saving_does_not_hold_up_training(tiny_config, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Checkpoints: a folder for each step, with all that prediction and going on need.
 
     checkpoints/000400/params/        the network's parameters (Orbax)
+    checkpoints/000400/unaveraged/    those to go on from, where they are averaged
     checkpoints/000400/opt_state/     the optimiser's state (Orbax)
     checkpoints/000400/checkpoint.json   configuration, normalisation, class names, versions, ...
     checkpoints/000400/sha256.json    the manifest: the other files' digests, written last

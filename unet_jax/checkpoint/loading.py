@@ -23,14 +23,18 @@ _MAX_RATIO = 100
 def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
     """The state saved at a step, with the structure, shapes and dtypes of `like`.
 
+    An average that was not kept begins with the parameters; one that `like` lacks is left.
+
     Raises:
       InputError: the checkpoint is damaged, or of another network.
     """
     folder = verified(workdir, step)
+    result, unaveraged = folder / "params", folder / "unaveraged"
     return TrainState(
         step=jnp.int32(step),
-        params=read_arrays(folder / "params", like.params),
+        params=read_arrays(unaveraged if unaveraged.exists() else result, like.params),
         opt_state=read_arrays(folder / "opt_state", like.opt_state),
+        average=like.average and read_arrays(result, like.params),
     )
 
 

@@ -93,7 +93,9 @@ def save(
     remove_step(folder)
     try:
         folder.mkdir(parents=True)
-        write_arrays(folder / "params", state.params)
+        write_arrays(folder / "params", state.result)
+        if state.average is not None:
+            write_arrays(folder / "unaveraged", state.params)
         write_arrays(folder / "opt_state", state.opt_state)
         with (folder / RECORD).open("w", encoding="utf-8", newline="\n") as file:
             json.dump(record.to_json(), file, indent=1)  # in pieces: it may name 100,000 images

@@ -23,7 +23,7 @@ from unet_jax.figures import class_colours, save_examples, save_training_curves
 from unet_jax.files.output import unlocking
 from unet_jax.hardware import is_out_of_memory
 from unet_jax.network import valid_input_sides
-from unet_jax.optimiser import sgd
+from unet_jax.optimiser import create_optimiser
 from unet_jax.provenance import versions
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import RunLog
@@ -240,7 +240,7 @@ def _prepared(
             logger.warning("Warning: %s", doubt)
     digests = {n: d for examples in stored.values() for n, d in digests_of(examples).items()}
     channels = splits["train"][0].channels
-    optimiser = sgd(configuration.optimiser, steps=settings.steps)
+    optimiser = create_optimiser(configuration.optimiser, steps=settings.steps)
     state, started_from = first_state(
         workdir,
         initial_state(configuration, optimiser, channels),

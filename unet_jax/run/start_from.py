@@ -5,6 +5,9 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
 from unet_jax import checkpoint
 from unet_jax.configuration import Configuration
 from unet_jax.errors import InputError
@@ -75,7 +78,8 @@ def first_state(
             "%s: their scores will be too good.",
             *(len(seen), len(held_out), seen[0]),
         )
-    return dataclasses.replace(state, params=params), StartedFrom(
+    average = state.average and jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, average=average), StartedFrom(
         checkpoint=str(source),
         step=step,
         manifest_sha256=checkpoint.manifest_sha256(source, step),
