@@ -79,7 +79,8 @@ def test_elastic_displacement_has_the_stated_strength():
     assert std.max() == pytest.approx(12.8, rel=0.1)
 
 
-def test_image_labels_and_weights_stay_aligned():
+@pytest.mark.parametrize("zoom_octaves", [0.0, 0.5])
+def test_image_labels_and_weights_stay_aligned(zoom_octaves):
     """A coarse checkerboard warped as image, as labels and as weights agrees, borders aside."""
     y, x = np.indices((200, 160))
     board = ((y // 20 + x // 20) % 2).astype(np.int32)
@@ -89,7 +90,7 @@ def test_image_labels_and_weights_stay_aligned():
         weights=board.astype(np.float32),
         size=np.int32([200, 160]),
     )
-    settings = replace(PAPER, contrast_std=0.0, brightness_std=0.0)
+    settings = replace(PAPER, contrast_std=0.0, brightness_std=0.0, zoom_octaves=zoom_octaves)
 
     @jax.jit
     def warp(key):
@@ -125,6 +126,12 @@ def test_each_part_does_what_it_says():
         angle = np.degrees(np.arctan2(centred[0, 10, 20], centred[1, 10, 20]))
         assert abs(angle) <= 30.01
         assert abs(tile(seed, elastic_pixels=1.0) - still).max() < 6
+        zoomed = tile(seed, zoom_octaves=0.5) - 50
+        factor = zoomed[0, 0, 0] / (still - 50)[0, 0, 0]
+        np.testing.assert_allclose(zoomed, factor * (still - 50), atol=1e-4)
+        assert 2**-0.5 <= factor <= 2**0.5
+    factors = [50 - tile(s, zoom_octaves=1.0)[0, 0, 0] for s in range(40)]
+    assert min(factors) < 6 and 15 < max(factors) <= 20, "from half to twice the size"
     angles = [tile(s, rotation_degrees=180.0)[0, 10, 20] for s in range(20)]
     assert np.ptp(angles) > 15
     assert len({tile(s, shift=1.0).tobytes() for s in range(20)}) > 15
@@ -240,6 +247,11 @@ def test_tiles_of_sparse_images_hold_an_annotated_pixel():
     )
     # A pixel of a turned image can fall between those of the tile.
     assert np.mean((seen > 0).any(axis=(1, 2))) > 0.7
+    zoomed = replace(settings, zoom_octaves=1.0)
+    larger = jax.vmap(lambda k: augment(k, source, zoomed, tile_side=44, context=12).labels)(
+        jax.random.split(jax.random.key(0), 60)
+    )
+    assert np.mean((larger > 0).any(axis=(1, 2))) > 0.6
     assert (seen == 1).any() and (seen == 2).any()
     still = replace(OFF, contrast_std=1.0)
     tile = augment(jax.random.key(0), source, still, tile_side=45, context=12)

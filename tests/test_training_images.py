@@ -110,12 +110,15 @@ def whole_images(examples, weights):
 
 
 @pytest.mark.parametrize(
-    ("elastic_pixels", "shift", "sparse"), [(3.0, 1.0, False), (0.0, 3.0, False), (3.0, 0.5, True)]
+    ("elastic_pixels", "zoom_octaves", "shift", "sparse"),
+    [(3.0, 0.0, 1.0, False), (0.0, 0.0, 3.0, False), (3.0, 0.0, 0.5, True), (1.0, 0.5, 1.0, True)],
 )
-def test_a_tile_of_a_part_is_that_of_the_whole_image(monkeypatch, elastic_pixels, shift, sparse):
+def test_a_tile_of_a_part_is_that_of_the_whole_image(
+    monkeypatch, elastic_pixels, zoom_octaves, shift, sparse
+):
     """For the same key, bit for bit: inside, at the border and beyond it."""
     side, margin = 27, 6
-    settings = replace(PAPER, elastic_pixels=elastic_pixels, shift=shift)
+    settings = replace(PAPER, elastic_pixels=elastic_pixels, zoom_octaves=zoom_octaves, shift=shift)
     examples, weights = examples_of((300, 90), (31, 210), (20, 20), (150, 150), sparse=sparse)
     indices = np.arange(400) % len(examples)
     keys = jax.random.split(jax.random.key(1), len(indices))

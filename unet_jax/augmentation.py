@@ -1,5 +1,7 @@
 """The augmentation of the paper (Sect. 3.1): deformation, rotation, shift, mirror, grey values.
 
+Enlarging and reducing are not the paper's, and off by default.
+
 The tile's coordinates in the image are built once; image, labels and weights are then sampled
 there, one gather each, mirrored outside of the image. A strength of 0 switches a part off, and with
 all of them off the tile is the middle of the image, bit for bit.
@@ -24,6 +26,8 @@ class AugmentationSettings:
       elastic_pixels: standard deviation of the displacements at the nodes of the 3x3 grid, in
         pixels, see `elastic_displacement`.
       rotation_degrees: the angle is uniform in plus or minus this; 180 is any.
+      zoom_octaves: tiles are enlarged or reduced by up to two to the power of this; 1 is from half
+        to twice the size.
       shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle; of sparsely
         annotated images anywhere near the annotated pixel, or on it.
       mirror_probability: of a mirrored tile.
@@ -33,6 +37,7 @@ class AugmentationSettings:
 
     elastic_pixels: float = setting(10.0, at_least=0)
     rotation_degrees: float = setting(180.0, at_least=0)
+    zoom_octaves: float = setting(0.0, at_least=0, at_most=3)
     shift: float = setting(1.0, at_least=0)
     mirror_probability: float = setting(0.5, at_least=0, at_most=1)
     contrast_std: float = setting(0.1, at_least=0)
@@ -147,32 +152,39 @@ def tile_coordinates(
     # Not a matrix product, which some accelerators compute in reduced precision.
     y, x = jnp.cos(angle) * y - jnp.sin(angle) * x, jnp.sin(angle) * y + jnp.cos(angle) * x
 
-    origin = _origin(shift_key, size, places, tile_side, context, settings.shift)
+    if settings.zoom_octaves:
+        zoom_key = jax.random.fold_in(rotation_key, 1)
+        octaves = jax.random.uniform(zoom_key, minval=-1.0, maxval=1.0) * settings.zoom_octaves
+        y, x = y / jnp.exp2(octaves), x / jnp.exp2(octaves)
+
+    origin = _origin(shift_key, size, places, tile_side, context, settings)
     return jnp.stack(
         [mirrored(y + centre + origin[0], size[0]), mirrored(x + centre + origin[1], size[1])]
     )
 
 
-def _origin(shift_key, size, places, tile_side, context, shift):
+def _origin(shift_key, size, places, tile_side, context, settings):
     """Where in the image the first row and column of a tile lie that is not turned."""
     # Whole pixels, so that a shift alone does not blur.
     unmoved, room = (size - tile_side) // 2, jnp.float32(size)
     if places is not None:
         place = jax.random.choice(jax.random.fold_in(shift_key, 1), places)
-        # So near that it lies within the output at any angle.
-        unmoved, room = place - tile_side // 2, 2 * int((tile_side - 2 * context) / math.sqrt(8))
-    moved = jnp.round(shift * room * jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5))
-    return jnp.float32(unmoved) + moved
+        # So near that it lies within the output at any angle and size.
+        output = (tile_side - 2 * context) / 2**settings.zoom_octaves
+        unmoved, room = place - tile_side // 2, 2 * int(output / math.sqrt(8))
+    anywhere = jax.random.uniform(shift_key, (2,), minval=-0.5, maxval=0.5)
+    return jnp.float32(unmoved) + jnp.round(settings.shift * room * anywhere)
 
 
 def reached_side(tile_side: int, settings: AugmentationSettings) -> int:
-    """Pixels, side of the part of an image that a turned and deformed tile reaches.
+    """Pixels, side of the part of an image that a turned, deformed and reduced tile reaches.
 
     Displacements are Gaussian; 8 `elastic_pixels` are at least 6 standard deviations, which less
     than one of 100 million tiles exceeds. Such a tile would see an edge of the part repeated.
     """
     # 3 more for the pixels that are interpolated between.
-    return 2 * (math.ceil((tile_side - 1) / math.sqrt(2) + 8 * settings.elastic_pixels) + 3)
+    farthest = (tile_side - 1) / math.sqrt(2) + 8 * settings.elastic_pixels
+    return 2 * (math.ceil(farthest * 2**settings.zoom_octaves) + 3)
 
 
 def part_corner(
@@ -200,7 +212,7 @@ def part_corner(
       int32 [2], so that the part lies in the image; 0 along an axis on which it does not fit.
     """
     shift_key = jax.random.split(jax.random.split(key)[0], 4)[2]  # as `augment` derives it
-    origin = _origin(shift_key, size, places, tile_side, context, settings.shift)
+    origin = _origin(shift_key, size, places, tile_side, context, settings)
     centre = origin + (tile_side - 1) / 2
     # Mirrored pixels are no further from the mirrored centre than they were from the centre.
     centre = jnp.floor(mirrored(centre, size)).astype(jnp.int32)

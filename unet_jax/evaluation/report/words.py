@@ -119,6 +119,7 @@ def augmentation_words(settings: AugmentationSettings) -> list[str]:
         "elastic_pixels": "elastic deformation (Gaussian displacements with a standard deviation "
         "of {:g} pixels on a grid of 3 × 3, bicubic in between)",
         "rotation_degrees": "rotation by angles of up to ±{:g} degrees",
+        "zoom_octaves": "enlarging and reducing by factors of up to 2 to the power of {:g}",
         "shift": "shifts to any place of the image"
         if settings.shift == 1
         else "shifts of up to {:g} times half the sides of the image",
