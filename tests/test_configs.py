@@ -139,8 +139,8 @@ def test_what_is_not_given_is_as_by_default():
 
 def test_numbers_out_of_an_array_are_numbers():
     array = np.array([3])
-    settings = InstanceSettings(np.linspace(0, 1, 3)[1], smallest_cell=array[0], neck=array[0])
-    assert settings == InstanceSettings(0.5, smallest_cell=3, neck=3)
+    settings = InstanceSettings(np.linspace(0, 1, 3)[1], smallest_cell=array[0], border=array[0])
+    assert settings == InstanceSettings(0.5, smallest_cell=3, border=3)
     assert json.loads(json.dumps(as_dict(settings))) == as_dict(settings)
     with pytest.raises(InputError, match="^largest_hole must be a whole number, not 0.5.$"):
         InstanceSettings(largest_hole=np.float32(0.5))

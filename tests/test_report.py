@@ -139,7 +139,7 @@ def em_result(names):
 def cell_result(names):
     result = em_result(names)
     training = replace(result.training, config=read_configuration(dic_hela.get_config()))
-    settings = replace(result.instances, neck=2.5)
+    settings = replace(result.instances, neck=0.75)
     return replace(result, training=training, log=[], instances=settings, tuned=True)
 
 
@@ -251,7 +251,7 @@ def test_cell_report_leads_with_seg_and_colours_cells(tmp_path):
     assert "finds 2 of the 3 annotated cells" in page.text
     assert "0.7756" in page.text and "0.0382" not in page.text
     assert "Maška, M. et al. (2023)" in page.text and "Cardona" not in page.text
-    assert "width of less than 5 pixels" in page.text
+    assert "narrower than 0.75 times the smaller one" in page.text
     assert sum(image["alt"].startswith("found cells of") for image in page.images()) == 2
     assert (
         "Training" not in page.text.split("Everything else")[0].split("Methods")[0].split("best")[1]

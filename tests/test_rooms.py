@@ -12,7 +12,16 @@ ROOT = Path(__file__).parents[1]
 PAPER = {
     *("network", "layers", "loss", "weight_map", "augmentation", "normalisation", "optimiser"),
     "grey_values",
-    *("train_step", "overlap_tile", "instances", "example", "model", "training_images", "resizing"),
+    *(
+        "train_step",
+        "overlap_tile",
+        "instances",
+        "basins",
+        "example",
+        "model",
+        "training_images",
+        "resizing",
+    ),
     *("checked_settings", "errors", "hardware", "configuration", "sources", "run_record", "unread"),
     "training_loop",
     "compiled",

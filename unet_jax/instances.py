@@ -5,24 +5,26 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from unet_jax.basins import Passes, basins, joined, passes
 from unet_jax.checked_settings import check, setting
 
 
 @dataclass(frozen=True)
 class InstanceSettings:
-    """What `find_cells` goes by; all in pixels of the image, but for the threshold.
+    """What `find_cells` goes by; in pixels of the image, but for the first and the third.
 
     Attributes:
       threshold: cell is where its probability exceeds this.
       largest_hole: holes of up to so many pixels are filled.
-      neck: cells that touch over a width of less than twice this are separated there.
+      neck: cells that touch are separated where they are narrower than this share of the smaller
+        one, see `basins`; 0 separates none.
       smallest_cell: what is smaller, without its border, is dropped.
-      border: how far a cell grows back over the background that separates it from others.
+      border: how far a cell grows over the background that separates it from others.
     """
 
     threshold: float = setting(0.5, at_least=0, at_most=1)
     largest_hole: int = setting(20, at_least=0)
-    neck: float = setting(0.0, at_least=0)
+    neck: float = setting(0.0, at_least=0, at_most=1)
     smallest_cell: int = setting(20, at_least=0)
     border: float = setting(0.0, at_least=0)
 
@@ -39,11 +41,17 @@ def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarra
       settings: see there.
 
     Returns:
-      int32 [H, W]: 0 = background, 1 ... n = the cells, no two of which overlap.
+      int32 [H, W]: 0 = background, 1 ... n = the cells by their first pixel, no two of which
+      overlap.
 
     Raises:
       ValueError: a probability of another shape, without pixels, or not in [0, 1].
     """
+    return grown(separate_cells(probability, settings), settings)
+
+
+def separate_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarray:
+    """The cells before they grow; arguments, result and errors are those of `find_cells`."""
     if probability.ndim != 2 or not probability.size:
         raise ValueError(f"Expected a probability [H, W], not one of shape {probability.shape}.")
     if not (probability.min() >= 0 and probability.max() <= 1):  # NaN fails too
@@ -51,45 +59,53 @@ def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarra
             f"Probabilities must lie in [0, 1], not from {probability.min()} to "
             f"{probability.max()}."
         )
-    cells, distance = growing_cells(probability, settings)
-    return np.where(distance <= settings.neck + settings.border, cells, 0)
-
-
-def growing_cells(
-    probability: np.ndarray, settings: InstanceSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """The cells before the border limits their growth; arguments as of `find_cells`.
-
-    Returns:
-      int32 [H, W], of each pixel the nearest cell that was cut and eroded by the neck, 0 if there
-      is none; float64 [H, W], the distance to it in pixels.
-    """
-    cores = erode(fill_holes(probability <= settings.threshold, settings), settings)
-    return nearest_cells(_components(cores, settings.smallest_cell))
+    mask = fill_holes(probability <= settings.threshold, settings)
+    found = basins(mask, np.s_[:, :], neck=settings.neck)
+    sizes = np.bincount(found.labels.ravel())[1:]
+    between = passes(found.labels, found.height)
+    numbers = number_cells(found.summits, sizes, between, settings)
+    return np.append(0, numbers).astype(np.int32)[found.labels]
 
 
 def fill_holes(background: np.ndarray, settings: InstanceSettings) -> np.ndarray:
     """Where cell is, bool [H, W]: all but the background, without the holes that are small."""
     # Cells are connected by their sides, so the background between them also by its corners.
-    return _components(background, settings.largest_hole + 1, np.ones((3, 3))) == 0
+    holes = ndimage.label(background, np.ones((3, 3)))[0]
+    large = np.bincount(holes.ravel()) > settings.largest_hole
+    large[0] = False
+    return ~large[holes]
 
 
-def erode(mask: np.ndarray, settings: InstanceSettings) -> np.ndarray:
-    """What of a mask is farther from the background than the neck, bool [H, W]."""
-    if settings.neck < 1:  # nothing is that near
-        return mask
-    return mask & (ndimage.distance_transform_edt(mask) > settings.neck)
+def number_cells(
+    summits: np.ndarray, sizes: np.ndarray, between: Passes, settings: InstanceSettings
+) -> np.ndarray:
+    """The cell of each basin, int64 [n], numbered from 1 on; 0 where it is too small.
+
+    Arguments as of `joined`; the basins, and so the cells, are in the order of their first pixels.
+    """
+    smallest = settings.smallest_cell
+    cell = joined(summits, sizes, between, neck=settings.neck, smallest=smallest)
+    _, first, cell = np.unique(cell, return_index=True, return_inverse=True)
+    pixels = np.zeros(first.size, np.int64)
+    np.add.at(pixels, cell, sizes)
+    order, numbers = np.argsort(first), np.zeros(first.size, np.int64)
+    kept = pixels[order] >= max(smallest, 1)
+    numbers[order] = np.where(kept, np.cumsum(kept), 0)
+    return numbers[cell]
 
 
-def nearest_cells(cores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each pixel the cell that is nearest, as in `cores`, and the distance, float64 [H, W]."""
-    distance, nearest = ndimage.distance_transform_edt(cores == 0, return_indices=True)
-    return cores[tuple(nearest)], distance
+def grown(cells: np.ndarray, settings: InstanceSettings) -> np.ndarray:
+    """The cells, int [H, W], with the pixels around that are no farther than the border."""
+    if settings.border < 1:  # nothing is that near
+        return cells
+    nearest, distance = nearest_cells(cells)
+    return np.where(distance <= settings.border, nearest, 0)
 
 
-def _components(mask, smallest, structure=None):
-    """The connected components 1 ... n of at least so many pixels, int32 [H, W]."""
-    components = ndimage.label(mask, structure)[0]
-    kept = np.bincount(components.ravel()) >= smallest
-    kept[0] = False
-    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[components]
+def nearest_cells(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each pixel the cell that is nearest, as in `cells`, and the distance, float64 [H, W].
+
+    Without any cell the distances mean nothing.
+    """
+    distance, nearest = ndimage.distance_transform_edt(cells == 0, return_indices=True)
+    return cells[tuple(nearest)], distance

@@ -1,7 +1,6 @@
 """How the settings by which single cells are found are chosen: by SEG, on the validation split."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -17,7 +16,7 @@ from unet_jax.errors import InputError
 from unet_jax.evaluation.images import left_out, predict_parts
 from unet_jax.example import Example
 from unet_jax.files.output import complete, writable_folder
-from unet_jax.instances import InstanceSettings, growing_cells
+from unet_jax.instances import InstanceSettings, nearest_cells, separate_cells
 from unet_jax.metrics import seg
 
 
@@ -102,19 +101,17 @@ def _tried(
     references = [example.instances for example in examples]
     areas = np.concatenate([np.bincount(cells[cells > 0]) for cells in references])
     smallest = int(areas[areas > 0].min())
-    radius = math.sqrt(smallest / math.pi)
     grid = list(
         product(
-            (0.5, 0.4, 0.6, 0.7, 0.8, 0.9),
+            (0.5, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95),
             (smallest // 16, smallest // 4),
-            (0.0, *(round(share * radius, 1) for share in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4))),
+            (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
             (smallest // 4,),
         )
     )
     for values in tqdm(grid, desc="Tuning", delay=3):
         settings = InstanceSettings(*values)
-        grown = [growing_cells(p, settings) for p in probabilities]
+        near = [nearest_cells(separate_cells(p, settings)) for p in probabilities]
         for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
-            reach = settings.neck + border
-            found = [np.where(distance <= reach, cells, 0) for cells, distance in grown]
+            found = [np.where(distance <= border, cells, 0) for cells, distance in near]
             yield replace(settings, border=border), seg(references, found).value

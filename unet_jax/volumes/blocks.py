@@ -274,16 +274,12 @@ def number(job: Job, plane: Plane) -> None:
     pieces = {}
     for index in grid.blocks_in(grid.plane):
         read = _read(job, f"{INTERMEDIATE}/pieces/{_name(Block(*plane, *index))}")
-        pieces[index] = Pieces(**read | {"background": bool(read["background"])})
+        pieces[index] = Pieces(**read)
     numbers = number_pieces(pieces, grid, job.settings)
     for index, table in numbers.tables.items():
         name = _name(Block(*plane, *index))
         _write(job, f"{INTERMEDIATE}/numbers/{name}", table=table)
-    _write(
-        *(job, f"{INTERMEDIATE}/counts/{_name(plane)}"),
-        count=np.int64(numbers.count),
-        background=np.bool_(numbers.background),
-    )
+    _write(job, f"{INTERMEDIATE}/counts/{_name(plane)}", count=np.int64(numbers.count))
 
 
 def grow(job: Job, block: Block) -> None:
@@ -291,13 +287,12 @@ def grow(job: Job, block: Block) -> None:
     grid, index = job.grid(), (block.row, block.column)
     plane, seen = Plane(block.t, block.z), part_for_growth(grid, index, job.settings)
     labels = _pixels(job, job.pieces, block, seen)
-    counts = _read(job, f"{INTERMEDIATE}/counts/{_name(plane)}")
+    count = int(_read(job, f"{INTERMEDIATE}/counts/{_name(plane)}")["count"])
     tables = {
         other: _read(job, f"{INTERMEDIATE}/numbers/{_name(Block(*plane, *other))}")["table"]
         for other in grid.blocks_in(seen)
     }
-    numbers = Numbers(tables, int(counts["count"]), bool(counts["background"]))
-    cells = grow_cells(labels, numbers, grid, index, job.settings)
+    cells = grow_cells(labels, Numbers(tables, count), grid, index, job.settings)
     _fill(job, job.levels["cells"][0], block, cells)
 
 

@@ -3,20 +3,21 @@
 Whatever the blocks are, the cells and their numbers are those that `find_cells` finds in the whole
 plane. In three steps, none of which holds more than a block or small tables:
 
-1. `find_pieces`, of each block: the pieces of cells in it, before they are grown.
-2. `number_pieces`, once a plane: pieces that touch where blocks meet are one cell.
+1. `find_pieces`, of each block: the basins in it, see there, which are the pieces of cells.
+2. `number_pieces`, once a plane: which of them are of one cell, also where blocks meet.
 3. `grow_cells`, of each block: its cells, grown as far as the border allows.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy import ndimage, sparse
+from scipy import sparse
 
-from unet_jax.instances import InstanceSettings, erode, fill_holes, nearest_cells
+from unet_jax.basins import REACH, Passes, basins, highest, passes, passes_between
+from unet_jax.instances import InstanceSettings, fill_holes, grown, number_cells
 
 #: The row and the column of a block among the blocks of its plane.
 Index = tuple[int, int]
@@ -92,20 +93,27 @@ class Pieces:
     Attributes:
       sizes: int64 [n], their pixels.
       first: int64 [n], their first pixels, counted in the plane row by row.
-      top: uint32 [W], the labels in the first row of the block.
-      bottom: uint32 [W], in the last row.
-      left: uint32 [H], in the first column.
-      right: uint32 [H], in the last column.
-      background: whether there is any that is not a hole to be filled.
+      summits: float64 [n], see `basins`.
+      exits: int64 [n, 2], row and column in the plane of the pixel of another block through which
+        a piece leads to its summit; -1 where it has its own.
+      between: int64 [N, 2], pieces of this block that touch, counted from 0 on.
+      passes: float64 [N], the highest pass of each such pair.
+      top: float64 [2, W], the labels in the first row of the block, and the heights there.
+      bottom: float64 [2, W], in the last row.
+      left: float64 [2, H], in the first column.
+      right: float64 [2, H], in the last column.
     """
 
     sizes: np.ndarray
     first: np.ndarray
+    summits: np.ndarray
+    exits: np.ndarray
+    between: np.ndarray
+    passes: np.ndarray
     top: np.ndarray
     bottom: np.ndarray
     left: np.ndarray
     right: np.ndarray
-    background: bool
 
 
 @dataclass(frozen=True)
@@ -115,26 +123,24 @@ class Numbers:
     Attributes:
       tables: uint32 [n + 1] of each block, the cells that its labels 0 ... n stand for, 0 for none.
       count: of cells, which are numbered from 1 on.
-      background: whether the plane has any.
     """
 
     tables: Mapping[Index, np.ndarray]
     count: int
-    background: bool
 
 
 def part_for_pieces(grid: Grid, index: Index, settings: InstanceSettings) -> Part:
     """What `find_pieces` must see."""
-    # Holes are judged as in the plane as far as the neck reaches from the block: one that is cut
-    # by the end of the part has more than `largest_hole` pixels on its way there.
-    return grid.block(index, settings.largest_hole + math.floor(settings.neck))
+    # Holes are judged as in the plane as far as basins reach from the block: one that is cut by the
+    # end of the part has more than `largest_hole` pixels on its way there.
+    return grid.block(index, settings.largest_hole + (REACH if settings.neck else 0))
 
 
 def part_for_growth(grid: Grid, index: Index, settings: InstanceSettings) -> Part:
     """What `grow_cells` must see."""
     # All cells that a pixel may belong to. Which of several equally near ones it is, is the same
     # in any part: SciPy takes the pixel in the first column, and of these in the first row.
-    return grid.block(index, math.floor(settings.neck + settings.border))
+    return grid.block(index, math.floor(settings.border))
 
 
 def find_pieces(
@@ -157,21 +163,23 @@ def find_pieces(
     part, block = part_for_pieces(grid, index, settings), grid.block(index)
     _check_shape(background, part)
     mask = fill_holes(background, settings)
-    has_background = not mask.all()
-    cores = erode(mask, settings) if has_background else mask  # it is too far away to erode
-    labels, count = ndimage.label(cores[block.within(part)])
-    labels = labels.astype(np.uint32)
+    labels, height, summits, exits = basins(mask, block.within(part), neck=settings.neck)
+    between = passes(labels, height)
     # A label is larger than all before it where it is met first.
-    first = np.flatnonzero(np.diff(np.maximum.accumulate(labels.ravel()), prepend=np.uint32(0)))
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(labels.ravel()), prepend=0))
     rows, columns = np.unravel_index(first, labels.shape)
-    return labels, Pieces(
-        sizes=np.bincount(labels.ravel(), minlength=count + 1)[1:],
+    both = np.stack([labels, height])
+    return labels.astype(np.uint32), Pieces(
+        sizes=np.bincount(labels.ravel())[1:],
         first=(block.top + rows.astype(np.int64)) * grid.width + block.left + columns,
-        top=labels[0].copy(),
-        bottom=labels[-1].copy(),
-        left=labels[:, 0].copy(),
-        right=labels[:, -1].copy(),
-        background=has_background,
+        summits=summits,
+        exits=np.where(exits < 0, -1, exits + [part.top, part.left]),
+        between=np.stack([between.one, between.other], -1),
+        passes=between.height,
+        top=both[:, 0].copy(),
+        bottom=both[:, -1].copy(),
+        left=both[:, :, 0].copy(),
+        right=both[:, :, -1].copy(),
     )
 
 
@@ -186,26 +194,26 @@ def number_pieces(
       settings: as for `find_cells`.
     """
     blocks = grid.blocks_in(grid.plane)
-    ends = np.cumsum([pieces[index].sizes.size for index in blocks]).tolist()
-    start = dict(zip(blocks, [0, *ends], strict=False))
-    count, cell = _joined(pieces, start, ends[-1])
+    counts = [pieces[index].sizes.size for index in blocks]
+    start = dict(zip(blocks, np.cumsum([0, *counts]).tolist(), strict=False))
+    basin, count = _basins(pieces, start, sum(counts), grid)
+    every = [pieces[index] for index in blocks]
     sizes = np.zeros(count, np.int64)
-    np.add.at(sizes, cell, np.concatenate([pieces[index].sizes for index in blocks]))
-    first = np.full(count, grid.height * grid.width, np.int64)
-    np.minimum.at(first, cell, np.concatenate([pieces[index].first for index in blocks]))
-    background = any(pieces[index].background for index in blocks)
-    if not background:  # it is one cell
-        corner = Part(0, 0, math.floor(settings.neck), math.floor(settings.neck) + 1)
-        sizes -= _eroded_without_background(corner.common(grid.plane), settings).sum()
-    order = np.argsort(first)
-    kept = sizes[order] >= max(settings.smallest_cell, 1)
-    numbers = np.zeros(count, np.uint32)
-    numbers[order] = np.where(kept, np.cumsum(kept), 0)
+    np.add.at(sizes, basin, np.concatenate([some.sizes for some in every]))
+    summits = np.zeros(count)
+    np.maximum.at(summits, basin, np.concatenate([some.summits for some in every]))
+    between = []
+    for one, other, height in _passes(pieces, start):
+        pair = basin[one], basin[other]
+        apart = pair[0] != pair[1]
+        pair = np.minimum(*pair)[apart], np.maximum(*pair)[apart]
+        between.append(Passes(*pair, height[apart]))
+    numbers = number_cells(summits, sizes, highest(between), settings)
     tables = {
-        index: np.append(np.uint32(0), numbers[cell[start[index] :][: pieces[index].sizes.size]])
-        for index in blocks
+        index: np.append(0, numbers[basin[start[index] :][:n]]).astype(np.uint32)
+        for index, n in zip(blocks, counts, strict=True)
     }
-    return Numbers(tables, int(kept.sum()), background)
+    return Numbers(tables, int(numbers.max(initial=0)))
 
 
 def grow_cells(
@@ -232,51 +240,55 @@ def grow_cells(
     """
     part, block = part_for_growth(grid, index, settings), grid.block(index)
     _check_shape(labels, part)
-    cores = np.zeros(part.shape, np.uint32)
+    cells = np.zeros(part.shape, np.uint32)
     for other in grid.blocks_in(part):
         shown = grid.block(other).common(part).within(part)
-        cores[shown] = numbers.tables[other][labels[shown]]
-    if not numbers.background:
-        cores[_eroded_without_background(part, settings)] = 0
-    reach = settings.neck + settings.border
-    if reach < 1 or not cores.any():
-        return cores[block.within(part)]
-    cells, distance = nearest_cells(cores)
-    return np.where(distance <= reach, cells, 0)[block.within(part)]
+        cells[shown] = numbers.tables[other][labels[shown]]
+    return grown(cells, settings)[block.within(part)]
 
 
-def _joined(
-    pieces: Mapping[Index, Pieces], start: Mapping[Index, int], total: int
-) -> tuple[int, np.ndarray]:
-    """How many cells there are, and int [total], which of them each piece belongs to.
+def _basins(
+    pieces: Mapping[Index, Pieces], start: Mapping[Index, int], total: int, grid: Grid
+) -> tuple[np.ndarray, int]:
+    """Int [total], the basin of the plane that each piece belongs to, and how many there are.
 
-    The pieces of a block are numbered from its `start` on.
+    Those of a block are counted from its `start` on, basins by their first pixels.
     """
-    pairs: list[np.ndarray] = [np.zeros((2, 0), np.int64)]
+    to = np.arange(total)
+    for row, column in start:
+        here = grid.block((row, column))
+        exits = pieces[row, column].exits
+        for index, edge, line, beside in (
+            ((row - 1, column), "bottom", exits[:, 0] == here.top - 1, exits[:, 1] - here.left),
+            ((row + 1, column), "top", exits[:, 0] == here.bottom, exits[:, 1] - here.left),
+            ((row, column - 1), "right", exits[:, 1] == here.left - 1, exits[:, 0] - here.top),
+            ((row, column + 1), "left", exits[:, 1] == here.right, exits[:, 0] - here.top),
+        ):
+            leads = np.flatnonzero(line & (exits[:, 0] >= 0))
+            if leads.size:
+                labels = getattr(pieces[index], edge)[0, beside[leads]].astype(np.int64)
+                to[start[row, column] + leads] = start[index] + labels - 1
+    graph = sparse.coo_matrix((np.ones(total, bool), (np.arange(total), to)), shape=(total, total))
+    count, basin = sparse.csgraph.connected_components(graph, directed=False)
+    first = np.full(count, grid.height * grid.width, np.int64)
+    np.minimum.at(first, basin, np.concatenate([pieces[index].first for index in start]))
+    return np.argsort(np.argsort(first))[basin], count
 
-    def join(one, edge, other, other_edge):
-        touching = np.stack([edge, other_edge]).astype(np.int64)
-        touching = np.unique(touching[:, (touching > 0).all(axis=0)], axis=1)  # few of many pixels
-        pairs.append(touching + [[start[one] - 1], [start[other] - 1]])
+
+def _passes(pieces: Mapping[Index, Pieces], start: Mapping[Index, int]) -> Iterator[Passes]:
+    """Between pieces, within blocks and where blocks meet; those of a block from its `start` on."""
+
+    def edge(index, name):
+        labels, height = getattr(pieces[index], name)
+        return np.where(labels > 0, labels + start[index], 0), height
 
     for row, column in start:
         here, below, beside = (row, column), (row + 1, column), (row, column + 1)
+        yield Passes(*(pieces[here].between + start[here]).T, pieces[here].passes)
         if below in start:
-            join(here, pieces[here].bottom, below, pieces[below].top)
+            yield passes_between(*edge(here, "bottom"), *edge(below, "top"))
         if beside in start:
-            join(here, pieces[here].right, beside, pieces[beside].left)
-    ones, others = np.concatenate(pairs, axis=1)
-    graph = sparse.coo_matrix((np.ones(ones.size, bool), (ones, others)), shape=(total, total))
-    return sparse.csgraph.connected_components(graph, directed=False)
-
-
-def _eroded_without_background(part: Part, settings: InstanceSettings) -> np.ndarray:
-    """bool of a part: what `find_cells` erodes in a plane that is all cell.
-
-    SciPy, asked for the distance to a background that does not exist, takes that to (-1, 0).
-    """
-    rows, columns = np.ogrid[part.top : part.bottom, part.left : part.right]
-    return np.sqrt((rows + 1) ** 2 + columns**2) <= settings.neck
+            yield passes_between(*edge(here, "right"), *edge(beside, "left"))
 
 
 def _check_shape(array: np.ndarray, part: Part) -> None:
