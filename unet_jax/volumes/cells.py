@@ -284,7 +284,8 @@ def _passes(pieces: Mapping[Index, Pieces], start: Mapping[Index, int]) -> Itera
 
     for row, column in start:
         here, below, beside = (row, column), (row + 1, column), (row, column + 1)
-        yield Passes(*(pieces[here].between + start[here]).T, pieces[here].passes)
+        one, other = (pieces[here].between + start[here]).T
+        yield Passes(one, other, pieces[here].passes)
         if below in start:
             yield passes_between(*edge(here, "bottom"), *edge(below, "top"))
         if beside in start:
