@@ -259,8 +259,8 @@ def test_every_bad_key_is_told_at_once(tiny_config, tmp_path):
         fit(tiny_config, tmp_path / "run")
     shifts, hight, momentum, seed, w1 = sorted(refusal.value.args)
     assert shifts == (
-        "config.augmentation.shifts is not known, only elastic_pixels, rotation_degrees, shift, "
-        "mirror_probability, contrast_std, brightness_std."
+        "config.augmentation.shifts is not known, only elastic_pixels, rotation_degrees, "
+        "zoom_octaves, shift, mirror_probability, contrast_std, brightness_std."
     )
     assert hight == (
         "config.data.hight is not known, only source, scale, seed, height, width, train, "
