@@ -29,8 +29,7 @@ NAMES = (
 #: Run when they are named.
 ON_REQUEST = (
     *("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions", "host_time"),
-    "volumes",
-    "unread",
+    *("volumes", "unread", "recipes"),
 )
 
 
@@ -41,7 +40,9 @@ def main():
     parser.add_argument("name", nargs="*", metavar="NAME", help=by_default)
     parser.add_argument("--out", type=Path, help="folder for NAME.json")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="see training_step, gpu_compile")
+    parser.add_argument(
+        "--cases", nargs="+", metavar="CASE", help="see training_step, gpu_compile, recipes"
+    )
     parser.add_argument("--other", metavar="CHECKOUT", help="of versions and host_time")
     arguments = parser.parse_args()
     for name in set(arguments.name) - {*NAMES, *ON_REQUEST}:
