@@ -110,9 +110,9 @@ def test_cells_on_ignored_pixels_are_neither_right_nor_wrong():
     cells = np.array([[1, 1, 0, 0, 0, 0, 0]])
     example = Example("", np.zeros((1, 7), np.uint8), labels, cells)
     counts = cell_overlaps(example, np.array([[1, 1, 0, 2, 2, 2, 0]]))
-    assert (counts.reference, counts.result) == (1, 1)
+    assert (counts.true_ids.size, counts.found_ids.size) == (1, 1)
     counts = cell_overlaps(example, np.array([[1, 1, 2, 2, 2, 2, 0]]))
-    assert (counts.reference, counts.result) == (1, 2), "half of it is no majority"
+    assert (counts.true_ids.size, counts.found_ids.size) == (1, 2), "half of it is no majority"
     assert list(counts.overlap) == [1]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unet_jax.instances import InstanceSettings, find_cells, grown
+from unet_jax.instances import InstanceSettings, find_cells, nearest_cells
 from unet_jax.volumes.cells import (
     Grid,
     Part,
@@ -132,12 +132,13 @@ def test_of_equally_near_cells_the_first_column_counts_then_the_first_row(seed):
     cores = np.where(rng.random((19, 23)) < 0.06, np.arange(1, 19 * 23 + 1).reshape(19, 23), 0)
     rows, columns = np.nonzero(cores)
     order = np.lexsort((rows, columns))
-    cells = grown(cores, InstanceSettings(border=100.0))
+    cells, distances = nearest_cells(cores)
     ties = 0
     for row, column in np.ndindex(cores.shape):
         squares = (rows[order] - row) ** 2 + (columns[order] - column) ** 2
         nearest = order[squares.argmin()]  # the first of the smallest
         assert cells[row, column] == cores[rows[nearest], columns[nearest]]
+        assert distances[row, column] == np.sqrt(squares.min())
         ties += (squares == squares.min()).sum() > 1
     assert ties > 30
 

@@ -27,15 +27,19 @@ class Basins(NamedTuple):
     Attributes:
       labels: int32 [h, w], 0 = background, 1 ... n = the basins.
       height: float64 [h, w], pixels from the background, smoothed.
+      sizes: int64 [n], their pixels.
       summits: float64 [n], the heights of the summits, 0 for those outside of the part.
       exits: int64 [n, 2], row and column of the first pixel outside of the part on the way up, -1
         where the summit lies in the part.
+      between: where those of the part touch.
     """
 
     labels: np.ndarray
     height: np.ndarray
+    sizes: np.ndarray
     summits: np.ndarray
     exits: np.ndarray
+    between: "Passes"
 
 
 class Passes(NamedTuple):
@@ -62,7 +66,15 @@ def basins(mask: np.ndarray, part: tuple[slice, slice], *, neck: float) -> Basin
     """
     if neck == 0:
         labels, count = ndimage.label(mask[part])
-        return Basins(labels, np.zeros(labels.shape), np.zeros(count), np.full((count, 2), -1))
+        sizes, nowhere = np.bincount(labels.ravel())[1:], np.zeros(0, np.int64)
+        return Basins(
+            labels,
+            np.zeros(labels.shape),
+            sizes,
+            np.zeros(count),
+            np.full((count, 2), -1),
+            Passes(nowhere, nowhere, np.zeros(0)),
+        )
     height = _heights(mask)
     top, bottom = part[0].indices(mask.shape[0])[:2]
     left, right = part[1].indices(mask.shape[1])[:2]
@@ -70,7 +82,14 @@ def basins(mask: np.ndarray, part: tuple[slice, slice], *, neck: float) -> Basin
     rows, columns = ends.T
     inside = (top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)
     summits = np.where(inside, height[rows, columns], 0.0)
-    return Basins(labels, height[part], summits, np.where(inside[:, None], -1, ends))
+    return Basins(
+        labels,
+        height[part],
+        np.bincount(labels.ravel())[1:],
+        summits,
+        np.where(inside[:, None], -1, ends),
+        _passes(labels, height[part]),
+    )
 
 
 def _heights(mask):
@@ -117,8 +136,7 @@ def _climb(height, mask, top, bottom, left, right):
     return part, np.array(ends)[1:]
 
 
-def passes(labels: np.ndarray, height: np.ndarray) -> Passes:
-    """Between the basins in `labels`, int [h, w], where their pixels touch by their sides."""
+def _passes(labels, height):
     rows = passes_between(labels[:-1], height[:-1], labels[1:], height[1:])
     columns = passes_between(labels[:, :-1], height[:, :-1], labels[:, 1:], height[:, 1:])
     return highest([rows, columns])
@@ -168,19 +186,21 @@ def joined(
 def _joined(summits, sizes, one, other, height, neck, smallest):
     stands_for = np.arange(len(summits))
     for i in range(len(one)):
-        a, b = one[i], other[i]
-        while stands_for[a] != a:
-            stands_for[a] = stands_for[stands_for[a]]
-            a = stands_for[a]
-        while stands_for[b] != b:
-            stands_for[b] = stands_for[stands_for[b]]
-            b = stands_for[b]
+        a, b = _end(stands_for, one[i]), _end(stands_for, other[i])
         if summits[a] < summits[b] or (summits[a] == summits[b] and b < a):
             a, b = b, a
         if a != b and (height[i] >= neck * summits[b] or min(sizes[a], sizes[b]) < smallest):
             stands_for[b] = a
             sizes[a] += sizes[b]
     for i in range(len(summits)):
-        while stands_for[i] != stands_for[stands_for[i]]:
-            stands_for[i] = stands_for[stands_for[i]]
+        stands_for[i] = _end(stands_for, i)
     return stands_for
+
+
+@compiled
+def _end(stands_for, basin):
+    """Where the chain ends that begins with a basin; it is shortened on the way."""
+    while stands_for[basin] != basin:
+        stands_for[basin] = stands_for[stands_for[basin]]
+        basin = stands_for[basin]
+    return basin

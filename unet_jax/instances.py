@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.basins import Passes, basins, joined, passes
+from unet_jax.basins import Passes, basins, joined
 from unet_jax.checked_settings import check, setting
 
 
@@ -61,9 +61,7 @@ def separate_cells(probability: np.ndarray, settings: InstanceSettings) -> np.nd
         )
     mask = fill_holes(probability <= settings.threshold, settings)
     found = basins(mask, np.s_[:, :], neck=settings.neck)
-    sizes = np.bincount(found.labels.ravel())[1:]
-    between = passes(found.labels, found.height)
-    numbers = number_cells(found.summits, sizes, between, settings)
+    numbers = number_cells(found.summits, found.sizes, found.between, settings)
     return np.append(0, numbers).astype(np.int32)[found.labels]
 
 
@@ -96,7 +94,7 @@ def number_cells(
 
 def grown(cells: np.ndarray, settings: InstanceSettings) -> np.ndarray:
     """The cells, int [H, W], with the pixels around that are no farther than the border."""
-    if settings.border < 1:  # nothing is that near
+    if settings.border < 1 or not cells.any():  # nothing is that near
         return cells
     nearest, distance = nearest_cells(cells)
     return np.where(distance <= settings.border, nearest, 0)
@@ -105,7 +103,7 @@ def grown(cells: np.ndarray, settings: InstanceSettings) -> np.ndarray:
 def nearest_cells(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each pixel the cell that is nearest, as in `cells`, and the distance, float64 [H, W].
 
-    Without any cell the distances mean nothing.
+    Without any cell neither means anything.
     """
     distance, nearest = ndimage.distance_transform_edt(cells == 0, return_indices=True)
     return cells[tuple(nearest)], distance

@@ -10,7 +10,7 @@ import numpy as np
 from unet_jax.example import Example, separated
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import OVERLAPS, Matching, Score, SegScore
-from unet_jax.metrics.matching import Overlapping, matching_score
+from unet_jax.metrics.matching import matching_score
 from unet_jax.metrics.scores import (
     ClassScores,
     EMCounts,
@@ -21,6 +21,7 @@ from unet_jax.metrics.scores import (
     em_values,
     seg_score,
 )
+from unet_jax.metrics.seg import Overlaps
 
 
 class Measured(NamedTuple):
@@ -40,7 +41,7 @@ class Measured(NamedTuple):
     probabilities: np.ndarray
     cells: np.ndarray
     counts: EMCounts
-    overlaps: Overlapping
+    overlaps: Overlaps
 
     @property
     def cell(self) -> np.ndarray:
@@ -143,7 +144,7 @@ def score(images: Sequence[Measured], class_names: Sequence[str]) -> Scores:
     return Scores(
         em=em_scores([image.counts for image in images]),
         seg=seg_score(examples, [image.cells for image in images]),
-        matching=matching_score(overlaps) if any(o.reference for o in overlaps) else None,
+        matching=matching_score(overlaps) if any(o.true_ids.size for o in overlaps) else None,
         classes=class_scores(examples, [image.probabilities for image in images], class_names),
     )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet_jax.metrics.seg import frames, overlaps
+from unet_jax.metrics.seg import Overlaps, frames, overlapping
 
 #: Intersections over union that are asked for, of which AP is the mean.
 OVERLAPS = tuple(percent / 100 for percent in range(50, 100, 5))
@@ -72,47 +72,16 @@ def matching(
     """
     if not all(0.5 <= overlap <= 1 for overlap in overlaps):
         raise ValueError(f"Overlaps must lie in [0.5, 1], not {tuple(overlaps)}.")
-    counts = [matching_counts(true, found) for true, found in frames(reference, result)]
+    counts = [overlapping(true, found) for true, found in frames(reference, result)]
     return matching_score(counts, overlaps)
 
 
-class Overlapping(NamedTuple):
-    """The cells of one frame.
-
-    Attributes:
-      reference: how many there are.
-      result: how many are found.
-      true: [N], of pairs that share at least half of their union, which reference cell.
-      found: [N], which result cell.
-      overlap: float64 [N], their intersection over union.
-    """
-
-    reference: int
-    result: int
-    true: np.ndarray
-    found: np.ndarray
-    overlap: np.ndarray
-
-
-def matching_counts(true: np.ndarray, found: np.ndarray) -> Overlapping:
-    """Of one frame, integer ids [H, W]; those of some frames add up, see `matching_score`."""
-    pairs = overlaps(true, found)
-    half = pairs.overlap >= 0.5
-    return Overlapping(
-        len(pairs.true_ids),
-        len(pairs.found_ids),
-        pairs.true[half],
-        pairs.found[half],
-        pairs.overlap[half],
-    )
-
-
 def matching_score(
-    counts: Sequence[Overlapping], overlaps: Sequence[float] = OVERLAPS
+    counts: Sequence[Overlaps], overlaps: Sequence[float] = OVERLAPS
 ) -> list[Matching]:
-    """One for each of the overlaps, of all frames together."""
-    reference = sum(frame.reference for frame in counts)
-    result = sum(frame.result for frame in counts)
+    """One for each of the overlaps, of all frames together, see `overlapping`."""
+    reference = sum(frame.true_ids.size for frame in counts)
+    result = sum(frame.found_ids.size for frame in counts)
 
     def at(overlap):
         found = sum(_matched(frame, overlap) for frame in counts)
@@ -121,7 +90,7 @@ def matching_score(
     return [at(overlap) for overlap in overlaps]
 
 
-def _matched(frame: Overlapping, overlap: float) -> int:
+def _matched(frame: Overlaps, overlap: float) -> int:
     """How many pairs there can be of which no two share a cell.
 
     Two pairs share a cell only if it is divided into two halves exactly, one for each: then both

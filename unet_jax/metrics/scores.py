@@ -12,9 +12,9 @@ from unet_jax.metrics.components import components
 from unet_jax.metrics.contingency import contingencies
 from unet_jax.metrics.curve import of_slices
 from unet_jax.metrics.information import information_f_scores, v_info_score
-from unet_jax.metrics.matching import Overlapping, matching_counts
 from unet_jax.metrics.pixel import pixel_counts, pixel_score
 from unet_jax.metrics.rand import pair_counts, rand_score, v_rand_score
+from unet_jax.metrics.seg import Overlaps, overlapping
 from unet_jax.metrics.thinning import thinned
 from unet_jax.metrics.warping import Places, splits_and_merges, warping_score
 
@@ -163,14 +163,14 @@ def seg_score(examples: Sequence[Example], cells: Sequence[np.ndarray]) -> SegSc
     return seg([example.instances for example in examples], cells)
 
 
-def cell_overlaps(example: Example, cells: np.ndarray) -> Overlapping:
+def cell_overlaps(example: Example, cells: np.ndarray) -> Overlaps:
     """What `matching` counts in one image, int [H, W].
 
     A cell found mostly on ignored pixels is left out: nobody says whether there is one.
     """
     ignored = np.bincount(cells[example.labels == IGNORED], minlength=int(cells.max()) + 1)
     left_out = 2 * ignored > np.bincount(cells.ravel())
-    return matching_counts(example.instances, np.where(left_out[cells], 0, cells))
+    return overlapping(example.instances, np.where(left_out[cells], 0, cells))
 
 
 def class_scores(

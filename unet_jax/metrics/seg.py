@@ -98,7 +98,7 @@ class Overlaps(NamedTuple):
     covered: np.ndarray
 
 
-def overlaps(true: np.ndarray, found: np.ndarray) -> Overlaps:
+def overlapping(true: np.ndarray, found: np.ndarray) -> Overlaps:
     """Of a frame, integer ids, 0 = no object, and of its result of the same shape."""
     # Most pixels may be of no object: they would only be sorted.
     objects = (true > 0) | (found > 0)
@@ -136,7 +136,7 @@ def matches(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray
       [N] each: the ids of the reference objects, ascending; the id of the object that matches, 0 if
       there is none; their intersection over union, float64, 0 if there is none.
     """
-    pairs = overlaps(true, found)
+    pairs = overlapping(true, found)
     match = pairs.covered > 0.5
     ids, value = np.zeros(len(pairs.true_ids), pairs.found_ids.dtype), np.zeros(len(pairs.true_ids))
     ids[pairs.true[match]] = pairs.found_ids[pairs.found[match]]

@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from scipy import sparse
 
-from unet_jax.basins import REACH, Passes, basins, highest, passes, passes_between
+from unet_jax.basins import REACH, Passes, basins, highest, passes_between
 from unet_jax.instances import InstanceSettings, fill_holes, grown, number_cells
 
 #: The row and the column of a block among the blocks of its plane.
@@ -163,23 +163,26 @@ def find_pieces(
     part, block = part_for_pieces(grid, index, settings), grid.block(index)
     _check_shape(background, part)
     mask = fill_holes(background, settings)
-    labels, height, summits, exits = basins(mask, block.within(part), neck=settings.neck)
-    between = passes(labels, height)
+    found = basins(mask, block.within(part), neck=settings.neck)
+    labels, exits = found.labels, found.exits
     # A label is larger than all before it where it is met first.
     first = np.flatnonzero(np.diff(np.maximum.accumulate(labels.ravel()), prepend=0))
     rows, columns = np.unravel_index(first, labels.shape)
-    both = np.stack([labels, height])
+
+    def edge(line):
+        return np.stack([labels[line], found.height[line]])
+
     return labels.astype(np.uint32), Pieces(
-        sizes=np.bincount(labels.ravel())[1:],
+        sizes=found.sizes,
         first=(block.top + rows.astype(np.int64)) * grid.width + block.left + columns,
-        summits=summits,
+        summits=found.summits,
         exits=np.where(exits < 0, -1, exits + [part.top, part.left]),
-        between=np.stack([between.one, between.other], -1),
-        passes=between.height,
-        top=both[:, 0].copy(),
-        bottom=both[:, -1].copy(),
-        left=both[:, :, 0].copy(),
-        right=both[:, :, -1].copy(),
+        between=np.stack([found.between.one, found.between.other], -1),
+        passes=found.between.height,
+        top=edge(np.s_[0]),
+        bottom=edge(np.s_[-1]),
+        left=edge(np.s_[:, 0]),
+        right=edge(np.s_[:, -1]),
     )
 
 

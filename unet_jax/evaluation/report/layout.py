@@ -49,6 +49,6 @@ def layout(evaluation: Evaluation) -> Layout:
     elif cells_first:
         printed = ["seg", "ap_50", "ap", "f1", "pixel_error", "rand_error", "mean_iou"]
     else:
-        printed = ["pixel_error", "rand_error", "warping_error", "v_rand", "v_info", "seg"]
-        printed += ["mean_iou"]
+        em = ["pixel_error", "rand_error", "warping_error", "v_rand", "v_info"]
+        printed = [*em, "seg", "mean_iou"]
     return Layout(single_cells, cells_first, classes_first, metrics, printed)
