@@ -199,9 +199,11 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     expected = seg_score(splits["test"], [find_cells(p, settings) for p in cell])
     assert result["scores"]["none"]["seg"] == as_json(expected._asdict())
 
-    (workdir / "instances.json").write_text("{}")
-    with pytest.raises(InputError, match="instances.json: is damaged .* run --tune again"):
-        evaluate(workdir)
+    before = {n: v for n, v in chosen.items() if n != "neck_ratio"} | {"neck": 1.0}  # in pixels
+    for other in ({}, before):
+        (workdir / "instances.json").write_text(json.dumps(other))
+        with pytest.raises(InputError, match="instances.json: is damaged .* run --tune again"):
+            evaluate(workdir)
 
 
 def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path):

@@ -12,7 +12,7 @@ from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import matching, seg
 
 NOTHING_ELSE = InstanceSettings(
-    threshold=0.5, largest_hole=0, neck=0.0, smallest_cell=0, border=0.0
+    threshold=0.5, largest_hole=0, neck_ratio=0.0, smallest_cell=0, border=0.0
 )
 
 
@@ -60,8 +60,8 @@ def test_a_cluster_is_divided_where_it_is_narrow():
     mask = discs((30, 30, 15), (30, 54, 13))
     assert found(mask).max() == 1
     # The chord in which they meet is 17 wide, 0.65 of the smaller one; smoothed a bit more.
-    cells = found(mask, neck=0.8)
-    assert cells.max() == 2 and found(mask, neck=0.5).max() == 1
+    cells = found(mask, neck_ratio=0.8)
+    assert cells.max() == 2 and found(mask, neck_ratio=0.5).max() == 1
     assert ((cells > 0) == (mask > 0)).all(), "no pixel is lost"
     line = cells[30]
     assert list(np.unique(line[10:40])) == [0, 1] and list(np.unique(line[46:70])) == [0, 2]
@@ -73,21 +73,21 @@ def test_round_and_long_cells_are_not_divided():
     long = np.zeros((60, 100))
     long[20:32, 5:95] = 1
     for mask in (discs((30, 50, 25)), discs((30, 50, 2)), long, np.ones((60, 100))):
-        assert found(mask, neck=0.9).max() == 1
+        assert found(mask, neck_ratio=0.9).max() == 1
 
 
 def test_small_and_large_cells_are_divided_by_the_same_setting():
     for radius in (5, 10, 20):
         pair = discs((40, 40, radius), (40, 40 + 1.8 * radius, radius), shape=(80, 100))
-        assert found(pair, neck=0.75).max() == 2, radius
+        assert found(pair, neck_ratio=0.75).max() == 2, radius
 
 
 def test_what_would_be_too_small_stays_with_its_neighbour():
     mask = discs((30, 30, 15), (30, 48, 5))
-    assert found(mask, neck=1.0).max() > 1
-    cells = found(mask, neck=1.0, smallest_cell=100)
+    assert found(mask, neck_ratio=1.0).max() > 1
+    cells = found(mask, neck_ratio=1.0, smallest_cell=100)
     assert cells.max() == 1 and ((cells > 0) == (mask > 0)).all()
-    assert found(discs((30, 30, 3)), neck=1.0, smallest_cell=100).max() == 0
+    assert found(discs((30, 30, 3)), neck_ratio=1.0, smallest_cell=100).max() == 0
 
 
 def watershed_by_flooding(mask, neck):
@@ -104,7 +104,7 @@ def test_agrees_with_a_watershed_by_flooding(seed):
     rng = np.random.default_rng(seed)
     places = [(*rng.uniform(10, 190, 2), rng.uniform(4, 14)) for _ in range(60)]
     mask = discs(*places, shape=(200, 200))
-    cells, expected = found(mask, neck=0.75), watershed_by_flooding(mask > 0, 0.75)
+    cells, expected = found(mask, neck_ratio=0.75), watershed_by_flooding(mask > 0, 0.75)
     assert cells.max() == expected.max() > found(mask).max() + 5
     (score,) = matching([expected], [cells], [0.8])
     assert score.f1 > 0.97
@@ -123,7 +123,7 @@ def test_the_border_grows_back_without_overlap():
         assert reach[cells == cell].max() <= 2
 
 
-@pytest.mark.parametrize("settings", [NOTHING_ELSE, InstanceSettings(neck=0.9, border=4.0)])
+@pytest.mark.parametrize("settings", [NOTHING_ELSE, InstanceSettings(neck_ratio=0.9, border=4.0)])
 def test_all_background_and_all_cell(settings):
     assert find_cells(np.zeros((30, 40)), settings).max() == 0
     assert (find_cells(np.ones((30, 40)), settings) == 1).all()
@@ -170,4 +170,4 @@ def test_tuning_finds_settings_better_than_the_defaults():
 
     assert score == pytest.approx(seg_of(settings), abs=0)
     assert seg_of(InstanceSettings()) < 0.7 and score > 0.8
-    assert settings.neck > 0 and settings.border > 0
+    assert settings.neck_ratio > 0 and settings.border > 0

@@ -24,7 +24,7 @@ from unet_jax.volumes.predict_volume import predict_volume
 
 ROOT = Path(__file__).parents[1]
 ALL = ("probabilities", "classes", "cells")
-SETTINGS = InstanceSettings(smallest_cell=4, largest_hole=6, neck=0.75, border=1.0)
+SETTINGS = InstanceSettings(smallest_cell=4, largest_hole=6, neck_ratio=0.75, border=1.0)
 
 
 def a_model(depth=3, channels=1, classes=2):

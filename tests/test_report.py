@@ -139,7 +139,7 @@ def em_result(names):
 def cell_result(names):
     result = em_result(names)
     training = replace(result.training, config=read_configuration(dic_hela.get_config()))
-    settings = replace(result.instances, neck=0.75)
+    settings = replace(result.instances, neck_ratio=0.75)
     return replace(result, training=training, log=[], instances=settings, tuned=True)
 
 

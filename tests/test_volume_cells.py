@@ -18,7 +18,7 @@ from unet_jax.volumes.cells import (
 )
 
 NOTHING_ELSE = InstanceSettings(
-    threshold=0.5, largest_hole=0, neck=0.0, smallest_cell=0, border=0.0
+    threshold=0.5, largest_hole=0, neck_ratio=0.0, smallest_cell=0, border=0.0
 )
 
 
@@ -74,7 +74,7 @@ def test_cells_and_numbers_are_those_of_the_whole_plane(seed):
         settings = InstanceSettings(
             threshold=float(rng.choice([0.3, 0.4, 0.5, 0.6])),
             largest_hole=int(rng.choice([0, 1, 5, 20])),
-            neck=float(rng.choice([0.0, 0.5, 0.75, 0.9, 1.0])),
+            neck_ratio=float(rng.choice([0.0, 0.5, 0.75, 0.9, 1.0])),
             smallest_cell=int(rng.choice([0, 1, 6, 30])),
             border=float(rng.choice([0.0, 0.7, 1.0, 3.0, 8.0])),
         )
@@ -93,10 +93,14 @@ def test_cells_of_planes_larger_than_what_a_block_sees(seed):
         grey[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = 1
     grey *= 0.5 + 0.5 * rng.random(grey.shape)  # holes too
     settings = InstanceSettings(
-        threshold=0.52, neck=rng.uniform(0.6, 0.95), smallest_cell=9, largest_hole=8, border=2.0
+        threshold=0.52,
+        neck_ratio=rng.uniform(0.6, 0.95),
+        smallest_cell=9,
+        largest_hole=8,
+        border=2.0,
     )
     found = assert_as_in_the_plane(grey, settings, (64, 97, 150)).max()
-    assert found > find_cells(grey, dataclasses.replace(settings, neck=0.0)).max()
+    assert found > find_cells(grey, dataclasses.replace(settings, neck_ratio=0.0)).max()
 
 
 def test_plateaus_and_ties_are_taken_alike_in_blocks():
@@ -104,7 +108,7 @@ def test_plateaus_and_ties_are_taken_alike_in_blocks():
     lattice = np.kron(np.eye(2)[[0, 1, 0, 1]][:, [0, 1, 0, 1]], np.ones((30, 30)))
     lattice[14:16] = 1
     for neck in (0.2, 0.75, 1.0):
-        settings = dataclasses.replace(NOTHING_ELSE, neck=neck)
+        settings = dataclasses.replace(NOTHING_ELSE, neck_ratio=neck)
         assert_as_in_the_plane(lattice, settings, (17, 30, 64))
         assert assert_as_in_the_plane(np.ones((70, 130)), settings, (19, 64)).max() == 1
 
@@ -113,7 +117,7 @@ def test_blocks_may_be_smaller_than_what_they_must_see():
     rng = np.random.default_rng(0)
     grey = ndimage.gaussian_filter(rng.normal(size=(24, 31)), 1.2)
     grey = (grey - grey.min()) / (grey.max() - grey.min())
-    settings = InstanceSettings(largest_hole=20, neck=0.8, smallest_cell=2, border=6.0)
+    settings = InstanceSettings(largest_hole=20, neck_ratio=0.8, smallest_cell=2, border=6.0)
     assert assert_as_in_the_plane(grey, settings, (1, 3, 5)).max() > 3
 
 
@@ -265,7 +269,7 @@ def test_holes_that_reach_over_blocks_are_filled_by_their_size_in_the_plane(step
         probability[4 + step[0] * (before + line), 3 + before + line] = 0
         hole = np.rot90(probability == 0, turned)
         probability[20] = 0  # so that there is background
-        settings = dataclasses.replace(NOTHING_ELSE, largest_hole=5, neck=neck)
+        settings = dataclasses.replace(NOTHING_ELSE, largest_hole=5, neck_ratio=neck)
         cells = assert_as_in_the_plane(np.rot90(probability, turned), settings, [7])
         if neck == 0:
             assert (cells[hole] > 0).all() == (size == 5)
@@ -275,7 +279,7 @@ def test_holes_that_reach_over_blocks_are_filled_by_their_size_in_the_plane(step
 def test_a_plane_that_is_all_cell_and_one_that_has_holes_only(shape):
     size = shape[0] * shape[1]
     for neck, border, smallest in product((0.0, 0.5, 1.0), (0.0, 2.5), (0, size, size + 1)):
-        settings = InstanceSettings(neck=neck, smallest_cell=smallest, border=border)
+        settings = InstanceSettings(neck_ratio=neck, smallest_cell=smallest, border=border)
         cells = assert_as_in_the_plane(np.ones(shape), settings, (3, 7, 64))
         assert cells.max() == (smallest <= size)
         holes = np.ones(shape)

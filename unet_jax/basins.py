@@ -56,15 +56,15 @@ class Passes(NamedTuple):
     height: np.ndarray
 
 
-def basins(mask: np.ndarray, part: tuple[slice, slice], *, neck: float) -> Basins:
+def basins(mask: np.ndarray, part: tuple[slice, slice], *, neck_ratio: float) -> Basins:
     """The basins of a part of a plane.
 
     Args:
       mask: bool [H, W], where cell is, with `REACH` pixels around the part, or to the plane's end.
       part: rows and columns of the mask.
-      neck: see `joined`; at 0 each connected piece is a basin of height 0.
+      neck_ratio: see `joined`; at 0 each connected piece is a basin of height 0.
     """
-    if neck == 0:
+    if neck_ratio == 0:
         labels, count = ndimage.label(mask[part])
         sizes, nowhere = np.bincount(labels.ravel())[1:], np.zeros(0, np.int64)
         return Basins(
@@ -165,31 +165,31 @@ def highest(some: list[Passes]) -> Passes:
 
 
 def joined(
-    summits: np.ndarray, sizes: np.ndarray, between: Passes, *, neck: float, smallest: int
+    summits: np.ndarray, sizes: np.ndarray, between: Passes, *, neck_ratio: float, smallest: int
 ) -> np.ndarray:
     """Which of n basins are of one cell, int64 [n]: for each the one that stands for its cell.
 
-    Over the highest pass first, two cells become one if it is at least `neck` times as high as the
-    lower one of their summits, or if one of them has fewer than `smallest` pixels.
+    Over the highest pass first, two cells become one if it is at least `neck_ratio` times as high
+    as the lower one of their summits, or if one of them has fewer than `smallest` pixels.
 
     Args:
       summits: float64 [n], their heights.
       sizes: int64 [n], the pixels of each basin.
       between: as from `highest`.
-      neck: in [0, 1].
+      neck_ratio: in [0, 1].
       smallest: pixels.
     """
-    return _joined(summits, sizes.copy(), *between, neck, smallest)
+    return _joined(summits, sizes.copy(), *between, neck_ratio, smallest)
 
 
 @compiled
-def _joined(summits, sizes, one, other, height, neck, smallest):
+def _joined(summits, sizes, one, other, height, neck_ratio, smallest):
     stands_for = np.arange(len(summits))
     for i in range(len(one)):
         a, b = _end(stands_for, one[i]), _end(stands_for, other[i])
         if summits[a] < summits[b] or (summits[a] == summits[b] and b < a):
             a, b = b, a
-        if a != b and (height[i] >= neck * summits[b] or min(sizes[a], sizes[b]) < smallest):
+        if a != b and (height[i] >= neck_ratio * summits[b] or min(sizes[a], sizes[b]) < smallest):
             stands_for[b] = a
             sizes[a] += sizes[b]
     for i in range(len(summits)):

@@ -16,15 +16,15 @@ class InstanceSettings:
     Attributes:
       threshold: cell is where its probability exceeds this.
       largest_hole: holes of up to so many pixels are filled.
-      neck: cells that touch are separated where they are narrower than this share of the smaller
-        one, see `basins`; 0 separates none.
+      neck_ratio: cells that touch are separated where they are narrower than this share of the
+        smaller one, see `basins`; 0 separates none.
       smallest_cell: what is smaller, without its border, is dropped.
       border: how far a cell grows over the background that separates it from others.
     """
 
     threshold: float = setting(0.5, at_least=0, at_most=1)
     largest_hole: int = setting(20, at_least=0)
-    neck: float = setting(0.0, at_least=0, at_most=1)
+    neck_ratio: float = setting(0.0, at_least=0, at_most=1)
     smallest_cell: int = setting(20, at_least=0)
     border: float = setting(0.0, at_least=0)
 
@@ -60,7 +60,7 @@ def separate_cells(probability: np.ndarray, settings: InstanceSettings) -> np.nd
             f"{probability.max()}."
         )
     mask = fill_holes(probability <= settings.threshold, settings)
-    found = basins(mask, np.s_[:, :], neck=settings.neck)
+    found = basins(mask, np.s_[:, :], neck_ratio=settings.neck_ratio)
     numbers = number_cells(found.summits, found.sizes, found.between, settings)
     return np.append(0, numbers).astype(np.int32)[found.labels]
 
@@ -82,7 +82,7 @@ def number_cells(
     Arguments as of `joined`; the basins, and so the cells, are in the order of their first pixels.
     """
     smallest = settings.smallest_cell
-    cell = joined(summits, sizes, between, neck=settings.neck, smallest=smallest)
+    cell = joined(summits, sizes, between, neck_ratio=settings.neck_ratio, smallest=smallest)
     _, first, cell = np.unique(cell, return_index=True, return_inverse=True)
     pixels = np.zeros(first.size, np.int64)
     np.add.at(pixels, cell, sizes)

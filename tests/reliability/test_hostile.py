@@ -795,7 +795,7 @@ for file in ("instances.json", "log.jsonl"):
         "other": lambda path, outside: path.write_text('{"step": "x", "loss": {}}\n[1]\n2\n'),
         "rows": lambda path, outside: path.write_text(ROWS),
         "huge": lambda path, outside: path.write_text(
-            json.dumps(as_dict(InstanceSettings()) | {"neck": 10**400, "step": 1})
+            json.dumps(as_dict(InstanceSettings()) | {"neck_ratio": 10**400, "step": 1})
         ),
     }.items():
 

@@ -133,7 +133,7 @@ def part_for_pieces(grid: Grid, index: Index, settings: InstanceSettings) -> Par
     """What `find_pieces` must see."""
     # Holes are judged as in the plane as far as basins reach from the block: one that is cut by the
     # end of the part has more than `largest_hole` pixels on its way there.
-    return grid.block(index, settings.largest_hole + (REACH if settings.neck else 0))
+    return grid.block(index, settings.largest_hole + (REACH if settings.neck_ratio else 0))
 
 
 def part_for_growth(grid: Grid, index: Index, settings: InstanceSettings) -> Part:
@@ -163,7 +163,7 @@ def find_pieces(
     part, block = part_for_pieces(grid, index, settings), grid.block(index)
     _check_shape(background, part)
     mask = fill_holes(background, settings)
-    found = basins(mask, block.within(part), neck=settings.neck)
+    found = basins(mask, block.within(part), neck_ratio=settings.neck_ratio)
     labels, exits = found.labels, found.exits
     # A label is larger than all before it where it is met first.
     first = np.flatnonzero(np.diff(np.maximum.accumulate(labels.ravel()), prepend=0))
