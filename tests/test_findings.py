@@ -4,7 +4,15 @@ from scipy import ndimage, stats
 from scipy.spatial.distance import cdist
 
 from configs import dic_hela, em, folder
-from unet_jax.data.findings import doubts, duplicates, finding, smallest_gap, table
+from unet_jax.data.findings import (
+    cell_diameters,
+    cell_widths,
+    doubts,
+    duplicates,
+    finding,
+    smallest_gap,
+    table,
+)
 from unet_jax.data.folder import read_folder
 from unet_jax.data.mask_fit import explained
 from unet_jax.data.splits import read_splits
@@ -175,10 +183,30 @@ def test_masks_of_one_value_and_a_class_that_is_missing():
 
 def test_cells_larger_than_what_the_network_sees():
     large = examples(radius=14)
-    assert one(large).startswith("A cell of median size is 28 pixels wide, but the network sees no")
+    assert one(large).startswith("The median width of a cell is 26 pixels, but the network sees no")
     scale = float(one(large).rstrip(".").split("=")[1])
-    assert scale == pytest.approx(0.4 * 20 / 28, abs=0.02)
+    assert scale == pytest.approx(0.4 * 20 / 26, abs=0.02)
     assert doubts_about(large, config(**{"data.scale": scale})) == []
+
+
+def test_long_thin_cells_are_not_made_smaller():
+    right = examples()
+    rods = np.zeros((100, 120), np.int32)
+    for number in range(12):
+        rods[5 + 8 * number : 11 + 8 * number, 5:115] = number + 1
+    image = np.where(rods > 0, 200, 30).astype(np.uint8)
+    thin = Example("rods", image, np.int32(rods > 0), rods)
+    assert cell_diameters(rods).min() > 28  # as of a circle, more than the network sees
+    assert not any("scale" in doubt for doubt in doubts_about([thin, *right]))
+
+
+def test_the_width_of_cells():
+    cells = np.zeros((40, 60), np.int32)
+    cells[5:10, 5:50] = 3
+    cells[10:19, 5:50] = 8  # touches the other one
+    cells[25, 30] = 9
+    np.testing.assert_array_equal(cell_widths(cells), [5, 9, 1])
+    assert cell_widths(0 * cells).size == 0
 
 
 def test_few_images():

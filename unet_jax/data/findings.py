@@ -34,6 +34,7 @@ class Finding(NamedTuple):
       like_a_mask: the image holds at most two values, is its mask, or is 0 exactly where that is.
       pixels: int64 [classes + 1], of each class, and ignored ones.
       diameters: float [cells], in pixels: that of a circle of the same area.
+      widths: float [cells], in pixels, see `cell_widths`.
       lost: share of the cells' pixels that `separated` takes from them.
       pieces: of background, specks left out, once touching cells are separated.
       all_sides: a cell reaches all four sides of the image.
@@ -48,6 +49,7 @@ class Finding(NamedTuple):
     like_a_mask: bool
     pixels: np.ndarray
     diameters: np.ndarray
+    widths: np.ndarray
     lost: float
     pieces: int
     all_sides: bool
@@ -70,6 +72,7 @@ def finding(example: Example, classes: int) -> Finding:
         like_a_mask=_is_like_a_mask(example),
         pixels=np.bincount(np.where(labels == IGNORED, classes, labels).ravel(), None, classes + 1),
         diameters=cell_diameters(instances),
+        widths=cell_widths(instances),
         lost=(cells & (shown <= 0)).sum() / max(cells.sum(), 1),
         pieces=int((np.bincount(pieces.ravel())[1:] >= _SPECK).sum()),
         all_sides=bool(set.intersection(*({*side.tolist()} for side in sides)) - {0}),
@@ -243,16 +246,17 @@ def _joined_cells(
 def _large_cells(findings: list[Finding], config: Configuration) -> list[str]:
     """That the network cannot see a whole cell at once."""
     scale, reach = config.data.scale, context(config.model.depth)
-    diameters = np.concatenate([f.diameters for f in findings])
-    if not (len(diameters) and _class_pixels(findings)[0]):
+    # Not the diameter: where long thin cells are made so small, no background is left between them.
+    widths = np.concatenate([f.widths for f in findings])
+    if not (len(widths) and _class_pixels(findings)[0]):
         return []
-    diameter = scale * np.median(diameters)
-    if diameter <= reach:
+    width = scale * np.median(widths)
+    if width <= reach:
         return []
     return [
-        f"A cell of median size is {diameter:.0f} pixels wide, but the network sees no "
-        f"farther than {reach} pixels from each pixel: try "
-        f"--config.data.scale={0.4 * reach / diameter * scale:.2g}."
+        f"The median width of a cell is {width:.0f} pixels, but the network sees no farther than "
+        f"{reach} pixels from each pixel: try "
+        f"--config.data.scale={0.4 * reach / width * scale:.2g}."
     ]
 
 
@@ -310,6 +314,13 @@ def cell_diameters(instances: np.ndarray) -> np.ndarray:
     """float64 [cells], in pixels: of circles as large as the cells of `instances`, int [H, W]."""
     areas = np.unique(instances[instances > 0], return_counts=True)[1]
     return 2 * np.sqrt(areas / np.pi)
+
+
+def cell_widths(instances: np.ndarray) -> np.ndarray:
+    """float64 [cells], in pixels: of the largest circle in each cell of `instances`, int [H, W]."""
+    edge = ndimage.maximum_filter(instances, 3) != ndimage.minimum_filter(instances, 3)
+    depth = ndimage.distance_transform_edt(~edge)
+    return 2 * ndimage.maximum(depth, instances, np.unique(instances[instances > 0])) + 1
 
 
 def smallest_gap(instances: np.ndarray) -> float:
