@@ -25,7 +25,10 @@ from unet_jax.evaluation.summary import summary, tuning_summary
 from unet_jax.overlap_tile import AVERAGING
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "The --workdir of a training run, such as runs/mine."
+    "checkpoint",
+    None,
+    "The --workdir of a training run, such as runs/mine; or nuclei or membranes, which come with "
+    "unet_jax.",
 )
 _STEP = flags.DEFINE_string(
     "step", "best", "best (by validation), latest, or a step's number such as 4000."

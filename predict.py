@@ -21,7 +21,6 @@ A volume in OME-Zarr, of any size, becomes another one (docs/large.md):
 
 import contextlib
 import re
-from pathlib import Path
 
 from absl import flags
 
@@ -34,7 +33,10 @@ from unet_jax.prediction.results import KINDS, USUAL_KINDS
 from unet_jax.volumes.predict_volume import predict_volume
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "The --workdir of a training run, such as runs/mine."
+    "checkpoint",
+    None,
+    "The --workdir of a training run, such as runs/mine; or nuclei or membranes, which come with "
+    "unet_jax.",
 )
 _IMAGES = flags.DEFINE_string(
     "images", None, "A file, a folder, or a pattern in quotes such as 'data/*.tif'."
@@ -106,7 +108,7 @@ def _predict_volume():
         index, count = _PART.value.split("/")
         part = int(index), int(count)
     model = checkpoint.load(_CHECKPOINT.value, _STEP.value)
-    settings, _ = read_settings(Path(_CHECKPOINT.value))
+    settings, _ = read_settings(_CHECKPOINT.value)
     with _client() as client:
         prediction = predict_volume(
             model,

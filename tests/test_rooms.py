@@ -34,6 +34,7 @@ ORDER = [
     ("files",),
     ("data",),
     ("figures",),
+    ("pretrained",),
     ("checkpoint",),
     ("run",),
     ("evaluation", "prediction", "export", "volumes"),

@@ -31,9 +31,10 @@ class TrainSettings:
       average_over: share of the steps so far over which the parameters are averaged; the average is
         validated, saved and predicted with. 0 = the last parameters alone.
       validate_every: steps between two validations, each of which saves a checkpoint.
-      start_from: fine-tuning: the --workdir of a run whose best step to begin with; empty = random
-        (Sect. 3). All layers are taken over but the first one for another number of channels, and
-        the last one for another number of classes. Width and depth have to be those of that run.
+      start_from: fine-tuning: the --workdir of a run whose best step to begin with, or a network of
+        the package, see `unet_jax.pretrained`; empty = random (Sect. 3). All layers are taken over
+        but the first one for another number of channels, and the last one for another number of
+        classes. Width and depth have to be those of that run.
       freeze_contracting_path: whether only the expanding path is trained.
       deterministic: whether a GPU may only use what gives the same bits each time, see
         `layers.compiler_options`.
@@ -45,7 +46,7 @@ class TrainSettings:
     batch_size: int = setting(1, at_least=1)
     average_over: float = setting(0.0, at_least=0, at_most=1)
     validate_every: int = setting(500, at_least=1)
-    start_from: str = setting("", wanted="the --workdir of a run, or empty")
+    start_from: str = setting("", wanted="the --workdir of a run, or nuclei or membranes, or empty")
     freeze_contracting_path: bool = setting(False)
     deterministic: bool = setting(False)
 

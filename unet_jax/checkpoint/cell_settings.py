@@ -8,18 +8,21 @@ from unet_jax.checkpoint.integrity import UNREADABLE
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.untrusted import read_small
 from unet_jax.instances import InstanceSettings
+from unet_jax.pretrained import run_folder
 
 #: Where it is kept, in the run's folder.
 SETTINGS = "instances.json"
 
 
-def read_settings(workdir: Path) -> tuple[InstanceSettings, bool]:
+def read_settings(workdir: str | Path) -> tuple[InstanceSettings, bool]:
     """What `eval.py --tune` has chosen for a run, or else the defaults; and whether it has.
+
+    A network of the package has settings of its own.
 
     Raises:
       InputError: what is there is damaged.
     """
-    file = workdir / SETTINGS
+    file = run_folder(workdir) / SETTINGS
     try:
         record = json.loads(read_small(file))
         values = {name: record[name] for name in as_dict(InstanceSettings())}

@@ -14,6 +14,7 @@ from unet_jax.checkpoint.steps import own, saved_steps
 from unet_jax.errors import InputError
 from unet_jax.model import Model
 from unet_jax.network import init_params
+from unet_jax.pretrained import NETWORKS, run_folder
 from unet_jax.train_step import TrainState
 
 # Parameters are hardly compressible: arrays larger than this many times their files are made up.
@@ -42,18 +43,20 @@ def load(workdir: str | Path, step: str | int = "best") -> Model:
     """The trained model in a run's folder; of a cross-validation, the ensemble of its folds.
 
     Args:
-      workdir: what was given to `train.py --workdir`.
+      workdir: what was given to `train.py --workdir`, or a network of the package, see
+        `unet_jax.pretrained`.
       step: "best" by validation, "latest", or the number of a step that was kept.
 
     Raises:
       InputError: no checkpoint there, or none of that step, or one that cannot be read; a fold is
         missing.
     """
-    return ensemble(load_members(Path(workdir), step))
+    return ensemble(load_members(workdir, step))
 
 
-def load_members(workdir: Path, step: str | int = "best") -> list[Model]:
+def load_members(workdir: str | Path, step: str | int = "best") -> list[Model]:
     """The network of a run, or those of a cross-validation by fold; arguments as of `load`."""
+    workdir = run_folder(workdir)
     folds = [own(f) for f in workdir.glob("fold*") if f.name.removeprefix("fold").isdecimal()]
     folds.sort(key=lambda folder: int(folder.name.removeprefix("fold")))
     if not folds:
@@ -77,7 +80,8 @@ def _load_one(workdir: Path, step: str | int) -> Model:
     steps = saved_steps(workdir)
     if not steps:
         raise InputError(
-            f"{workdir}: no checkpoint in this folder; give the --workdir of a training run."
+            f"{workdir}: no checkpoint in this folder; give the --workdir of a training run, or a "
+            f"network that comes with the package: {', '.join(NETWORKS)}."
         )
     if step == "best":
         step = best_step(workdir)

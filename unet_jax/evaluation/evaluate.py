@@ -19,6 +19,7 @@ from unet_jax.files.output import complete, writable_folder
 from unet_jax.metrics.scores import baselines
 from unet_jax.model import Model
 from unet_jax.overlap_tile import AVERAGING, choose_tile_side
+from unet_jax.pretrained import is_pretrained, run_folder
 from unet_jax.provenance import versions
 from unet_jax.resizing import scaled_size
 from unet_jax.run.log import read_log
@@ -46,7 +47,7 @@ def evaluate(
     network is scored on the part that it was not trained on.
 
     Args:
-      workdir: of the training run.
+      workdir: of the training run, or a network of the package.
       step: see `checkpoint.load`.
       averaging: see `predict_tiled`; of several the report shows the last and compares all.
       split: one of `SPLITS`.
@@ -62,10 +63,15 @@ def evaluate(
       RunFailed: the network's output is not finite.
       ValueError: there is no such split or averaging.
     """
-    workdir = Path(workdir)
+    workdir = run_folder(workdir)
     ways = [averaging] if isinstance(averaging, str) else averaging
     if not ways or not {*ways} <= {*AVERAGING}:
         raise ValueError(f"averaging is one or some of {', '.join(AVERAGING)}, not {averaging!r}.")
+    if is_pretrained(workdir) and not (images and out):
+        raise InputError(
+            f"{workdir.name}: comes with the package, without images; give --images, --labels and "
+            "--out, for the folder to write to."
+        )
     members = load_members(workdir, step)
     settings, tuned = read_settings(workdir)
     log = read_log(workdir / "log.jsonl")

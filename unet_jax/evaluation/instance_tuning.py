@@ -18,6 +18,7 @@ from unet_jax.example import Example
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.instances import InstanceSettings, nearest_cells, separate_cells
 from unet_jax.metrics import seg
+from unet_jax.pretrained import is_pretrained, run_folder
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def tune_instances(
       InputError: a checkpoint or data that cannot be used; nothing has been written.
       RunFailed: the network's output is not finite.
     """
-    workdir = Path(workdir)
+    workdir = run_folder(workdir)
+    if is_pretrained(workdir):
+        raise InputError(f"{workdir.name}: comes with the package, with settings that are tuned.")
     parts = left_out(load_members(workdir, step))
     writable_folder(workdir, (SETTINGS,), overwrite)
     examples = [example for part in parts for example in part.examples]

@@ -77,7 +77,7 @@ def predict_files(
     the same image too.
 
     Args:
-      workdir: of the training run.
+      workdir: of the training run, or a network of the package, see `unet_jax.pretrained`.
       images: a file, a folder, or a pattern such as "data/*.tif".
       output: the folder to write to.
       kinds: of `KINDS`; by default all but the last.
@@ -92,7 +92,7 @@ def predict_files(
         for value in values:
             if value not in known:
                 raise InputError(f"{name}: expected {', '.join(known)}, not {value!r}.")
-    workdir, output = Path(workdir), Path(output)
+    output = Path(output)
     model = checkpoint.load(workdir, step)
     settings, _ = read_settings(workdir)
     files = image_files(images, output)

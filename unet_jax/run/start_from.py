@@ -12,6 +12,7 @@ from unet_jax import checkpoint
 from unet_jax.configuration import Configuration
 from unet_jax.errors import InputError
 from unet_jax.model import Model
+from unet_jax.pretrained import run_folder
 from unet_jax.run_record import StartedFrom, Training
 from unet_jax.train_step import TrainState
 
@@ -52,9 +53,10 @@ def first_state(
     if steps:
         training = checkpoint.describe(workdir, steps[-1]).training
         return state, training.started_from if training else None
-    if not configuration.train.start_from:
+    given, scale = configuration.train.start_from, configuration.data.scale
+    if not given:
         return state, None
-    source, scale = Path(configuration.train.start_from), configuration.data.scale
+    source = run_folder(given)
     model, new = _source_model(source, configuration, channels)
     params = {
         name: layer if name in new else {key: x[0] for key, x in model.params[name].items()}
@@ -62,7 +64,7 @@ def first_state(
     }
     step = checkpoint.best_step(source)
     taken = len(params) - len(new)
-    logger.info("Starting from %s, step %d: takes over %d layers.", source, step, taken)
+    logger.info("Starting from %s, step %d: takes over %d layers.", given, step, taken)
     for name, reason in new.items():
         logger.info("  %s begins at random: %s.", name, reason)
     if model.scale != scale:
@@ -80,7 +82,7 @@ def first_state(
         )
     average = state.average and jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, average=average), StartedFrom(
-        checkpoint=str(source),
+        checkpoint=given,
         step=step,
         manifest_sha256=checkpoint.manifest_sha256(source, step),
         new_layers=list(new),

@@ -1,0 +1,27 @@
+"""The network `nuclei`, which comes with the package: fluorescent nuclei of many kinds and sizes.
+
+    python -m benchmarks.nuclei_images
+    python train.py --config=configs/nuclei.py --workdir=runs/nuclei
+    python eval.py --checkpoint=runs/nuclei --tune
+    python -m benchmarks.release runs/nuclei nuclei
+"""
+
+from configs import folder
+
+
+def get_config():
+    config = folder.get_config()
+    config.data.images = "runs/nuclei_images/images"
+    config.data.labels = "runs/nuclei_images/masks"
+    config.data.mask_rule = "instances"
+    config.data.validation_fraction = 0.1
+    config.data.test_fraction = 0.05
+    # Others' nuclei are larger, smaller, brighter and dimmer than these.
+    config.augmentation.zoom_octaves = 1.0
+    config.augmentation.contrast_std = 0.3
+    config.augmentation.brightness_std = 0.2
+    config.optimiser.kind = "adam"
+    config.train.average_over = 0.1
+    config.train.steps = 24_000
+    config.train.validate_every = 1500
+    return config
