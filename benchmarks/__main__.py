@@ -29,7 +29,7 @@ NAMES = (
 #: Run when they are named.
 ON_REQUEST = (
     *("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions", "host_time"),
-    *("volumes", "unread", "recipes"),
+    *("volumes", "unread", "recipes", "nuclei", "peers"),
 )
 
 
@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--out", type=Path, help="folder for NAME.json")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
     parser.add_argument(
-        "--cases", nargs="+", metavar="CASE", help="see training_step, gpu_compile, recipes"
+        "--cases", nargs="+", metavar="CASE", help="see training_step, gpu_compile, recipes, peers"
     )
     parser.add_argument("--other", metavar="CHECKOUT", help="of versions and host_time")
     arguments = parser.parse_args()

@@ -62,7 +62,9 @@ def rows(quick, cases=None):
             workdir = place / data / name.replace(", ", "_").replace(" ", "_")
             if quick:
                 config.model.width = 2
-            steps = 4 if quick else max(saved_steps(workdir), default=0) or _steps(config)
+            steps = (
+                4 if quick else max(saved_steps(workdir), default=0) or steps_in(_SECONDS, config)
+            )
             config.train.steps = config.train.validate_every = steps
             config.optimiser.warmup_steps = min(100, steps - 1)
             fit(config, workdir)
@@ -83,8 +85,8 @@ def _of_nuclei(place):
     return config
 
 
-def _steps(config):
-    """How many fit into the time."""
+def steps_in(seconds, config):
+    """How many fit into so many seconds of the processor."""
     configuration = read_configuration(config)
     _, seen = read_run(configuration.data, configuration.model.classes)
     steps = train(seen["train"], configuration)
@@ -92,7 +94,7 @@ def _steps(config):
     began = time.process_time()
     jax.block_until_ready([progress.state.step for progress in islice(steps, 15)])
     steps.close()
-    return round(_SECONDS / ((time.process_time() - began) / 15))
+    return round(seconds / ((time.process_time() - began) / 15))
 
 
 def _scores(data, workdir):
