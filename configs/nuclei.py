@@ -1,9 +1,9 @@
 """The network `nuclei`, which comes with the package: fluorescent nuclei of many kinds and sizes.
 
-    python -m benchmarks.nuclei_images
-    python train.py --config=configs/nuclei.py --workdir=runs/nuclei
-    python eval.py --checkpoint=runs/nuclei --tune
-    python -m benchmarks.release runs/nuclei nuclei
+python -m benchmarks.nuclei_images
+python train.py --config=configs/nuclei.py --workdir=runs/nuclei
+python eval.py --checkpoint=runs/nuclei --tune
+python -m benchmarks.release runs/nuclei nuclei
 """
 
 from configs import folder

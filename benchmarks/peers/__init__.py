@@ -4,9 +4,9 @@ StarDist (cells only), nnU-Net v2 (its 2-D configuration) and a random forest on
 (what ilastik does), each as its documentation advises and in an environment of its own, which is
 made of `NAME.txt` in `runs/peers/environments` where it is not there; beside them this network,
 from scratch and begun with one of the package's. All have the same training and validation images;
-the test scores each once. A minute of two cores is 120 seconds of the processor's time, whatever else
-runs. Who gives probabilities has its cells found as ours are, by settings tuned on the validation
-images; StarDist has its own way. What is done is kept in `runs/peers` and not repeated.
+the test scores each once. A minute of two cores is 120 seconds of the processor's time, whatever
+else runs. Who gives probabilities has its cells found as ours are, by settings tuned on the
+validation images; StarDist has its own way. What is done is kept in `runs/peers`, not repeated.
 """
 
 import json
@@ -145,11 +145,9 @@ def _peer(contestant, place, seconds, examples):
                     np.save(place / f"{split}_{number:03}_{kind}.npy", array)
         script = Path(__file__).with_name(f"train_{contestant}.py")
         command = [_python(contestant), script, place, str(seconds)]
-        # What nnU-Net asks for; it is to work in the one process whose time is counted.
-        environment = {f"nnUNet_{x}": str(place / x) for x in ("raw", "preprocessed", "results")}
-        environment |= os.environ | {"nnUNet_n_proc_DA": "0"}
+        folders = {f"nnUNet_{x}": str(place / x) for x in ("raw", "preprocessed", "results")}
         result = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+            command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | folders
         )
         said.write_text(result.stdout.splitlines()[-1])
     return json.loads(said.read_text())

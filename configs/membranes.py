@@ -1,0 +1,32 @@
+"""The network `membranes`, which comes with the package: a start for electron micrographs.
+
+    python train.py --config=configs/membranes.py --workdir=runs/membranes
+    python -m benchmarks.release runs/membranes membranes
+
+Trained on made-up pictures only: the terms of the real ones do not let others use what is learnt
+from them as they like.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import folder
+from unet_jax.checked_settings import as_dict
+from unet_jax.sources import Synthetic
+
+
+def get_config():
+    config = folder.get_config()  # which may start from it
+    config.data = ConfigDict(as_dict(Synthetic()))
+    config.data.height = config.data.width = 384
+    config.data.train = (0, 300)
+    config.data.validation = (300, 306)
+    config.data.test = (306, 316)
+    # Others' membranes are wider, narrower, darker and paler than these.
+    config.augmentation.zoom_octaves = 0.5
+    config.augmentation.contrast_std = 0.3
+    config.augmentation.brightness_std = 0.3
+    config.optimiser.kind = "adam"
+    config.train.average_over = 0.1
+    config.train.steps = 16_000
+    config.train.validate_every = 1000
+    return config
