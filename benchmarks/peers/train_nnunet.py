@@ -56,7 +56,7 @@ def write():
 def trainer(folder, epochs, iterations):
     """That of nnU-Net, for fewer steps than its 250,000."""
     made = nnUNetTrainer(
-        load_json(folder / "nnUNetPlans.json"),
+        load_json(folder / "nnUNetPlans.json") | {"continue_training": False},
         "2d",
         0,
         load_json(folder / "dataset.json"),
@@ -83,6 +83,7 @@ def main():
     began = time.process_time()
     made.run_training()
     seconds = time.process_time() - began
+    made.set_deep_supervision_enabled(False)
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
     predictor.manual_initialization(
         made.network,
