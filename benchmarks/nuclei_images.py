@@ -1,8 +1,12 @@
 """The images that `nuclei` is trained on: python -m benchmarks.nuclei_images
 
 Those of `dsb2018_fluorescence` in UNET_JAX_DATA but for what `dsb2018` holds as well, which is the
-test: by the first 12 letters of the name, and by what is seen. Images of one field, such as the
-slices through an embryo, become the pages of a file, which the split keeps on one side.
+test: by the first 12 letters of the name, and by what is seen. They are rather sharp and bright,
+and their nuclei lie apart; so each of the smaller ones comes with two that are made of it: blurred
+and noisy, and with its nuclei packed against one another, some of them a tenth as bright as others.
+
+What is made of one image, and images of one field, such as the slices through an embryo, become the
+pages of a file, which the split keeps on one side.
 """
 
 import os
@@ -10,14 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from scipy import ndimage as ndi
 from scipy.sparse.csgraph import connected_components
 
+from unet_jax import Example
 from unet_jax.data.folder import read_folder
 
 _FOLDER = Path("runs", "nuclei_images")
 # Images of one field correlate with 0.5 to 1, other ones with up to 0.5.
 _SAME_FIELD = 0.5
 _BLOCK = 6  # pixels, averaged
+_SMALL = 400**2  # pixels
+_FACTOR = 64  # of grey values, 8-bit ones, so that a tenth of them is more than a few
 
 
 def main():
@@ -35,8 +43,14 @@ def main():
         (_FOLDER / kind).mkdir(parents=True)
     for number in range(count):
         pages = [new[index] for index in np.flatnonzero(group == number)]
+        if pages[0].labels.size <= _SMALL:
+            pages += [noisy(page) for page in pages] + [
+                packed(page)
+                for page in pages
+                if set(_at_border(page.instances)) < {*page.instances.flat}
+            ]
         for kind, arrays in (
-            ("images", [_grey(page) for page in pages]),
+            ("images", [np.uint16(_grey(page).clip(0, 1023) * _FACTOR) for page in pages]),
             ("masks", [page.instances.astype(np.uint16) for page in pages]),
         ):
             tifffile.imwrite(_FOLDER / kind / f"{pages[0].name}.tif", np.stack(arrays))
@@ -44,6 +58,50 @@ def main():
         f"{len(all_)} images, {len(all_) - len(named)} of them in the test by name, "
         f"{len(named) - len(new)} more by what is seen; {len(new)} are left, of {count} fields."
     )
+
+
+def noisy(example):
+    """The same image, blurred by up to 3 pixels, and noisier."""
+    rng = np.random.default_rng([*example.name.encode()])
+    image = ndi.gaussian_filter(_grey(example).astype(np.float32), rng.choice([0, 1, 2, 3]))
+    cell = example.labels > 0
+    contrast = abs(image[cell].mean() - image[~cell].mean())
+    noise = contrast / np.exp(rng.uniform(np.log(1.5), np.log(8)))
+    # Well above 0, which would cut the noise off.
+    return example._replace(image=image + 4 * noise + rng.normal(0, noise, image.shape))
+
+
+def packed(example):
+    """An image of the same size whose nuclei, those of the example, touch; 0.1 to 1 as bright."""
+    rng = np.random.default_rng([*example.name.encode(), 1])
+    grey, cells = _grey(example).astype(np.float32), example.instances
+    dark = grey[cells == 0]
+    level, noise = np.median(dark), max(1.5 * np.median(abs(dark - np.median(dark))), 0.2)
+    instances, light = np.zeros_like(cells), np.zeros_like(grey)
+    inner = cells * ~np.isin(cells, _at_border(cells))
+    parts = [(number, part) for number, part in enumerate(ndi.find_objects(inner), 1) if part]
+    for number in range(1, 1500):
+        of, part = parts[rng.integers(len(parts))]
+        mask, bright = cells[part] == of, (grey[part] - level).clip(0)
+        turns = rng.integers(4)
+        mask, bright = np.rot90(mask, turns), np.rot90(bright, turns)
+        y, x = (rng.integers(1 - a, b) for a, b in zip(mask.shape, cells.shape, strict=True))
+        here = np.s_[max(y, 0) : y + mask.shape[0], max(x, 0) : x + mask.shape[1]]
+        height, width = instances[here].shape
+        there = np.s_[max(-y, 0) :, max(-x, 0) :]
+        mask, bright = (a[there][:height, :width] for a in (mask, bright))
+        free = mask & (instances[here] == 0)
+        if free.sum() < 0.75 * mask.sum() or free.sum() < 20:
+            continue
+        instances[here][free] = number
+        light[here][free] = bright[free] * np.exp(rng.uniform(np.log(0.1), 0))
+    image = level + ndi.gaussian_filter(light, 0.7) + rng.normal(0, noise, light.shape)
+    labels = (instances > 0).astype(np.int32)
+    return Example(example.name, image, labels, instances)
+
+
+def _at_border(cells):
+    return np.concatenate([cells[0], cells[-1], cells[:, 0], cells[:, -1]])
 
 
 def _read(folder):

@@ -22,6 +22,6 @@ def get_config():
     config.augmentation.brightness_std = 0.2
     config.optimiser.kind = "adam"
     config.train.average_over = 0.1
-    config.train.steps = 24_000
-    config.train.validate_every = 1500
+    config.train.steps = 18_000
+    config.train.validate_every = 2000
     return config
