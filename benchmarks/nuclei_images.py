@@ -53,7 +53,8 @@ def main():
             ("images", [np.uint16(_grey(page).clip(0, 1023) * _FACTOR) for page in pages]),
             ("masks", [page.instances.astype(np.uint16) for page in pages]),
         ):
-            tifffile.imwrite(_FOLDER / kind / f"{pages[0].name}.tif", np.stack(arrays))
+            file = _FOLDER / kind / f"{pages[0].name}.tif"
+            tifffile.imwrite(file, np.stack(arrays), photometric="minisblack")
     print(
         f"{len(all_)} images, {len(all_) - len(named)} of them in the test by name, "
         f"{len(named) - len(new)} more by what is seen; {len(new)} are left, of {count} fields."
