@@ -33,8 +33,11 @@ def get_config():
     config.data = ConfigDict(as_dict(Folder()))
 
     config.train.tile_side = 284
-    # Images that differ in brightness and density pull in different directions: at twice the rate
-    # training is less steady, at four times it ends in numbers that are not finite.
+    config.train.steps = 5400
+    config.train.validate_every = 300
+    # In so few steps Adam learns more than the paper's optimiser, and the average of the last ones
+    # is better than each of them.
+    config.optimiser.kind = "adam"
     config.optimiser.peak_learning_rate = 1e-3
-    config.optimiser.momentum_warmup_steps = 1000
+    config.train.average_over = 0.1
     return config

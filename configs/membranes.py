@@ -25,8 +25,6 @@ def get_config():
     config.augmentation.zoom_octaves = 0.5
     config.augmentation.contrast_std = 0.3
     config.augmentation.brightness_std = 0.3
-    config.optimiser.kind = "adam"
-    config.train.average_over = 0.1
     config.train.steps = 16_000
     config.train.validate_every = 1000
     return config
