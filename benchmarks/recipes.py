@@ -118,7 +118,7 @@ def _scores(data, workdir):
     if data == "em":
         scores = em_scores(em_counts(examples, cell))
         return loss | {name: rounded(score.value) for name, score in scores.items()}
-    settings, score = tune(examples, cell)
+    settings, score, _ = tune(examples, cell)
     found = [find_cells(probability, settings) for probability in cell]
     of_cells = matching([example.instances for example in examples], found)
     precisions = [at.average_precision for at in of_cells]

@@ -183,11 +183,12 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     chosen = json.loads((workdir / "instances.json").read_text())
     assert chosen["images"] == [e.name for e in validation]
     cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in validation]
-    settings, score = tune(validation, cell)
+    settings, score, left_out = tune(validation, cell)
     assert {name: chosen[name] for name in as_dict(settings)} == as_dict(settings)
     assert chosen["seg_on_validation"] == score
     assert (tuning.file, tuning.images) == (workdir / "instances.json", chosen["images"])
-    assert (tuning.settings, tuning.seg) == (settings, score)
+    assert (tuning.settings, tuning.seg, tuning.seg_left_out) == (settings, score, left_out)
+    assert chosen["seg_left_out"] == left_out
     assert f"{score:.4f}" in tuning_summary(tuning) and capsys.readouterr().out == ""
 
     evaluate(workdir)

@@ -161,13 +161,24 @@ def blurred_cells(seed):
 def test_tuning_finds_settings_better_than_the_defaults():
     pairs = [blurred_cells(seed) for seed in range(3)]
     examples, probabilities = map(list, zip(*pairs, strict=True))
-    settings, score = tune(examples, probabilities)
+    settings, score, left_out = tune(examples, probabilities)
 
     def seg_of(settings):
         return seg(
             [e.instances for e in examples], [find_cells(p, settings) for p in probabilities]
         ).value
 
-    assert score == pytest.approx(seg_of(settings), abs=0)
+    assert score == pytest.approx(seg_of(settings), abs=1e-12)
     assert seg_of(InstanceSettings()) < 0.7 and score > 0.8
     assert settings.neck_ratio > 0 and settings.border > 0
+
+    by_others = []
+    for i in range(3):
+        others = [j for j in range(3) if j != i]
+        of_others = tune([examples[j] for j in others], [probabilities[j] for j in others]).settings
+        by_others += seg(
+            [examples[i].instances], [find_cells(probabilities[i], of_others)]
+        ).per_object
+    assert left_out == pytest.approx(np.mean(by_others), abs=0.02)  # other sizes of holes are tried
+    assert left_out <= score
+    assert tune(examples[:1], probabilities[:1]).seg_left_out is None

@@ -174,7 +174,7 @@ def _scores(data, place, examples):
 
     cells, probabilities = read("test", "found"), read("test", "probability")
     if data != "isbi2012" and not cells:
-        settings, _ = tune(examples["validation"], read("validation", "probability"))
+        settings = tune(examples["validation"], read("validation", "probability")).settings
         cells = [find_cells(probability, settings) for probability in probabilities]
     probabilities = probabilities or [np.float32(array > 0) for array in cells]
     scores = {}

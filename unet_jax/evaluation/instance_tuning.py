@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -17,8 +18,23 @@ from unet_jax.evaluation.images import left_out, predict_parts
 from unet_jax.example import Example
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.instances import InstanceSettings, nearest_cells, separate_cells
-from unet_jax.metrics import seg
+from unet_jax.metrics.seg import matches
 from unet_jax.pretrained import is_pretrained, run_folder
+
+
+class Tuned(NamedTuple):
+    """The settings that `tune` has chosen.
+
+    Attributes:
+      settings: the first of several equally good ones.
+      seg: of all images together.
+      seg_left_out: of the cells of each image by the settings that the others alone would choose,
+        what to expect of images that chose nothing; None if only one image has cells.
+    """
+
+    settings: InstanceSettings
+    seg: float
+    seg_left_out: float | None
 
 
 @dataclass(frozen=True)
@@ -29,12 +45,14 @@ class Tuning:
       file: where it was written.
       settings: how single cells are found from now on.
       seg: SEG of the cells that are found so in the validation images.
+      seg_left_out: see `Tuned`.
       images: their names.
     """
 
     file: Path
     settings: InstanceSettings
     seg: float
+    seg_left_out: float | None
     images: list[str]
 
 
@@ -68,39 +86,44 @@ def tune_instances(
     if not any(example.instances.any() for example in examples):
         raise InputError("No image of the validation split has an annotated cell to tune on.")
     probabilities = predict_parts(parts, averaging)
-    settings, score = tune(examples, [1 - p[..., 0] for p in probabilities])
+    tuned = tune(examples, [1 - p[..., 0] for p in probabilities])
     names = [example.name for example in examples]
     record = {
-        **as_dict(settings),
-        "seg_on_validation": score,
+        **as_dict(tuned.settings),
+        "seg_on_validation": tuned.seg,
+        "seg_left_out": tuned.seg_left_out,
         "step": step,
         "averaging": averaging,
         "images": names,
     }
     with complete(workdir / SETTINGS) as unfinished:
         unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return Tuning(workdir / SETTINGS, settings, score, names)
+    return Tuning(workdir / SETTINGS, *tuned, names)
 
 
-def tune(
-    examples: Sequence[Example], probabilities: Sequence[np.ndarray]
-) -> tuple[InstanceSettings, float]:
+def tune(examples: Sequence[Example], probabilities: Sequence[np.ndarray]) -> Tuned:
     """The settings with the highest SEG on these examples, which must not be those reported.
 
     Args:
       examples: with at least one cell; sizes of cells and holes to try follow from their cells.
       probabilities: of cell, float [H, W] for each.
-
-    Returns:
-      The settings, the first of several equally good ones, and their SEG.
     """
-    return max(_tried(examples, probabilities), key=lambda tried: tried[1])
+    settings, per_image = zip(*_tried(examples, probabilities), strict=True)
+    sums = np.array(per_image)  # [settings, images]
+    cells = np.array([len(np.unique(e.instances[e.instances > 0])) for e in examples])
+    of_all = sums.sum(1)
+    best = of_all.argmax()
+    left_out = None
+    if np.count_nonzero(cells) > 1:
+        of_others = (of_all[:, None] - sums).argmax(0)
+        left_out = float(sums[of_others, range(len(cells))].sum() / cells.sum())
+    return Tuned(settings[best], float(of_all[best] / cells.sum()), left_out)
 
 
 def _tried(
     examples: Sequence[Example], probabilities: Sequence[np.ndarray]
-) -> Iterator[tuple[InstanceSettings, float]]:
-    """Settings with their SEG."""
+) -> Iterator[tuple[InstanceSettings, list[float]]]:
+    """Settings with the sum of the intersections over union of each image's cells, see `seg`."""
     references = [example.instances for example in examples]
     areas = np.concatenate([np.bincount(cells[cells > 0]) for cells in references])
     smallest = int(areas[areas > 0].min())
@@ -117,4 +140,5 @@ def _tried(
         near = [nearest_cells(separate_cells(p, settings)) for p in probabilities]
         for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
             found = [np.where(distance <= border, cells, 0) for cells, distance in near]
-            yield replace(settings, border=border), seg(references, found).value
+            pairs = zip(references, found, strict=True)
+            yield replace(settings, border=border), [matches(*pair)[2].sum() for pair in pairs]

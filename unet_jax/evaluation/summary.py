@@ -45,9 +45,12 @@ def _row(title: str, values: list[float | None]) -> str:
 
 
 def tuning_summary(tuning: Tuning) -> str:
-    """The settings that were chosen, and how good they are; two lines."""
+    """The settings that were chosen, and how good they are; two or three lines."""
     settings = ", ".join(f"{name} {value:g}" for name, value in as_dict(tuning.settings).items())
+    said = f"{tuning.file}: SEG {tuning.seg:.4f} on {len(tuning.images)} validation images with\n"
+    if tuning.seg_left_out is None:
+        return said + settings
     return (
-        f"{tuning.file}: SEG {tuning.seg:.4f} on {len(tuning.images)} validation images with\n"
-        f"{settings}"
+        f"{said}{settings}\n"
+        f"SEG {tuning.seg_left_out:.4f} where each image is left out of the choice for itself."
     )
