@@ -25,7 +25,6 @@ _FOLDER = Path("runs", "nuclei_images")
 _SAME_FIELD = 0.5
 _BLOCK = 6  # pixels, averaged
 _SMALL = 400**2  # pixels
-_FACTOR = 64  # of grey values, 8-bit ones, so that a tenth of them is more than a few
 
 
 def main():
@@ -45,12 +44,10 @@ def main():
         pages = [new[index] for index in np.flatnonzero(group == number)]
         if pages[0].labels.size <= _SMALL:
             pages += [noisy(page) for page in pages] + [
-                packed(page)
-                for page in pages
-                if set(_at_border(page.instances)) < {*page.instances.flat}
+                packed(page) for page in pages if _inner(page.instances).any()
             ]
         for kind, arrays in (
-            ("images", [np.uint16(_grey(page).clip(0, 1023) * _FACTOR) for page in pages]),
+            ("images", [_grey(page) for page in pages]),
             ("masks", [page.instances.astype(np.uint16) for page in pages]),
         ):
             file = _FOLDER / kind / f"{pages[0].name}.tif"
@@ -68,8 +65,7 @@ def noisy(example):
     cell = example.labels > 0
     contrast = abs(image[cell].mean() - image[~cell].mean())
     noise = contrast / np.exp(rng.uniform(np.log(1.5), np.log(8)))
-    # Well above 0, which would cut the noise off.
-    return example._replace(image=image + 4 * noise + rng.normal(0, noise, image.shape))
+    return example._replace(image=_eight_bits(image + rng.normal(0, noise, image.shape)))
 
 
 def packed(example):
@@ -79,8 +75,8 @@ def packed(example):
     dark = grey[cells == 0]
     level, noise = np.median(dark), max(1.5 * np.median(abs(dark - np.median(dark))), 0.2)
     instances, light = np.zeros_like(cells), np.zeros_like(grey)
-    inner = cells * ~np.isin(cells, _at_border(cells))
-    parts = [(number, part) for number, part in enumerate(ndi.find_objects(inner), 1) if part]
+    whole = ndi.find_objects(_inner(cells))
+    parts = [(number, part) for number, part in enumerate(whole, 1) if part]
     for number in range(1, 1500):
         of, part = parts[rng.integers(len(parts))]
         mask, bright = cells[part] == of, (grey[part] - level).clip(0)
@@ -98,11 +94,19 @@ def packed(example):
         light[here][free] = bright[free] * np.exp(rng.uniform(np.log(0.1), 0))
     image = level + ndi.gaussian_filter(light, 0.7) + rng.normal(0, noise, light.shape)
     labels = (instances > 0).astype(np.int32)
-    return Example(example.name, image, labels, instances)
+    return Example(example.name, _eight_bits(image), labels, instances)
 
 
-def _at_border(cells):
-    return np.concatenate([cells[0], cells[-1], cells[:, 0], cells[:, -1]])
+def _inner(cells):
+    """Those that are not cut by the image's border."""
+    border = np.concatenate([cells[0], cells[-1], cells[:, 0], cells[:, -1]])
+    return np.where(np.isin(cells, border), 0, cells)
+
+
+def _eight_bits(image):
+    """As the others are: what is dim would else be of few grey values."""
+    low, high = image.min(), image.max()
+    return np.uint8(np.round((image - low) * (255 / (high - low))))
 
 
 def _read(folder):

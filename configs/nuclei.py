@@ -20,6 +20,6 @@ def get_config():
     config.augmentation.zoom_octaves = 1.0
     config.augmentation.contrast_std = 0.3
     config.augmentation.brightness_std = 0.2
-    config.train.steps = 18_000
-    config.train.validate_every = 2000
+    config.train.steps = 15_000
+    config.train.validate_every = 2500
     return config
