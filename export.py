@@ -15,7 +15,9 @@ from absl import flags
 from unet_jax import command_line
 from unet_jax.export.export import export
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The --workdir of a training run.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "The --workdir of a training run, or nuclei or membranes."
+)
 _STEP = flags.DEFINE_string("step", "best", "best (by validation), latest, or a step's number.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
 _IMAGE = flags.DEFINE_string(

@@ -10,7 +10,8 @@ the rest of the command as above:
     --preview                              look at the data first, without training
     --config.data.scale=0.5                half the resolution, for large cells
     --config.train.steps=10000             train longer; a run that is finished goes on
-    --config.train.start_from=runs/em      begin with what another run has learnt
+    --config.train.start_from=nuclei       begin with what another network has learnt: nuclei or
+                                           membranes, which come with unet_jax, or a run's folder
     --folds=5                              a cross-validation: five networks
     --distributed                          one of several processes, as srun starts them
     --distributed=node1:12345,2,0          the same without Slurm: the address of process 0, 2

@@ -14,6 +14,7 @@ from scipy import ndimage as ndi
 from benchmarks.side_by_side import rounded
 from unet_jax import Example, find_cells, load, predict_tiled
 from unet_jax.checkpoint.cell_settings import read_settings
+from unet_jax.data.findings import cell_diameters
 from unet_jax.data.folder import read_folder
 from unet_jax.metrics import matching, seg
 
@@ -31,9 +32,9 @@ KINDS = {
 }
 
 
-def rows(quick, network="nuclei"):
+def rows(quick):
     """One row for each kind."""
-    model, (settings, _) = load(network), read_settings(network)
+    model, (settings, _) = load("nuclei"), read_settings("nuclei")
     real = Path(os.environ["UNET_JAX_DATA"], "dsb2018")
     examples = read_folder(
         real / "images", real / "masks", mask_rule="instances", classes=2, ignore_value=-1
@@ -67,7 +68,7 @@ def made_up_nuclei(kind, seed):
     count = instances.max()
     brightness = np.exp(rng.uniform(np.log(dimmest), np.log(brightest), count + 1))
     brightness[0] = 0
-    chromatin = 1 + 0.4 * ndi.gaussian_filter(rng.standard_normal(instances.shape), 2) * 2
+    chromatin = 1 + 0.8 * ndi.gaussian_filter(rng.standard_normal(instances.shape), 2)
     height = np.sqrt(np.clip(1 - 0.8 * nearest**2, 0, 1))  # a nucleus is thinner at its outline
     light = ndi.gaussian_filter(brightness[instances] * height * chromatin, blur)
     noisy = rng.poisson(np.clip(light, 0, None) + _BACKGROUND) + rng.normal(0, 2, light.shape)
@@ -102,7 +103,7 @@ def _by_kind(examples):
     for example in examples:
         cell = example.labels > 0
         grey = example.image.reshape(*cell.shape, -1).mean(-1)
-        diameter = np.median(2 * np.sqrt(np.bincount(example.instances.ravel())[1:] / np.pi))
+        diameter = np.median(cell_diameters(example.instances))
         size = "small" if diameter < 15 else "large" if diameter > 30 else "medium"
         kind = size if grey[cell].mean() > grey[~cell].mean() else "stained, dark on light"
         kinds.setdefault(kind, []).append(example)

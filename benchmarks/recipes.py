@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.side_by_side import rounded
 from configs import em, folder
 from unet_jax import find_cells, load, predict_tiled, train
-from unet_jax.checkpoint import saved_steps
+from unet_jax.checkpoint import describe, saved_steps
 from unet_jax.configuration import read_configuration
 from unet_jax.data.splits import read_run
 from unet_jax.evaluation.instance_tuning import tune
@@ -66,9 +66,7 @@ def rows(quick, cases=None):
             workdir = place / data / name.replace(", ", "_").replace(" ", "_")
             if quick:
                 config.model.width = 2
-            steps = (
-                4 if quick else max(saved_steps(workdir), default=0) or steps_in(_SECONDS, config)
-            )
+            steps = 4 if quick else planned_steps(workdir) or steps_in(_SECONDS, config)
             config.train.steps = config.train.validate_every = steps
             config.optimiser.warmup_steps = min(100, steps - 1)
             fit(config, workdir)
@@ -94,6 +92,12 @@ def _of_nuclei(place):
             shutil.copyfile(file, there / file.name)
         config.data[name] = str(there)
     return config
+
+
+def planned_steps(workdir):
+    """Those of a run that has begun, or 0."""
+    saved = saved_steps(workdir)
+    return describe(workdir, saved[-1]).training.config.train.steps if saved else 0
 
 
 def steps_in(seconds, config):

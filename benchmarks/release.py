@@ -22,6 +22,8 @@ from unet_jax.checkpoint.steps import RECORD, step_folder
 
 def release(run, name):
     """Replaces the network of this name; its card is not touched."""
+    if name not in pretrained.NETWORKS:
+        raise SystemExit(f"{name}: expected one of {', '.join(pretrained.NETWORKS)}.")
     network = Path(pretrained.__file__).parent / name
     model = load(run)
     folder = step_folder(network, best_step(run))
@@ -30,6 +32,7 @@ def release(run, name):
     write_arrays(folder / "params", jax.tree.map(_rounded, model.params))
     (folder / RECORD).write_text(json.dumps(model.record.to_json(), indent=1) + "\n")
     write_manifest(folder)
+    (network / SETTINGS).unlink(missing_ok=True)
     if (run / SETTINGS).exists():
         shutil.copyfile(run / SETTINGS, network / SETTINGS)
 

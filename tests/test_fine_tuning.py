@@ -232,7 +232,10 @@ def test_the_report_says_where_the_run_started_from(tiny_config, tmp_path, caplo
     [
         ({"freeze_contracting_path": True}, "must be False where config.train.start_from is empty"),
         ({"freeze_contracting_path": 1}, "freeze_contracting_path must be True or False, not 1"),
-        ({"start_from": 7}, "start_from must be the --workdir of a run, or empty, not 7"),
+        (
+            {"start_from": 7},
+            "start_from must be the --workdir of a run, or nuclei or membranes, or empty",
+        ),
         ({"start_from": "nowhere"}, "nowhere: no checkpoint in this folder; give the --workdir"),
     ],
 )

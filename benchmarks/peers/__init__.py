@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.recipes import steps_in
+from benchmarks.recipes import planned_steps, steps_in
 from benchmarks.side_by_side import rounded
 from configs import dic_hela, em_small, folder
 from unet_jax import find_cells, load, metrics, predict_tiled
@@ -60,8 +60,8 @@ def rows(quick, cases=None):
             examples = {split: of_split[:2] for split, of_split in examples.items()}
         seconds = 20 if quick else 120 * minutes
         if contestant.startswith("ours"):
-            config.train.start_from = contestant.removeprefix("ours").removeprefix(" from ")
-            done = _ours(config, place, seconds, examples, quick)
+            start_from = contestant.removeprefix("ours").removeprefix(" from ")
+            done = _ours(config, start_from, place, seconds, examples, quick)
         else:
             # The peers have no way to leave pixels out, so that such images are left out.
             for split in ("train", "validation"):
@@ -109,15 +109,15 @@ def _last_nuclei():
     return sorted(examples, key=lambda example: example.name)[-10:]
 
 
-def _ours(config, place, seconds, examples, quick):
+def _ours(config, start_from, place, seconds, examples, quick):
     """Trains, predicts and says what was done."""
-    if quick:
-        config.model.width = 2
-    if not (place / "checkpoints").exists():
-        steps = 4 if quick else steps_in(seconds, config)
-        config.train.steps, config.train.validate_every = steps, max(1, steps // 10)
-        config.optimiser.warmup_steps = min(100, steps - 1)
-        fit(config, place)
+    if start_from:  # its width and depth
+        config.model.width, config.model.depth, config.model.dropout_rate = 16, 4, 0.0
+    steps = 4 if quick else planned_steps(place) or steps_in(seconds, config)
+    config.train.steps, config.train.validate_every = steps, max(1, steps // 10)
+    config.optimiser.warmup_steps = min(100, steps - 1)
+    config.train.start_from = start_from
+    fit(config, place)
     model = load(place)
     for split in ("validation", "test"):
         for number, example in enumerate(examples[split]):
@@ -125,7 +125,6 @@ def _ours(config, place, seconds, examples, quick):
                 place / f"{split}_{number:03}_probability.npy",
                 1 - predict_tiled(model, example.image)[..., 0],
             )
-    steps = model.training.config.train.steps
     return {"did": f"{steps} steps, of which {model.record.step} is the best"}
 
 
@@ -157,10 +156,11 @@ def _python(contestant):
     """That of the peer's environment."""
     environment = _PLACE / "environments" / contestant
     python = environment / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    if not python.exists():
+    if not (environment / "complete").exists():
         venv.create(environment, with_pip=True)
         requirements = Path(__file__).with_name(f"{contestant}.txt")
         subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
+        (environment / "complete").touch()
     return python
 
 

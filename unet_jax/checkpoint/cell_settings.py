@@ -17,7 +17,7 @@ SETTINGS = "instances.json"
 def read_settings(workdir: str | Path) -> tuple[InstanceSettings, bool]:
     """What `eval.py --tune` has chosen for a run, or else the defaults; and whether it has.
 
-    A network of the package has settings of its own.
+    Those of a network of the package come with it.
 
     Raises:
       InputError: what is there is damaged.

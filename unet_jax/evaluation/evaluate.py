@@ -54,7 +54,8 @@ def evaluate(
       images: folder of images to use instead of the run's own.
       labels: folder of their masks.
       mask_rule: how to read the masks, see `read_folder`; by default as in training.
-      out: folder to write to, by default `evaluation` or `evaluation_SPLIT` in `workdir`.
+      out: folder to write to, by default `evaluation` or `evaluation_SPLIT` in `workdir`; not for a
+        network of the package, which needs `images`, too.
       overwrite: whether an evaluation that is there may be replaced.
       command: the command that the report names.
 
@@ -63,14 +64,14 @@ def evaluate(
       RunFailed: the network's output is not finite.
       ValueError: there is no such split or averaging.
     """
-    workdir = run_folder(workdir)
+    given, workdir = Path(workdir), run_folder(workdir)
     ways = [averaging] if isinstance(averaging, str) else averaging
     if not ways or not {*ways} <= {*AVERAGING}:
         raise ValueError(f"averaging is one or some of {', '.join(AVERAGING)}, not {averaging!r}.")
     if is_pretrained(workdir) and not (images and out):
         raise InputError(
-            f"{workdir.name}: comes with the package, without images; give --images, --labels and "
-            "--out, for the folder to write to."
+            f"{workdir.name}: comes with the package, which nothing is written into; give "
+            "--images, --labels and --out."
         )
     members = load_members(workdir, step)
     settings, tuned = read_settings(workdir)
@@ -97,7 +98,7 @@ def evaluate(
 
     steps = [member.record.step for member in members if member.record]
     evaluation = Evaluation(
-        checkpoint=workdir,
+        checkpoint=given,
         report=folder / _REPORT,
         command=command,
         step=steps if len(steps) > 1 else steps[0],

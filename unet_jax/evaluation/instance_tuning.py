@@ -29,7 +29,7 @@ class Tuned(NamedTuple):
       settings: the first of several equally good ones.
       seg: of all images together.
       seg_left_out: of the cells of each image by the settings that the others alone would choose,
-        what to expect of images that chose nothing; None if only one image has cells.
+        nearer to what new images give; None if only one image has cells.
     """
 
     settings: InstanceSettings
@@ -79,7 +79,10 @@ def tune_instances(
     """
     workdir = run_folder(workdir)
     if is_pretrained(workdir):
-        raise InputError(f"{workdir.name}: comes with the package, with settings that are tuned.")
+        raise InputError(
+            f"{workdir.name}: comes with the package, which nothing is written into; tune a run of "
+            "your own, such as one that starts from it."
+        )
     parts = left_out(load_members(workdir, step))
     writable_folder(workdir, (SETTINGS,), overwrite)
     examples = [example for part in parts for example in part.examples]
@@ -115,7 +118,8 @@ def tune(examples: Sequence[Example], probabilities: Sequence[np.ndarray]) -> Tu
     best = of_all.argmax()
     left_out = None
     if np.count_nonzero(cells) > 1:
-        of_others = (of_all[:, None] - sums).argmax(0)
+        # Rounded: among equally good ones the first is chosen.
+        of_others = np.round(of_all[:, None] - sums, 9).argmax(0)
         left_out = float(sums[of_others, range(len(cells))].sum() / cells.sum())
     return Tuned(settings[best], float(of_all[best] / cells.sum()), left_out)
 

@@ -52,5 +52,5 @@ def tuning_summary(tuning: Tuning) -> str:
         return said + settings
     return (
         f"{said}{settings}\n"
-        f"SEG {tuning.seg_left_out:.4f} where each image is left out of the choice for itself."
+        f"SEG {tuning.seg_left_out:.4f} where the settings for each image are chosen by the others."
     )

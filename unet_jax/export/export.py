@@ -44,7 +44,7 @@ def export(
     A cross-validation is exported as the ensemble of its folds.
 
     Args:
-      workdir: of the training run.
+      workdir: of the training run, or a network of the package, which needs `image`, too.
       output: folder to write to.
       step: see `checkpoint.load`.
       image: file or folder whose first image becomes the package's example; by default the first
