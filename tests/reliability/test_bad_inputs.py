@@ -485,9 +485,9 @@ def test_images_of_any_size(arguments, trained, folder):
         output = predict_tiled(model, rng.random(size))
         assert output.shape == (*size, 2)
         np.testing.assert_allclose(output.sum(-1), 1, rtol=1e-5)
-    # One pixel is an image of one grey value.
+    # One pixel is an image of one grey value; its place on the max-pooling grid makes a difference.
     flat = predict_tiled(model, np.full((30, 30), 5))
-    np.testing.assert_allclose(predict_tiled(model, np.array([[200]]))[0, 0], flat[15, 15], 1e-5)
+    np.testing.assert_allclose(predict_tiled(model, np.array([[200]]))[0, 0], flat[0, 0], 1e-5)
 
 
 # Row: larger than memory.
