@@ -31,6 +31,8 @@ def test_what_comes_with_the_package(name):
     assert (model.network.width, model.network.depth) == (config.model.width, config.model.depth)
     (record,) = network.glob("checkpoints/*/checkpoint.json")
     assert '"/' not in record.read_text() and "\\\\" not in record.read_text()
+    saved = [file for file in files if "checkpoints" in file.parts]
+    assert not any(b"pretrained" in file.read_bytes() for file in saved)  # nor does Orbax tell
 
 
 def test_nuclei_finds_nuclei_and_membranes_finds_membranes():
