@@ -35,11 +35,7 @@ KINDS = {
 def rows(quick):
     """One row for each kind."""
     model, (settings, _) = load("nuclei"), read_settings("nuclei")
-    real = Path(os.environ["UNET_JAX_DATA"], "dsb2018")
-    examples = read_folder(
-        real / "images", real / "masks", mask_rule="instances", classes=2, ignore_value=-1
-    )
-    for kind, of_kind in _by_kind(list(examples)).items():
+    for kind, of_kind in _by_kind(read_nuclei("dsb2018")).items():
         yield {"images": f"dsb2018, {kind}"} | _scores(
             model, settings, of_kind[: 1 if quick else 99]
         )
@@ -48,6 +44,16 @@ def rows(quick):
         touching = np.mean([_touching(example.instances) for example in made_up])
         scores = _scores(model, settings, made_up)
         yield {"images": f"made up, {kind}", "outline touching": rounded(touching)} | scores
+
+
+def read_nuclei(name):
+    """The annotated images of a folder of nuclei in UNET_JAX_DATA."""
+    folder = Path(os.environ["UNET_JAX_DATA"], name)
+    return list(
+        read_folder(
+            folder / "images", folder / "masks", mask_rule="instances", classes=2, ignore_value=-1
+        )
+    )
 
 
 def made_up_nuclei(kind, seed):

@@ -9,7 +9,6 @@ What is made of one image, and images of one field, such as the slices through a
 pages of a file, which the split keeps on one side.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ import tifffile
 from scipy import ndimage as ndi
 from scipy.sparse.csgraph import connected_components
 
+from benchmarks.nuclei import read_nuclei
 from unet_jax import Example
-from unet_jax.data.folder import read_folder
 
 _FOLDER = Path("runs", "nuclei_images")
 # Images of one field correlate with 0.5 to 1, other ones with up to 0.5.
@@ -29,8 +28,7 @@ _SMALL = 400**2  # pixels
 
 def main():
     """Writes `images` and `masks`."""
-    data = Path(os.environ["UNET_JAX_DATA"])
-    test, all_ = (_read(data / name) for name in ("dsb2018", "dsb2018_fluorescence"))
+    test, all_ = read_nuclei("dsb2018"), read_nuclei("dsb2018_fluorescence")
     letters = {example.name[:12] for example in test}
     named = [example for example in all_ if example.name[:12] not in letters]
     tested = [_thumbnail(example) for example in test]
@@ -107,12 +105,6 @@ def _eight_bits(image):
     """As the others are: what is dim would else be of few grey values."""
     low, high = image.min(), image.max()
     return np.uint8(np.round((image - low) * (255 / (high - low))))
-
-
-def _read(folder):
-    return read_folder(
-        folder / "images", folder / "masks", mask_rule="instances", classes=2, ignore_value=-1
-    )
 
 
 def _grey(example):

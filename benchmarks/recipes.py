@@ -61,7 +61,7 @@ def rows(quick, cases=None):
     place = Path("runs", "recipes_quick" if quick else "recipes")
     for data in cases or RECIPES:
         for name, changes in RECIPES[data].items():
-            config = _of_em() if data == "em" else _of_nuclei(place)
+            config = _of_em() if data == "em" else of_nuclei(place / "dsb2018", 40)
             config.update_from_flattened_dict(changes)
             workdir = place / data / name.replace(", ", "_").replace(" ", "_")
             if quick:
@@ -80,15 +80,15 @@ def _of_em():
     return config
 
 
-def _of_nuclei(place):
-    """The configuration, with a folder of the first 40 images; the others are a test."""
+def of_nuclei(place, count):
+    """That of a folder, which is made, of the first so many images of nuclei."""
     source = Path(os.environ["UNET_JAX_DATA"], "dsb2018")
     config = folder.get_config()
     config.data.mask_rule = "instances"
     for name, kind in (("images", "images"), ("labels", "masks")):
-        there = place / "dsb2018" / kind
+        there = place / kind
         there.mkdir(parents=True, exist_ok=True)
-        for file in sorted((source / kind).iterdir())[:40]:
+        for file in sorted((source / kind).iterdir())[:count]:
             shutil.copyfile(file, there / file.name)
         config.data[name] = str(there)
     return config

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.recipes import planned_steps, steps_in
+from benchmarks.nuclei import read_nuclei
+from benchmarks.recipes import of_nuclei, planned_steps, steps_in
 from benchmarks.side_by_side import rounded
-from configs import dic_hela, em_small, folder
+from configs import dic_hela, em_small
 from unet_jax import find_cells, load, metrics, predict_tiled
 from unet_jax.configuration import read_configuration
-from unet_jax.data.folder import read_folder
 from unet_jax.data.splits import read_run
 from unet_jax.evaluation.instance_tuning import tune
 from unet_jax.example import IGNORED, separated
@@ -76,16 +76,8 @@ def _config(data):
         return em_small.get_config()
     if data == "hela":
         return dic_hela.get_config()
-    config = folder.get_config()
-    config.data.mask_rule = "instances"
+    config = of_nuclei(_PLACE / "data" / data, int(data.rpartition("_")[2]))
     config.data.test_fraction = 0.01  # one image: the last ten are the test
-    source, count = _dsb2018(), int(data.rpartition("_")[2])
-    for name, kind in (("images", "images"), ("labels", "masks")):
-        there = _PLACE / "data" / data / kind
-        there.mkdir(parents=True, exist_ok=True)
-        for file in sorted((source / kind).iterdir())[:count]:
-            shutil.copyfile(file, there / file.name)
-        config.data[name] = str(there)
     return config
 
 
@@ -94,19 +86,9 @@ def _data_of(config):
     return configuration.data, configuration.model.classes
 
 
-def _dsb2018():
-    return Path(os.environ["UNET_JAX_DATA"], "dsb2018")
-
-
 def _last_nuclei():
     """The last 10 of the 50 images, which no run is given."""
-    examples = read_folder(
-        *(_dsb2018() / kind for kind in ("images", "masks")),
-        mask_rule="instances",
-        classes=2,
-        ignore_value=-1,
-    )
-    return sorted(examples, key=lambda example: example.name)[-10:]
+    return sorted(read_nuclei("dsb2018"), key=lambda example: example.name)[-10:]
 
 
 def _ours(config, start_from, place, seconds, examples, quick):
