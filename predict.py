@@ -10,6 +10,9 @@ examples:
     --averaging=symmetries        average over 8 turned and mirrored views, 8 times as long
     --step=latest                 the last step instead of the best
     --overwrite                   replace results that are there
+    --write=table                 a CSV table of the cells: area, shape, brightness ...
+    --write=rois                  the outlines of the cells for the ROI Manager of ImageJ (Fiji)
+    --write=geojson               the same for QuPath, with the measurements
     --write=challenge             the file that the ISBI 2012 challenge takes
 
 A volume in OME-Zarr, of any size, becomes another one (docs/large.md):
@@ -49,7 +52,8 @@ _WRITE = flags.DEFINE_multi_enum(
     [*USUAL_KINDS],
     KINDS,
     "What to write, given once for each: probabilities (of each class), classes (the most probable "
-    "one), cells (a number for each), overlay (a picture), challenge (the probability of cell as "
+    "one), cells (a number for each), overlay (a picture), table (measurements of the cells), rois "
+    "(outlines for ImageJ), geojson (outlines for QuPath), challenge (the probability of cell as "
     "the ISBI 2012 challenge takes it). Of a volume classes and cells, or also probabilities.",
 )
 _STEP = flags.DEFINE_string(

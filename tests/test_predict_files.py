@@ -17,17 +17,23 @@ from tests.test_ome_zarr import multiscale, write_array, write_group
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
 from unet_jax.checked_settings import as_dict
 from unet_jax.data.folder import read_folder
-from unet_jax.files import hyperstack
+from unet_jax.files import geojson, hyperstack, rois
 from unet_jax.files.hyperstack import Frame, read_frame
 from unet_jax.files.images import read_image
 from unet_jax.network import UNet
+from unet_jax.prediction import cell_table, results
 from unet_jax.prediction import predict_files as module
-from unet_jax.prediction import results
 from unet_jax.prediction.predict_files import Predictions, predict_files
 from unet_jax.prediction.results import KINDS
 
-RESULTS = [*(f"{kind}.tif" for kind in KINDS if kind != "overlay"), "overlay.png"]
-RECORD = "predictions.jsonl"
+OTHER_FILES = {
+    "overlay": "overlay.png",
+    "table": "table.csv",
+    "rois": "rois.zip",
+    "geojson": "cells.geojson",
+}
+RESULTS = {kind: OTHER_FILES.get(kind, f"{kind}.tif") for kind in KINDS}
+RECORD, TABLE = "predictions.jsonl", "table.csv"
 RNG = np.random.default_rng(0)
 IMAGES = {
     "a": RNG.integers(0, 255, (70, 50), np.uint8),
@@ -84,7 +90,11 @@ def test_results_are_those_of_predict_tiled(predict, workdir, tmp_path, capsys):
     for name, image in IMAGES.items():
         pages = image.reshape(-1, *image.shape[-2:])
         expected = np.stack([predict_tiled(model, page) for page in pages])
-        found = {kind: read_image(out / f"{name}_{kind}.tif") for kind in KINDS if kind[0] != "o"}
+        found = {
+            kind: read_image(out / f"{name}_{kind}.tif")
+            for kind in KINDS
+            if kind not in OTHER_FILES
+        }
         np.testing.assert_array_equal(found["probabilities"], expected)
         np.testing.assert_array_equal(found["classes"][..., 0], expected.argmax(-1))
         np.testing.assert_array_equal(found["challenge"][..., 0], 1 - expected[..., 0])
@@ -97,19 +107,20 @@ def test_results_are_those_of_predict_tiled(predict, workdir, tmp_path, capsys):
         for overlay in overlays if len(pages) > 1 else [f"{name}_overlay"]:
             assert imagecodecs.imread(out / f"{overlay}.png").shape == (*pages.shape[1:], 3)
     assert seen == {0, 1}
-    assert len(list(out.iterdir())) == 3 * 5 + 1 + 1
+    assert len(list(out.iterdir())) == 3 * len(KINDS) + 1 + 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_what_is_wanted_is_written(predict, images, tmp_path, kind):
     predict(images / "a.tif", kinds=[kind])
-    suffix = "png" if kind == "overlay" else "tif"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"a_{kind}.{suffix}", RECORD}
+    file = f"a_{RESULTS[kind]}"
+    joined = {TABLE} if kind == "table" else set()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {file, RECORD} | joined
     before = contents(tmp_path / "out")
     predict(images / "a.tif")
     after = contents(tmp_path / "out")
-    assert after.keys() == {RECORD, *(f"a_{result}" for result in RESULTS)}
-    assert after[f"a_{kind}.{suffix}"] == before[f"a_{kind}.{suffix}"]
+    assert after.keys() == {RECORD, TABLE, *(f"a_{result}" for result in RESULTS.values())}
+    assert after[file] == before[file]
     assert {*rows(tmp_path / "out")["a"]["kinds"]} == {*KINDS}
 
 
@@ -145,7 +156,9 @@ def test_what_is_finished_is_skipped(predict, tmp_path, monkeypatch):
     assert predict() == predict(kinds=["cells"]) == all_there
     assert str(all_there) == f"{out}: results of 3 of 3 image file(s), 3 there before."
     after = contents(tmp_path / "out")
-    assert after.pop(RECORD)[0] == before.pop(RECORD)[0] and after == before
+    for name in (RECORD, TABLE):  # the same, but written again
+        assert after.pop(name)[0] == before.pop(name)[0]
+    assert after == before
 
 
 def test_what_fails_is_told_at_the_end_and_the_rest_goes_on(predict, images, tmp_path):
@@ -161,7 +174,8 @@ def test_what_fails_is_told_at_the_end_and_the_rest_goes_on(predict, images, tmp
     assert far.startswith(f"{images / 'c.tif'}: page 1: The image holds a pixel of 1e+20")
     assert coloured == f"{images / 'd.tif'}: has 3 channel(s), expected 1 as in training"
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {RECORD, "c_overlay_0000.png", *(f"b_{result}" for result in RESULTS)}
+    of_b = {f"b_{result}" for result in RESULTS.values()}
+    assert names == {RECORD, TABLE, "c_overlay_0000.png"} | of_b
     # Mended, they are predicted, and no other.
     for name in "ac":
         tifffile.imwrite(images / f"{name}.tif", IMAGES[name], photometric="minisblack")
@@ -267,7 +281,7 @@ def test_results_of_another_network_are_not_mixed(predict, workdir, images, tmp_
     assert not predict(images / "a.tif", overwrite=True).problems
     assert contents(tmp_path / "out")["a_challenge.tif"][0] != before["a_challenge.tif"][0]
     # Those of the former network are still there, and not known any more.
-    with pytest.raises(InputError, match=r"b_cells.tif: is there already; --overwrite replaces it"):
+    with pytest.raises(InputError, match="b_cells.geojson: is there already; --overwrite"):
         predict()
     assert not predict(overwrite=True).problems
 
@@ -399,39 +413,41 @@ def test_too_large_for_single_cells(predict, images, tmp_path, monkeypatch):
         assert line.endswith("expected at most 3,000; the rest is written")
         monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
     names = {path.name for path in (tmp_path / "out").glob("a_*")}
-    assert names == {f"a_{result}" for result in RESULTS} - {"a_cells.tif"}
+    assert names == {f"a_{RESULTS[kind]}" for kind in KINDS if kind not in results.CELL_KINDS}
 
 
 @pytest.mark.parametrize("moment", ["at its start", "at its end"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_of_result_that_fails_is_missing_alone(predict, tmp_path, monkeypatch, kind, moment):
     """The error may be any; the next run writes what is missing, and nothing else."""
-    original = results.complete if kind == "overlay" else results.result_file
+    writers = {"overlay": results, "table": cell_table, "rois": rois, "geojson": geojson}
+    original = results.complete if kind in writers else results.result_file
+    ending = "_" + RESULTS[kind].split(".")[0]
 
     @contextlib.contextmanager
     def failing(file, *args, **options):
-        if f"_{kind}" in file.name and moment == "at its start":
+        if ending in file.name and moment == "at its start":
             raise RuntimeError("broken")
         with original(file, *args, **options) as opened:
             yield opened
-            if f"_{kind}" in file.name:
+            if ending in file.name:
                 raise RuntimeError("broken")
 
-    monkeypatch.setattr(results, original.__name__, failing)
+    monkeypatch.setattr(writers.get(kind, results), original.__name__, failing)
     problems = predict().problems
     line = "{}: its {} cannot be written: broken"
     files = [tmp_path / "images" / f"{name}.tif" for name in IMAGES]
     assert problems == tuple(line.format(file, kind) for file in files)
     out = tmp_path / "out"
     before = contents(out)
-    assert len(before) == 1 + len(IMAGES) * len(KINDS) + 1 - len(IMAGES) - (kind == "overlay")
+    assert len(before) == 2 + len(IMAGES) * len(KINDS) + 1 - len(IMAGES) - (kind == "overlay")
     for name in IMAGES:
         assert rows(out)[name]["kinds"] == [k for k in KINDS if k != kind]
     monkeypatch.undo()
     assert not predict().problems
     after = contents(out)
-    assert len(after) == 1 + len(IMAGES) * len(KINDS) + 1
-    assert all(after[name] == before[name] for name in before if name != RECORD)
+    assert len(after) == 2 + len(IMAGES) * len(KINDS) + 1
+    assert all(after[name] == before[name] for name in before if name not in (RECORD, TABLE))
     whole = tmp_path / "whole"
     predict(output=whole)
     for file in out.glob("*.png"):  # it shows the cells, although they were there before
@@ -479,7 +495,8 @@ def test_more_cells_than_imagej_holds(predict, images, tmp_path, monkeypatch, ma
         "179,999 in ImageJ's format; cut the image into parts",
     )
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {RECORD, *(f"b_{result}" for result in RESULTS)} - {"b_cells.tif"}
+    of_b = {f"b_{result}" for result in RESULTS.values()}
+    assert names == {RECORD, TABLE} | of_b - {"b_cells.tif"}
     monkeypatch.setattr(hyperstack, "_MAX_IMAGEJ_BYTES", 1000)  # OME holds them
     assert not predict(images / "b.tif").problems
     assert tifffile.imread(tmp_path / "out" / "b_cells.tif").max() == 180_000
@@ -554,10 +571,11 @@ def test_zarr_is_predicted_as_the_same_tiff(predict, images, tmp_path):
         done = predict(pattern)
         assert not done.problems
     assert done.files == done.skipped == 5
-    for kind in KINDS:
-        for file in out.glob(f"tiff_{kind}*"):
-            same = out / file.name.replace("tiff", "zarr")
-            assert same.read_bytes() == file.read_bytes()
+    files = [*out.glob("tiff_*")]
+    assert len(files) == len(KINDS) + 5  # pages
+    for file in files:
+        same = (out / file.name.replace("tiff", "zarr")).read_bytes()
+        assert same.replace(b"zarr.ome.zarr", b"tiff.tif") == file.read_bytes()
     assert read_frame(out / "zarr_cells.tif", 6) == Frame("TZ", (2, 3), (4.5, 3.5), 2.5, 0.5, "um")
     shutil.copytree(images / "zarr.ome.zarr", tmp_path / "series.zarr/0")
     series = predict(tmp_path / "series.zarr/0", kinds=["cells"], output=tmp_path / "series")

@@ -21,6 +21,8 @@ PAPER = {
         "model",
         "training_images",
         "resizing",
+        "measurements",
+        "outlines",
     ),
     *("checked_settings", "errors", "hardware", "configuration", "sources", "run_record", "unread"),
     "training_loop",

@@ -12,6 +12,7 @@ from .evaluation.instance_tuning import tune_instances as tune_instances
 from .example import Example as Example
 from .instances import InstanceSettings as InstanceSettings
 from .instances import find_cells as find_cells
+from .measurements import measure as measure
 from .model import Model as Model
 from .network import UNet as UNet
 from .optimiser import OptimiserSettings as OptimiserSettings

@@ -39,6 +39,7 @@ _LENGTHS = {
     "micrometer": "um",
     "nanometer": "nm",
 }
+_MICROMETRES = {"m": 1e6, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3}
 _SECONDS = {"hour": 3600.0, "minute": 60.0, "second": 1.0, "millisecond": 1e-3}
 _RESOLUTION_UNITS: dict[int, str] = {
     tifffile.RESUNIT.INCH: "inch",
@@ -64,6 +65,13 @@ class Frame(NamedTuple):
     spacing: float | None = None
     interval: float | None = None
     unit: str = ""
+
+    def micrometres(self) -> tuple[float, float] | None:
+        """Width and height of a pixel; None where they are unknown, or those of a print."""
+        if self.pixel_size is None or self.unit not in _MICROMETRES:
+            return None
+        width, height = self.pixel_size
+        return width * _MICROMETRES[self.unit], height * _MICROMETRES[self.unit]
 
 
 def read_frame(path: Path, pages: int) -> Frame:

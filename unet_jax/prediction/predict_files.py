@@ -18,9 +18,10 @@ from unet_jax.hardware import device_memory_bytes, host_memory_bytes
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
 from unet_jax.overlap_tile import AVERAGING, predict_tiled
+from unet_jax.prediction.cell_table import join_tables
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.result_record import ResultRecord
-from unet_jax.prediction.results import KINDS, USUAL_KINDS, ResultFiles
+from unet_jax.prediction.results import CELL_KINDS, KINDS, USUAL_KINDS, ResultFiles
 
 # Memory for a pixel, in bytes: of finding cells, and of predicting at another scale.
 _CELL_BYTES, _SCALE_BYTES = 64, 32
@@ -67,10 +68,13 @@ def predict_files(
     """Predicts image files and writes what is wanted of these, for each:
 
     STEM_probabilities.tif: float32, a channel for each class. STEM_classes.tif: uint8, the most
-    probable class. STEM_cells.tif: a number for each cell, anew on each page; uint16, or beyond
-    65,535 cells float32, and uint32 where the file is an OME-TIFF. STEM_overlay.png: cells, or else
-    classes, over the image; a file for each page. STEM_challenge.tif: float32, the probability of
-    cell, as the ISBI 2012 challenge takes it.
+    probable class. STEM_cells.tif: a number for each cell, beginning again on each page; uint16, or
+    beyond 65,535 cells float32, and uint32 where the file is an OME-TIFF. STEM_overlay.png: cells,
+    or else classes, over the image; a file for each page. STEM_table.csv: the measurements of each
+    cell, see `measure`; and table.csv, the same of all images in the folder. STEM_rois.zip: the
+    outlines for ImageJ's ROI Manager. STEM_cells.geojson: outlines, classes and measurements for
+    QuPath. STEM_challenge.tif: float32, the probability of cell, as the ISBI 2012 challenge takes
+    it.
 
     What was written before for the same image, known by the digest of its file, and with the same
     network is left as it is. What fails is told at the end; the rest goes on, the other results of
@@ -80,7 +84,7 @@ def predict_files(
       workdir: of the training run, or a network of the package, see `unet_jax.pretrained`.
       images: a file, a folder, or a pattern such as "data/*.tif".
       output: the folder to write to.
-      kinds: of `KINDS`; by default all but the last.
+      kinds: of `KINDS`; by default `USUAL_KINDS`.
       step: see `checkpoint.load`.
       averaging: see `predict_tiled`.
       overwrite: whether results that are there may be replaced.
@@ -114,7 +118,7 @@ def predict_files(
                 row = record.row(file)
                 missing = [kind for kind in KINDS if kind in kinds and kind not in row.kinds]
                 if missing:
-                    cells = settings if "cells" in kinds else None
+                    cells = settings if {*CELL_KINDS} & {*kinds} else None
                     written, failed = _predict_file(model, file, output, missing, cells, averaging)
                     problems += failed
                     if written:
@@ -128,6 +132,11 @@ def predict_files(
             except (OSError, MemoryError) as error:
                 problems.append(f"{file}: {one_line(error)}")
             progress.update(size)
+    if "table" in kinds:
+        try:
+            join_tables(output, sorted(output.glob("*_table.csv")))
+        except OSError as error:
+            problems.append(f"{output / 'table.csv'}: cannot be written: {one_line(error)}")
     return Predictions(output, len(files), done, skipped, tuple(problems))
 
 
@@ -147,17 +156,19 @@ def _predict_file(
     images = _read_pages(model, file)
     pages, height, width, channels = images.shape
     results = ResultFiles(model, file, (pages, height, width), output, wanted)
-    if not {"cells", "overlay"} & {*wanted}:
+    if not {"overlay", *CELL_KINDS} & {*wanted}:
         settings = None
     most = host_memory_bytes() // 2 // _CELL_BYTES
     if settings and height * width > most:
-        results.problems["cells"] = (
+        settings = None
+        problem = (
             f"{file}: has {height * width:,} pixels a page, too many to find single cells in this "
             f"memory, expected at most {most:,}; the rest is written"
         )
+        results.problems |= dict.fromkeys(CELL_KINDS, problem)
     with results.opened():
         if not results.due():
-            return [], [*results.problems.values()]
+            return [], results.lines()
         for page, image in enumerate(images):
             image = image if channels > 1 else image[..., 0]
             try:
@@ -167,13 +178,13 @@ def _predict_file(
                 raise InputError(f"{file}: page {page}: {error}") from error
             cells = None
             if settings and "cells" not in results.problems:
-                with results.apart("cells"):
+                with results.apart(*CELL_KINDS):
                     cells = find_cells(1 - results.probabilities[page][..., 0], settings)
-                    results.keep_cells(page, cells)
+                    results.keep_cells(page, image, cells)
             if "overlay" in results.due():
                 with results.apart("overlay"):
                     results.write_overlay(page, image, cells)
-    return results.due(), [*results.problems.values()]
+    return results.due(), results.lines()
 
 
 def _read_pages(model: Model, file: Path) -> np.ndarray:

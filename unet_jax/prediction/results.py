@@ -12,15 +12,24 @@ import numpy as np
 
 from unet_jax.errors import one_line
 from unet_jax.figures import cell_picture, class_colours, colours_by_number, grey_values, outlined
+from unet_jax.files.geojson import write_geojson
 from unet_jax.files.hyperstack import read_frame, reserve, result_file
 from unet_jax.files.names import file_stem
 from unet_jax.files.output import complete
+from unet_jax.files.rois import write_rois
+from unet_jax.measurements import measure
 from unet_jax.model import Model
+from unet_jax.prediction.cell_table import write_table
 
 #: What can be written for an image.
-KINDS = ("probabilities", "classes", "cells", "overlay", "challenge")
+KINDS = (
+    *("probabilities", "classes", "cells", "overlay"),
+    *("table", "rois", "geojson", "challenge"),
+)
 #: What is written unless something else is asked for.
 USUAL_KINDS = KINDS[:4]
+#: What there is only of single cells; an overlay is of classes where there are none.
+CELL_KINDS = ("cells", "table", "rois", "geojson")
 
 _ROWS = 256  # of a result that are looked at together
 _OVERLAY_SIDE = 2048  # pixels; larger images are shown smaller
@@ -51,24 +60,31 @@ class ResultFiles:
         self.problems: dict[str, str] = {}
         self._file, self._shape, self._output, self._wanted = file, shape, output, wanted
         self._frame = read_frame(file, shape[0])
-        self._class_names = model.class_names
+        self._class_names, self._channels = model.class_names, model.channels
         self._colours = class_colours(model.network.classes, model.class_colours)
         self._opened: dict[str, contextlib.ExitStack] = {}
         self._pages: dict[str, list[np.ndarray]] = {}  # of the opened ones
-        self._cells: np.ndarray | None = None  # int32, of the image's shape
+        self._cells: list[np.ndarray] = []  # of each page int32 [H, W]
         self._cell_count = 0  # on the page with the most
+        self._tables: list[dict[str, np.ndarray]] = []  # of the pages, see `measure`
 
     def due(self) -> list[str]:
         """The kinds that are wanted and have not failed."""
         return [kind for kind in self._wanted if kind not in self.problems]
 
+    def lines(self) -> list[str]:
+        """The problems, each once."""
+        return [*dict.fromkeys(self.problems.values())]
+
     @contextlib.contextmanager
-    def apart(self, kind: str) -> Iterator[None]:
-        """What fails in the block, whatever it is, is this kind of result alone."""
+    def apart(self, *kinds: str) -> Iterator[None]:
+        """What fails in the block, whatever it is, is these kinds of result alone."""
         try:
             yield
         except Exception as error:
-            self.problems[kind] = f"{self._file}: its {kind} cannot be written: {one_line(error)}"
+            names = " and ".join(self._due_of(*kinds) or kinds[:1])
+            problem = f"{self._file}: its {names} cannot be written: {one_line(error)}"
+            self.problems |= dict.fromkeys(kinds, problem)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -82,9 +98,10 @@ class ResultFiles:
             self._open(stack, "probabilities", np.float32, channels=names)
             self._open(stack, "classes", np.uint8, largest=len(names) - 1, colours=self._colours)
             self._open(stack, "challenge", np.float32)
-            if "cells" in self.due():
-                with self.apart("cells"):
-                    self._cells = stack.enter_context(_scratch(self._output, self._shape, np.int32))
+            if self._due_of("cells", "rois", "geojson"):
+                with self.apart(*CELL_KINDS):
+                    cells = stack.enter_context(_scratch(self._output, self._shape, np.int32))
+                    self._cells = [*cells]
             if "probabilities" in self._pages:
                 self.probabilities = self._pages["probabilities"]
             elif self.due():
@@ -92,9 +109,9 @@ class ResultFiles:
                 scratch = stack.enter_context(_scratch(self._output, shape, np.float32))
                 self.probabilities = [scratch] * pages
             yield
-            if self._cells is not None and "cells" in self.due():
-                with self.apart("cells"):
-                    self._write_cells(self._cells)
+            for kind in self._due_of(*CELL_KINDS):
+                with self.apart(kind):
+                    self._write_of_cells(kind)
             for kind, unfinished in self._opened.items():
                 with self.apart(kind):
                     unfinished.close()
@@ -115,11 +132,15 @@ class ResultFiles:
             if "challenge" in self._pages:
                 self._pages["challenge"][page][rows] = 1 - probability[rows, :, 0]
 
-    def keep_cells(self, page: int, cells: np.ndarray) -> None:
-        """Takes the cells of a page, int [H, W], which are written when the last one is known."""
+    def keep_cells(self, page: int, image: np.ndarray, cells: np.ndarray) -> None:
+        """Takes the cells of a page, int [H, W]; what is of cells is written after the last one."""
         self._cell_count = max(self._cell_count, int(cells.max()))
-        if self._cells is not None:
-            self._cells[page] = cells
+        if self._cells:
+            self._cells[page][:] = cells
+        if measured := self._due_of("table", "geojson"):
+            with self.apart(*measured):
+                size, probability = self._frame.micrometres(), self.probabilities[page]
+                self._tables.append(measure(image, cells, size, probability=probability))
 
     def write_overlay(self, page: int, image: np.ndarray, cells: np.ndarray | None) -> None:
         """Writes the picture of a page: its cells, int [H, W], or else classes over the image."""
@@ -141,7 +162,22 @@ class ResultFiles:
                 )
                 self._pages[kind] = self._opened[kind].enter_context(file)
 
-    def _write_cells(self, cells: np.ndarray) -> None:
+    def _due_of(self, *kinds: str) -> list[str]:
+        return [kind for kind in self.due() if kind in kinds]
+
+    def _write_of_cells(self, kind: str) -> None:
+        frame, names = self._frame, self._class_names
+        if kind == "table":
+            write_table(self._path("table.csv"), self._file.name, self._tables, names)
+        elif kind == "rois":
+            write_rois(self._path("rois.zip"), self._cells, frame, self._channels)
+        elif kind == "geojson":
+            file = self._path("cells.geojson")
+            write_geojson(file, self._cells, self._tables, frame, names, self._colours)
+        else:
+            self._write_numbers()
+
+    def _write_numbers(self) -> None:
         # How many there are, and so their dtype, is known now.
         is_few = self._cell_count <= np.iinfo(np.uint16).max
         with result_file(
@@ -151,8 +187,8 @@ class ResultFiles:
             np.uint16 if is_few else np.uint32,
             largest=max(255, self._cell_count),
         ) as pages:
-            for page in range(len(pages)):
-                pages[page][:] = cells[page]
+            for page, cells in enumerate(self._cells):
+                pages[page][:] = cells
 
 
 @contextlib.contextmanager

@@ -1,0 +1,98 @@
+"""What is measured of single cells: a table with a row for each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+# The ellipse of a cell that is less eccentric has no direction.
+_ROUND = 1e-4
+
+
+def measure(
+    image: np.ndarray,
+    cells: np.ndarray,
+    pixel_size: float | Sequence[float] | None = None,
+    *,
+    probability: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Measures the cells of one image, by scikit-image's `regionprops_table`.
+
+    Args:
+      image: real [H, W] or [H, W, C].
+      cells: int [H, W], the cell each pixel belongs to, 0 = none.
+      pixel_size: of a pixel in micrometres, or its width and height; None = unknown.
+      probability: float [H, W, classes] in [0, 1], as of `predict_tiled`, for the last columns.
+
+    Returns:
+      The columns of the table, each [number of cells], in the order of the cells' numbers:
+
+      number.
+      centre_x, centre_y, area, perimeter, equivalent_diameter (of the circle of the same area):
+        their names end in _um and _um2, or _px and _px2 without a pixel size. The centre of the
+        first pixel lies at half a pixel, as in ImageJ. Where pixels are not square, the perimeter
+        is NaN.
+      eccentricity: of the ellipse of the same second moments, 0 for a circle, less than or equal
+        to 1.
+      orientation_degrees: by which its long axis is turned counterclockwise from the x axis, in
+        [0, 180); NaN for a circle.
+      solidity: the share of the convex hull that the cell covers.
+      mean, minimum, maximum: of the image; of several channels mean_1 and so on for each.
+      at_border: bool, it touches the image's border, which may cut it off.
+      mean_probability: of cell.
+      class: of more than two classes, the one that is most probable on average, from 1 on.
+
+    Raises:
+      ValueError: shapes that do not fit one another, or a pixel size that is not positive.
+    """
+    from skimage.measure import regionprops_table  # slow to load
+
+    for name, array in (("image", image), ("probability", probability)):
+        if array is not None and array.shape[:2] != cells.shape:
+            raise ValueError(
+                f"{name}: expected a shape that begins with {cells.shape} as the cells have, not "
+                f"{array.shape}."
+            )
+    width, height = np.broadcast_to(1.0 if pixel_size is None else pixel_size, 2)
+    if not 0 < min(width, height) <= max(width, height) < np.inf:
+        raise ValueError(f"pixel_size: expected more than 0, not {pixel_size}.")
+    found = regionprops_table(
+        cells,
+        image.reshape(*cells.shape, -1),
+        [
+            *("label", "centroid", "area", "equivalent_diameter_area", "eccentricity"),
+            *("orientation", "solidity", "intensity_mean", "intensity_min", "intensity_max"),
+            *(["bbox", "perimeter"] if width == height else ["bbox"]),
+        ],
+        spacing=(height, width),
+    )
+    numbers = found["label"]
+    unit = "px" if pixel_size is None else "um"
+    turned = (90 + np.degrees(found["orientation"])) % 180
+    table = {
+        "number": numbers,
+        f"centre_x_{unit}": found["centroid-1"] + width / 2,
+        f"centre_y_{unit}": found["centroid-0"] + height / 2,
+        f"area_{unit}2": found["area"],
+        f"perimeter_{unit}": found.get("perimeter", np.full(len(numbers), np.nan)),
+        f"equivalent_diameter_{unit}": found["equivalent_diameter_area"],
+        "eccentricity": found["eccentricity"],
+        "orientation_degrees": np.where(found["eccentricity"] < _ROUND, np.nan, turned),
+        "solidity": found["solidity"],
+    }
+    channels = image.shape[2] if image.ndim == 3 else 1
+    for channel in range(channels):
+        ending = f"_{channel + 1}" if channels > 1 else ""
+        for name, of in (("mean", "mean"), ("minimum", "min"), ("maximum", "max")):
+            table[name + ending] = found[f"intensity_{of}-{channel}"]
+    top, left, bottom, right = (found[f"bbox-{side}"] for side in range(4))
+    rows, columns = cells.shape
+    table["at_border"] = (top == 0) | (left == 0) | (bottom == rows) | (right == columns)
+    if probability is not None:
+        means = np.array(
+            [ndimage.mean(of_class, cells, numbers) for of_class in np.moveaxis(probability, -1, 0)]
+        )
+        table["mean_probability"] = 1 - means[0]
+        if len(means) > 2:
+            table["class"] = 1 + means[1:].argmax(0)
+    return table

@@ -1,0 +1,59 @@
+"""Tables of cells as CSV files, with a row for each cell."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_jax.files.output import complete
+
+
+def write_table(
+    file: Path, image: str, pages: Sequence[Mapping[str, np.ndarray]], class_names: Sequence[str]
+) -> None:
+    """Writes the cells of all pages of an image.
+
+    Args:
+      file: to write, .csv.
+      image: its name, for the first column.
+      pages: for each page the table of `measure`; the page's number, from 0 on, is the second
+        column.
+      class_names: by class.
+    """
+    with complete(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["image", "page", *pages[0]])
+        for page, table in enumerate(pages):
+            for row in zip(*table.values(), strict=True):
+                cells = (
+                    class_names[value] if name == "class" else _text(value)
+                    for name, value in zip(table, row, strict=True)
+                )
+                writer.writerow([image, page, *cells])
+
+
+def join_tables(folder: Path, tables: Sequence[Path]) -> None:
+    """Writes what is in the tables of single images into one, `table.csv` in the folder.
+
+    Columns that an image does not have stay empty.
+    """
+    columns: dict[str, None] = {}
+    for table in tables:
+        with table.open(newline="", encoding="utf-8") as opened:
+            columns |= dict.fromkeys(next(csv.reader(opened)))
+    file = folder / "table.csv"
+    with complete(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as joined:
+        writer = csv.DictWriter(joined, [*columns])
+        writer.writeheader()
+        for table in tables:
+            with table.open(newline="", encoding="utf-8") as opened:
+                writer.writerows(csv.DictReader(opened))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "" if math.isnan(value) else f"{value:.10g}"
+    return str(value)
