@@ -12,11 +12,11 @@ from roifile import ROI_TYPE, ImagejRoi, roiread
 from scipy import ndimage
 
 from unet_jax import measure
+from unet_jax.files.cell_table import join_tables, write_table
 from unet_jax.files.geojson import write_geojson
 from unet_jax.files.hyperstack import Frame
 from unet_jax.files.rois import write_rois
 from unet_jax.outlines import outlines
-from unet_jax.prediction.cell_table import join_tables, write_table
 
 RNG = np.random.default_rng(0)
 RING = np.pad(np.pad(np.zeros((2, 3), int), 1, constant_values=7), 1)

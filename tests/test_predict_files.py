@@ -17,12 +17,12 @@ from tests.test_ome_zarr import multiscale, write_array, write_group
 from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
 from unet_jax.checked_settings import as_dict
 from unet_jax.data.folder import read_folder
-from unet_jax.files import geojson, hyperstack, rois
+from unet_jax.files import cell_table, geojson, hyperstack, rois
 from unet_jax.files.hyperstack import Frame, read_frame
 from unet_jax.files.images import read_image
 from unet_jax.network import UNet
-from unet_jax.prediction import cell_table, results
 from unet_jax.prediction import predict_files as module
+from unet_jax.prediction import results
 from unet_jax.prediction.predict_files import Predictions, predict_files
 from unet_jax.prediction.results import KINDS
 

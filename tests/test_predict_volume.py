@@ -1,3 +1,4 @@
+import csv
 import os
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 
 from tests.test_checkpoint import a_record, a_state
 from tests.test_ome_zarr import multiscale, problem, write_array, write_group
-from unet_jax import InputError, checkpoint, load
+from unet_jax import InputError, checkpoint, load, measure
 from unet_jax.errors import RunFailed
+from unet_jax.files.hyperstack import volume_frame
 from unet_jax.files.ome_zarr import open_volume
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
@@ -240,7 +242,7 @@ def test_parts_and_a_last_call_are_the_whole(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"write": ["overlay"]}, "expected probabilities, classes, cells for a volume"),
+        ({"write": ["overlay"]}, "expected probabilities, classes, cells, table for a volume"),
         ({"averaging": "rotations"}, "expected none or symmetries for a volume, not 'rotations'"),
         ({"block_side": 100}, "block_side: expected a multiple of 64, not 100"),
         ({"block_side": 0}, "block_side: expected a multiple of 64, not 0"),
@@ -363,3 +365,45 @@ def test_the_program_takes_a_volume_and_tells_what_does_not_fit(tmp_path):
     whole = predict_tiled(model, image, tile_side=side_of_step(64, model.network.depth))
     classes = pixels_of(tmp_path / "out.ome.zarr" / "labels" / "classes")[0]
     np.testing.assert_array_equal(classes, whole.argmax(-1))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_table_is_that_of_the_images(tmp_path, channels):
+    shape, names = ((2, 150, 201), "zyx") if channels == 1 else ((2, 2, 150, 201), "czyx")
+    a_volume(tmp_path / "in", shape, names=names)
+    out, model = tmp_path / "out", a_model(channels=channels)
+    options = {"settings": SETTINGS, "block_side": 64, "write": ["table"]}
+    assert not predict_volume(model, tmp_path / "in", out, **options).problems
+    rows = [*csv.DictReader((out / "table.csv").read_text().splitlines())]
+    cells = pixels_of(out / "labels" / "cells")
+    size = volume_frame(open_volume(tmp_path / "in")).micrometres()
+    assert size and len(rows) > 20
+    for z in range(2):
+        image = open_volume(tmp_path / "in").plane(0, z)[:, :]
+        expected = measure(image, cells[z], size)
+        for name in expected:
+            if name.startswith(("perimeter", "solidity")):
+                assert name not in rows[0]
+                continue
+            found = [row[name] for row in rows if row["z"] == str(z)]
+            if name == "at_border":
+                found = [text == "True" for text in found]
+            else:
+                found = [float(text or "nan") for text in found]
+            if name.startswith("orientation"):
+                found = (found - expected[name] + 90) % 180 - 90 + expected[name]
+            np.testing.assert_allclose(found, expected[name], rtol=1e-7, atol=1e-7, err_msg=name)
+    assert not (out / "intermediate").exists()
+    before = snapshot(out)
+    predict_volume(model, tmp_path / "in", out, **options)
+    assert snapshot(out) == before
+    with pytest.raises(InputError, match="write: expected .*table for a volume, not 'rois'"):
+        predict_volume(model, tmp_path / "in", tmp_path / "new", write=["rois"])
+
+
+def test_a_table_without_any_cell(tmp_path):
+    a_volume(tmp_path / "in", (100, 130), names="yx")
+    settings = replace(SETTINGS, threshold=1.0)
+    predict_volume(a_model(), tmp_path / "in", tmp_path / "out", settings=settings, write=["table"])
+    (header,) = (tmp_path / "out" / "table.csv").read_text().splitlines()
+    assert header.startswith("t,z,number,centre_x_")

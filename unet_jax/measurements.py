@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-# The ellipse of a cell that is less eccentric has no direction.
-_ROUND = 1e-4
+#: The ellipse of a cell that is less eccentric has no direction.
+ROUND = 1e-4
 
 
 def measure(
@@ -34,8 +34,8 @@ def measure(
         is NaN.
       eccentricity: of the ellipse of the same second moments, 0 for a circle, less than or equal
         to 1.
-      orientation_degrees: by which its long axis is turned counterclockwise from the x axis, in
-        [0, 180); NaN for a circle.
+      orientation_degrees: by which its long axis is turned counterclockwise from the x axis, from 0
+        to 180; NaN for a circle.
       solidity: the share of the convex hull that the cell covers.
       mean, minimum, maximum: of the image; of several channels mean_1 and so on for each.
       at_border: bool, it touches the image's border, which may cut it off.
@@ -77,7 +77,7 @@ def measure(
         f"perimeter_{unit}": found.get("perimeter", np.full(len(numbers), np.nan)),
         f"equivalent_diameter_{unit}": found["equivalent_diameter_area"],
         "eccentricity": found["eccentricity"],
-        "orientation_degrees": np.where(found["eccentricity"] < _ROUND, np.nan, turned),
+        "orientation_degrees": np.where(found["eccentricity"] < ROUND, np.nan, turned),
         "solidity": found["solidity"],
     }
     channels = image.shape[2] if image.ndim == 3 else 1

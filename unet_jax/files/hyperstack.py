@@ -83,7 +83,7 @@ def read_frame(path: Path, pages: int) -> Frame:
     stack = Frame("Z", (pages,)) if pages > 1 else Frame()
     try:
         if is_zarr(path):
-            return _zarr_frame(open_small(path))
+            return volume_frame(open_small(path))
         with quiet(), open_tiff(path) as tif:
             full = full_pages(path, tif)
             series = page_series(path, tif, full)
@@ -102,7 +102,8 @@ def read_frame(path: Path, pages: int) -> Frame:
         return stack
 
 
-def _zarr_frame(volume: Volume) -> Frame:
+def volume_frame(volume: Volume) -> Frame:
+    """The frame of the images of a volume."""
     sizes = {axis: size for axis, size in zip("TZ", volume.shape[:2], strict=True) if size > 1}
     axes = volume.axes.of("xyzt")
     (x, y, z, interval), (unit, *others, clock) = axes.scale, axes.units

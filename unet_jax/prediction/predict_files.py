@@ -11,6 +11,7 @@ from unet_jax import checkpoint
 from unet_jax.checked_settings import as_dict
 from unet_jax.checkpoint.cell_settings import read_settings
 from unet_jax.errors import InputError, one_line
+from unet_jax.files.cell_table import join_tables
 from unet_jax.files.images import read_image
 from unet_jax.files.output import unlocking
 from unet_jax.files.zarr_image import stored_files
@@ -18,7 +19,6 @@ from unet_jax.hardware import device_memory_bytes, host_memory_bytes
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
 from unet_jax.overlap_tile import AVERAGING, predict_tiled
-from unet_jax.prediction.cell_table import join_tables
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.result_record import ResultRecord
 from unet_jax.prediction.results import CELL_KINDS, KINDS, USUAL_KINDS, ResultFiles

@@ -12,6 +12,7 @@ import numpy as np
 
 from unet_jax.errors import one_line
 from unet_jax.figures import cell_picture, class_colours, colours_by_number, grey_values, outlined
+from unet_jax.files.cell_table import write_table
 from unet_jax.files.geojson import write_geojson
 from unet_jax.files.hyperstack import read_frame, reserve, result_file
 from unet_jax.files.names import file_stem
@@ -19,7 +20,6 @@ from unet_jax.files.output import complete
 from unet_jax.files.rois import write_rois
 from unet_jax.measurements import measure
 from unet_jax.model import Model
-from unet_jax.prediction.cell_table import write_table
 
 #: What can be written for an image.
 KINDS = (

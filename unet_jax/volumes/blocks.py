@@ -5,7 +5,8 @@ They are called in any order and in any number of processes, one stage after the
 1. `measure`, of each plane: the statistics of its grey values.
 2. `predict`, of each block: mask, classes, probabilities.
 3. `find`, of each block, `number`, of each plane, `grow`, of each block: the cells.
-4. `halve`, of each block of a level: the pyramids.
+4. `sum_up`, of each block, `tabulate`, of each plane: the table of the cells.
+5. `halve`, of each block of a level: the pyramids.
 
 What one has written is there whole or not at all; so what is there is finished.
 """
@@ -25,6 +26,8 @@ import numpy as np
 import tensorstore
 
 from unet_jax.errors import InputError, RunFailed, one_line
+from unet_jax.files.cell_table import text_rows
+from unet_jax.files.hyperstack import volume_frame
 from unet_jax.files.ome_zarr import Volume, missing_chunks, open_volume
 from unet_jax.files.zarr_store import read_object, stored_chunks, write_object
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, statistics_of_parts
@@ -32,6 +35,7 @@ from unet_jax.hardware import cpu_cores, is_out_of_memory
 from unet_jax.instances import InstanceSettings
 from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_block, side_of_step
+from unet_jax.volumes.cell_sums import sum_cells, table_of_sums
 from unet_jax.volumes.cells import (
     Grid,
     Numbers,
@@ -80,7 +84,8 @@ class Job:
       source: of the volume, see `open_volume`.
       output: of the result.
       model: to predict with.
-      kinds: what is written: "mask", and of "probabilities", "classes" and "cells" what is wanted.
+      kinds: the arrays: "mask", and of "probabilities", "classes" and "cells" what is wanted.
+      has_table: whether the table of the cells is written.
       averaging: "none" or "symmetries".
       settings: of the cells.
       side: of a block, in pixels.
@@ -92,6 +97,7 @@ class Job:
     output: str
     model: Model
     kinds: tuple[str, ...]
+    has_table: bool
     averaging: str
     settings: InstanceSettings
     side: int
@@ -225,7 +231,7 @@ def measure(job: Job, plane: Plane) -> int:
         raise
     except ValueError as error:
         raise InputError(f"{place(job, plane)}: {error}") from None
-    _write(job, f"{STATISTICS}/{_name(plane)}", means=means, stds=stds)
+    _write(job, f"{STATISTICS}/{key(plane)}", means=means, stds=stds)
     return len(missing_chunks(job.volume, *plane))
 
 
@@ -235,7 +241,7 @@ def predict(job: Job, block: Block) -> None:
     if all(_is_there(array, block) for array in arrays):
         return  # by a worker that died before it could say so
     part = job.grid().block((block.row, block.column))
-    statistics = _read(job, f"{STATISTICS}/{_name(Plane(block.t, block.z))}")
+    statistics = _read(job, f"{STATISTICS}/{key(Plane(block.t, block.z))}")
     probabilities = predict_block(
         job.model_on_device,
         job.volume.plane(block.t, block.z),
@@ -264,7 +270,7 @@ def find(job: Job, block: Block) -> None:
     seen = part_for_pieces(grid, index, job.settings)
     mask = _pixels(job, job.levels["mask"][0], block, seen)
     labels, pieces = find_pieces(mask == 0, grid, index, job.settings)
-    _write(job, f"{INTERMEDIATE}/pieces/{_name(block)}", **dataclasses.asdict(pieces))
+    _write(job, f"{INTERMEDIATE}/pieces/{key(block)}", **dataclasses.asdict(pieces))
     _fill(job, array, block, labels)
 
 
@@ -273,13 +279,13 @@ def number(job: Job, plane: Plane) -> None:
     grid = job.grid()
     pieces = {}
     for index in grid.blocks_in(grid.plane):
-        read = _read(job, f"{INTERMEDIATE}/pieces/{_name(Block(*plane, *index))}")
+        read = _read(job, f"{INTERMEDIATE}/pieces/{key(Block(*plane, *index))}")
         pieces[index] = Pieces(**read)
     numbers = number_pieces(pieces, grid, job.settings)
     for index, table in numbers.tables.items():
-        name = _name(Block(*plane, *index))
+        name = key(Block(*plane, *index))
         _write(job, f"{INTERMEDIATE}/numbers/{name}", table=table)
-    _write(job, f"{INTERMEDIATE}/counts/{_name(plane)}", count=np.int64(numbers.count))
+    _write(job, f"{INTERMEDIATE}/counts/{key(plane)}", count=np.int64(numbers.count))
 
 
 def grow(job: Job, block: Block) -> None:
@@ -287,13 +293,35 @@ def grow(job: Job, block: Block) -> None:
     grid, index = job.grid(), (block.row, block.column)
     plane, seen = Plane(block.t, block.z), part_for_growth(grid, index, job.settings)
     labels = _pixels(job, job.pieces, block, seen)
-    count = int(_read(job, f"{INTERMEDIATE}/counts/{_name(plane)}")["count"])
+    count = int(_read(job, f"{INTERMEDIATE}/counts/{key(plane)}")["count"])
     tables = {
-        other: _read(job, f"{INTERMEDIATE}/numbers/{_name(Block(*plane, *other))}")["table"]
+        other: _read(job, f"{INTERMEDIATE}/numbers/{key(Block(*plane, *other))}")["table"]
         for other in grid.blocks_in(seen)
     }
     cells = grow_cells(labels, Numbers(tables, count), grid, index, job.settings)
     _fill(job, job.levels["cells"][0], block, cells)
+
+
+def sum_up(job: Job, block: Block) -> None:
+    """Writes what `tabulate` must know of the cells in a block."""
+    grid = job.grid()
+    part = grid.block((block.row, block.column))
+    cells = _pixels(job, job.levels["cells"][0], block, part)
+    image = job.volume.plane(block.t, block.z)[_slices(part)]
+    sums = sum_cells(image, cells, part, grid.plane)
+    _write(job, f"{INTERMEDIATE}/sums/{key(block)}", **sums)
+
+
+def tabulate(job: Job, plane: Plane) -> tuple[Plane, list[list[str]]]:
+    """The plane, and the table of its cells: the columns' names, and a row for each."""
+    grid = job.grid()
+    blocks = [
+        _read(job, f"{INTERMEDIATE}/sums/{key(Block(*plane, *index))}")
+        for index in grid.blocks_in(grid.plane)
+    ]
+    table = table_of_sums(blocks, volume_frame(job.volume).micrometres())
+    rows = [[str(plane.t), str(plane.z), *row] for row in text_rows(table)]
+    return plane, [["t", "z", *table], *rows]
 
 
 def halve(job: Job, block: Block, *, kind: str, level: int) -> None:
@@ -359,7 +387,8 @@ def _slices(part: Part) -> tuple[slice, slice]:
     return slice(part.top, part.bottom), slice(part.left, part.right)
 
 
-def _name(item: Item) -> str:
+def key(item: Item) -> str:
+    """What the objects of a plane or a block are called, in a group of their kind."""
     return "/".join(map(str, item))
 
 

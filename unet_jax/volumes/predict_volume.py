@@ -1,7 +1,9 @@
 """Segmentation of a volume in OME-Zarr, of any size, block by block into another one."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import logging
 import math
@@ -20,7 +22,13 @@ from unet_jax.checked_settings import as_dict
 from unet_jax.errors import InputError
 from unet_jax.files.ome_zarr import open_volume
 from unet_jax.files.output import lock, probe, unlocking
-from unet_jax.files.zarr_store import delete_group, is_remote, list_objects, read_object
+from unet_jax.files.zarr_store import (
+    delete_group,
+    is_remote,
+    list_objects,
+    read_object,
+    write_object,
+)
 from unet_jax.instances import InstanceSettings
 from unet_jax.model import Model
 from unet_jax.volumes import blocks
@@ -33,7 +41,9 @@ if TYPE_CHECKING:  # an extra, which takes a second to load
 logger = logging.getLogger("unet_jax")
 
 #: What can be written of a volume.
-VOLUME_KINDS = ("probabilities", "classes", "cells")
+VOLUME_KINDS = ("probabilities", "classes", "cells", "table")
+#: The object of a result that holds the measurements of the cells.
+TABLE = "table.csv"
 _STEPS = (1024, 512, 256, 128, 64)
 _SIDES = (256, 512, 1024, 2048)
 
@@ -80,14 +90,15 @@ def predict_volume(
     tile side that is recorded, and of `find_cells`. Processes that differ in what `environment`
     tells would differ by rounding, and do not go on with each other's. It is an OME-Zarr 0.5:
     the image is a mask, uint8, 255 = cell; `labels/classes` uint8; `labels/cells` uint32, a number
-    for each cell, anew in each image; `probabilities` float32, a channel for each class. What
-    cannot be done is told at the end; the rest goes on.
+    for each cell, beginning again in each image; `probabilities` float32, a channel for each class;
+    `table.csv` the measurements of the cells, see `volumes.cell_sums`. What cannot be done is
+    reported at the end; the rest goes on.
 
     Args:
       model: from `unet_jax.load`, of scale 1.
       source: OME-Zarr 0.4 or 0.5, a path or s3://BUCKET/PATH; each time and depth is an image.
       output: a path or s3://BUCKET/PATH of the result.
-      write: of "probabilities", "classes" and "cells".
+      write: of "probabilities", "classes", "cells", and "table", which writes the cells as well.
       averaging: "none", or "symmetries" as of `predict_tiled`.
       settings: for finding the cells; the mask has their threshold.
       block_side: pixels, a multiple of 64; by default 2048, less for smaller images. A block is
@@ -139,6 +150,7 @@ def predict_volume(
         done = len(run("Predicting", blocks.predict, due))
         if part is None:
             _find_cells(job, run)
+            _measure_cells(job, run, problems)
             for kind, levels in job.levels.items():
                 for level in range(1, len(levels)):
                     halve = partial(blocks.halve, kind=kind, level=level)
@@ -167,6 +179,22 @@ def _find_cells(job: Job, run: Callable[..., list]) -> None:
     uncounted = [p for p in planes if f"{blocks.INTERMEDIATE}/counts/{p.t}/{p.z}" not in counted]
     run("Numbers of cells", blocks.number, uncounted)
     run("Cells", blocks.grow, due)
+
+
+def _measure_cells(job: Job, run: Callable[..., list], problems: Sequence[str]) -> None:
+    """Writes the table of the cells, once those of all images are there."""
+    if problems or not job.has_table or list_objects(job.output, TABLE):
+        return
+    summed = {*list_objects(job.output, f"{blocks.INTERMEDIATE}/sums/")}
+    due = [b for b in job.blocks() if f"{blocks.INTERMEDIATE}/sums/{blocks.key(b)}" not in summed]
+    run("Measuring cells", blocks.sum_up, due)
+    tables = run("Tables of cells", blocks.tabulate, job.planes())
+    if not problems:
+        file = io.StringIO()
+        writer = csv.writer(file)
+        for number, (_, (header, *rows)) in enumerate(sorted(tables)):
+            writer.writerows([header, *rows] if number == 0 else rows)
+        write_object(job.output, TABLE, file.getvalue().encode())
 
 
 def _unpredicted(job: Job) -> set[Block]:
@@ -231,13 +259,15 @@ def _job(model, source, output, write, averaging, settings, block_side, client) 
 
         versions = common_environment(client)
     stored = json.dumps([volume.array.spec().to_json()["metadata"], volume.axes.names])
-    kinds = ("mask", *(kind for kind in VOLUME_KINDS if kind in write))
+    has_table = "table" in write
+    wanted = {*write, "cells"} if has_table else {*write}
+    kinds = ("mask", *(kind for kind in VOLUME_KINDS[:-1] if kind in wanted))
     made_with = {
         "parameters_sha256": model.sha256(),
         "step": model.record.step if model.record else None,
         "source": source.rsplit("/", 1)[-1],
         "source_sha256": hashlib.sha256(stored.encode()).hexdigest(),
-        "write": list(kinds),
+        "write": [*kinds, *["table"] * has_table],
         "averaging": averaging,
         "block_side": block_side,
         "tile_step": step,
@@ -245,7 +275,10 @@ def _job(model, source, output, write, averaging, settings, block_side, client) 
         "versions": versions,
     }
     host_model = replace(model, params=jax.device_get(model.params), record=None)
-    return Job(source, output, host_model, kinds, averaging, settings, block_side, step, made_with)
+    return Job(
+        *(source, output, host_model, kinds, has_table, averaging, settings, block_side, step),
+        made_with,
+    )
 
 
 def _place(url: str) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,18 @@ def write_table(
         writer = csv.writer(opened)
         writer.writerow(["image", "page", *pages[0]])
         for page, table in enumerate(pages):
-            for row in zip(*table.values(), strict=True):
-                cells = (
-                    class_names[value] if name == "class" else _text(value)
-                    for name, value in zip(table, row, strict=True)
-                )
-                writer.writerow([image, page, *cells])
+            writer.writerows([image, page, *row] for row in text_rows(table, class_names))
+
+
+def text_rows(
+    table: Mapping[str, np.ndarray], class_names: Sequence[str] = ()
+) -> Iterator[list[str]]:
+    """The cells of a table of `measure`, as they are written; what is NaN is left empty."""
+    for row in zip(*table.values(), strict=True):
+        yield [
+            class_names[value] if name == "class" else _text(value)
+            for name, value in zip(table, row, strict=True)
+        ]
 
 
 def join_tables(folder: Path, tables: Sequence[Path]) -> None:
