@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -60,6 +61,30 @@ def same_bits(a, b):
             jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
         )
     )
+
+
+@pytest.mark.parametrize(
+    "validations",
+    [
+        [{"loss": 0.5}, {"loss": 0.3}, {"loss": 0.4}],
+        [  # the loss goes up again before the errors do
+            {"loss": 0.3, "pixel_error": 0.05},
+            {"loss": 0.4, "pixel_error": 0.04},
+            {"loss": 0.5, "pixel_error": 0.06},
+        ],
+        [
+            {"loss": 0.3, "pixel_error": 0.04, "mean_iou": 0.7},
+            {"loss": 0.4, "pixel_error": 0.05, "mean_iou": 0.8},
+            {"loss": 0.5, "pixel_error": 0.06, "mean_iou": 0.6},
+        ],
+    ],
+)
+def test_the_best_step_is_the_one_with_the_lowest_error(tmp_path, validations):
+    for step, validation in enumerate(validations):
+        record = dataclasses.replace(a_record(step), validation=validation)
+        checkpoint.save(tmp_path, a_state(step), record)
+    assert checkpoint.best_step(tmp_path) == 1
+    assert checkpoint.saved_steps(tmp_path) == [1, 2]
 
 
 def test_best_and_latest_are_kept_and_come_back_bit_for_bit(workdir):

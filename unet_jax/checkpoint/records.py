@@ -16,12 +16,14 @@ class Measured(NamedTuple):
     """What the steps of a run are compared by.
 
     Attributes:
-      loss: on the validation images, None where it was not validated.
+      error: on the validation images, None where it was not validated: 1 - mean IoU of the classes,
+        or else the pixel error. The loss goes up again in long trainings while these still go
+        down, as the network becomes surer; it counts where there is nothing else.
       of: the weight map's settings, and a digest of the images: with the names of many, each step
         would hold megabytes.
     """
 
-    loss: float | None
+    error: float | None
     of: tuple[WeightMapSettings, bytes] | None
 
 
@@ -43,9 +45,9 @@ def describe(workdir: Path, step: int) -> Record:
 
 
 def best_step(workdir: Path, measured: dict[int, Measured] | None = None) -> int:
-    """The step with the lowest validation loss; the latest, if none has been validated.
+    """The step with the lowest validation error; the latest, if none has been validated.
 
-    Where a run went on with other data or weights, only the losses since then are compared.
+    Where a run went on with other data or weights, only the errors since then are compared.
 
     Args:
       workdir: the run's folder.
@@ -56,23 +58,29 @@ def best_step(workdir: Path, measured: dict[int, Measured] | None = None) -> int
     for step in steps:
         if step not in measured:
             measured[step] = measured_on(describe(workdir, step))
+    latest = measured[steps[-1]]
     validated = {
-        step: loss
+        step: error
         for step in steps
-        if (loss := measured[step].loss) is not None and measured[step].of == measured[steps[-1]].of
+        if (error := measured[step].error) is not None and measured[step].of == latest.of
     }
     return min(validated, key=validated.__getitem__) if validated else steps[-1]
 
 
 def measured_on(record: Record) -> Measured:
-    """The validation loss of a step, and what it is of."""
-    loss = record.validation["loss"] if record.validation else None
+    """The validation error of a step, and what it is of."""
+    error = None
+    if record.validation:
+        scores = record.validation
+        error = scores.get("pixel_error", scores["loss"])
+        if "mean_iou" in scores:
+            error = 1 - scores["mean_iou"]
     if not record.training:
-        return Measured(loss, None)
+        return Measured(error, None)
     digest = hashlib.sha256()
     for pair in sorted(record.training.data.items()):
         digest.update(repr(pair).encode())
     for split, names in sorted(record.training.splits.items()):
         for name in names:
             digest.update(repr((split, name)).encode())
-    return Measured(loss, (record.training.config.weight_map, digest.digest()))
+    return Measured(error, (record.training.config.weight_map, digest.digest()))

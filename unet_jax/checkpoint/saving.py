@@ -80,7 +80,7 @@ def save(
     Args:
       workdir: the run's folder.
       state: what to save, of the record's step.
-      record: whose validation loss, where there is one, decides which step is best.
+      record: whose validation error, where there is one, decides which step is best.
       measured: of earlier steps, see `best_step`; this one's is added.
 
     Raises:

@@ -21,7 +21,7 @@ class Validation:
     """How good a network is on the validation split.
 
     Attributes:
-      scores: `loss`, by which steps are compared, and errors by name.
+      scores: `loss` and errors by name; which steps are compared by, see `checkpoint.best_step`.
       probabilities: float32 [H, W, classes] for each image.
     """
 
