@@ -1,6 +1,6 @@
 """Errors on ISBI 2012 after training on 2, 5 and 20 slices: fine-tuned, and from scratch.
 
-The network of `configs/em_small.py` with tiles of 316 pixels. It is trained on made-up micrographs
+The paper's network with a quarter of the width and tiles of 316 pixels. It is trained on made-up micrographs
 alone, and then for 1000 steps on the first slices; beside it a random start with as many steps of
 the same configuration, and once a frozen contracting path. Slices 22 to 24 choose the best step, 25
 to 29 are the test. Runs are kept in `runs/fine_tuning` and not repeated.
@@ -8,8 +8,9 @@ to 29 are the test. Runs are kept in `runs/fine_tuning` and not repeated.
 
 from pathlib import Path
 
+from benchmarks.recipes import of_em
 from benchmarks.side_by_side import rounded
-from configs import demo, em_small
+from configs import demo
 from unet_jax import load, predict_tiled
 from unet_jax.configuration import read_configuration
 from unet_jax.data.splits import read_splits
@@ -32,7 +33,7 @@ def rows(quick):
         config.data.train, config.data.validation, config.data.test = (0, 2), (2, 3), (3, 4)
         shorten(config)
     fit(config, pretrained)
-    test = read_splits(read_configuration(em_small.get_config()).data, classes=2)["test"]
+    test = read_splits(read_configuration(of_em()).data, classes=2)["test"]
     yield {"start": "pretrained", "slices": 0} | result(pretrained, test)
     runs = [(start, *run) for run in _RUNS for start in ("pretrained", "random")]
     runs.append(("frozen", 2, 0))
@@ -56,7 +57,7 @@ def shorten(config):
 def pretraining():
     """The configuration of the training on made-up micrographs."""
     config = demo.get_config()
-    config.model = em_small.get_config().model
+    config.model = of_em().model
     config.data.height = config.data.width = 512
     config.data.train, config.data.validation, config.data.test = (0, 96), (96, 100), (100, 101)
     config.train.tile_side = _TILE_SIDE
@@ -67,7 +68,7 @@ def pretraining():
 
 def tuning(slices, seed):
     """The configuration of the training on the first so many slices."""
-    config = em_small.get_config()
+    config = of_em()
     config.data.train = (0, slices)
     config.train.seed = seed
     config.train.tile_side = _TILE_SIDE

@@ -61,7 +61,7 @@ def rows(quick, cases=None):
     place = Path("runs", "recipes_quick" if quick else "recipes")
     for data in cases or RECIPES:
         for name, changes in RECIPES[data].items():
-            config = _of_em() if data == "em" else of_nuclei(place / "dsb2018", 40)
+            config = of_em() if data == "em" else of_nuclei(place / "dsb2018", 40)
             config.update_from_flattened_dict(changes)
             workdir = place / data / name.replace(", ", "_").replace(" ", "_")
             if quick:
@@ -73,7 +73,7 @@ def rows(quick, cases=None):
             yield {"data": data, "recipe": name, "steps": steps} | _scores(data, workdir)
 
 
-def _of_em():
+def of_em():
     """The paper's experiment with a quarter of the width."""
     config = em.get_config()
     config.model.width, config.train.tile_side = 16, 444
