@@ -1,9 +1,9 @@
 """Errors on ISBI 2012 after training on 2, 5 and 20 slices: fine-tuned, and from scratch.
 
-The paper's network with a quarter of the width and tiles of 316 pixels. It is trained on made-up micrographs
-alone, and then for 1000 steps on the first slices; beside it a random start with as many steps of
-the same configuration, and once a frozen contracting path. Slices 22 to 24 choose the best step, 25
-to 29 are the test. Runs are kept in `runs/fine_tuning` and not repeated.
+The paper's network with a quarter of the width, and tiles of 316 pixels. It is trained on made-up
+micrographs alone, and then for 1000 steps on the first slices; beside it a random start with as
+many steps of the same configuration, and once a frozen contracting path. Slices 22 to 24 choose the
+best step, 25 to 29 are the test. Runs are kept in `runs/fine_tuning` and not repeated.
 """
 
 from pathlib import Path
