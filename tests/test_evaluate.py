@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -30,8 +31,18 @@ METRICS = ("pixel_error", "rand_error", "warping_error", "warping_error_2016", "
 
 
 def report(folder):
-    assert {p.name for p in folder.iterdir()} == {"report.html", "report.json", "examples.png"}
-    return json.loads((folder / "report.json").read_text())
+    names = {"report.html", "report.json", "report.csv", "examples.png"}
+    assert {p.name for p in folder.iterdir()} == names
+    result = json.loads((folder / "report.json").read_text())
+    together, *images = csv.DictReader((folder / "report.csv").read_text().splitlines())
+    assert together.pop("image") == "all images"
+    assert [row.pop("image") for row in images] == [image["name"] for image in result["images"]]
+    for row, image in zip(images, result["images"], strict=True):
+        for name, value in row.items():
+            assert value == ("" if image[name] is None else str(image[name]))
+    for kind, count in result["cell_errors"].items():
+        assert together[kind] == str(count) == str(sum(image[kind] for image in result["images"]))
+    return result
 
 
 @pytest.fixture

@@ -67,6 +67,9 @@ def picture(name, height, width, seed=0):
     )
 
 
+ERRORS = {"missed": 1, "false": 2, "split": 0, "merged": 1}
+
+
 def curve(value, threshold):
     values = tuple(min(value + abs(t - threshold), 1.0) for t in THRESHOLDS)
     return Score(value, threshold, THRESHOLDS, values)
@@ -78,15 +81,18 @@ def scores(shift):
         for k, metric in enumerate(EM_METRICS)
     }
     overlaps = {"membrane": 0.7111 + shift, "cell": 0.9222 + shift}
-    classes = ClassScores(overlaps, 0.8333 + shift, np.array([[30, 10], [0, 60]]))
-    matching = [Matching(overlap, 2, 1, 1) for overlap in OVERLAPS]
+    dice = {"membrane": 0.8311 + shift, "cell": 0.9595 + shift}
+    confusion = np.array([[30, 10], [0, 60]])
+    classes = ClassScores(overlaps, 0.8333 + shift, dice, 0.8953 + shift, confusion)
+    matching = [Matching(overlap, 2, 1, 1, 1.8) for overlap in OVERLAPS]
     return Scores(em, SegScore(0.6543, (0.0, 0.9, 0.95)), matching, classes)
 
 
 def image_scores(name, k):
     em = {metric: 0.0456 + 0.01 * k for metric in EM_METRICS}
     cells = dict.fromkeys(CELLS, 0.7 - 0.01 * k)
-    return ImageScores(name, em | cells | {"mean_iou": 0.8 - 0.01 * k}, 12, 13)
+    classes = {"mean_iou": 0.8 - 0.01 * k, "mean_dice": 0.9 - 0.01 * k}
+    return ImageScores(name, em | cells | classes, 12, 13, ERRORS)
 
 
 def em_result(names):
@@ -179,7 +185,7 @@ class Page(HTMLParser):
 
 def saved(tmp_path, result, pictures):
     file = tmp_path / "report.html"
-    save_report(replace(result, report=file), pictures)
+    save_report(replace(result, report=file), pictures, {})
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
     html = file.read_text(encoding="utf-8")
     page = Page(html)
@@ -219,7 +225,7 @@ def test_em_report_has_all_figures(tmp_path):
             assert f"{value:.4f}" in page.text
     # From 0.0246 + 0.02 and 0.0615 + 0.02: the averages are below, which is better for an error.
     assert page.text.count("▼ 0.0200 better") == 4
-    assert page.text.count("▼ 0.0200 worse") == 4
+    assert page.text.count("▼ 0.0200 worse") == 6  # V_rand, V_info, IoU and Dice of two classes
     assert page.text.count("= the same") == 2  # SEG
     for value in ("0.9073", "0.4021", "0.000353", "0.0382", "0.0611", "0.9728", "0.9866", "0.0021"):
         assert value in page.text
@@ -276,7 +282,7 @@ def test_missing_seg_is_a_dash_with_its_reason(tmp_path):
 
 
 def row(rand_error=0.1, v_info=0.9, found_cells=3):
-    return ImageScores("a", {"rand_error": rand_error, "v_info": v_info}, 3, found_cells)
+    return ImageScores("a", {"rand_error": rand_error, "v_info": v_info}, 3, found_cells, ERRORS)
 
 
 ONE_CELL = row(v_info=None)
@@ -324,7 +330,7 @@ def test_images_without_a_cell_come_after_the_worst(tmp_path):
     for k in (1, 4, 6):
         undefined = dict.fromkeys(("rand_error", "v_rand", "v_info", *CELLS))
         values = result.images[k].values | undefined
-        result.images[k] = ImageScores(names[k], values, cells=0, found_cells=k)
+        result.images[k] = ImageScores(names[k], values, 0, k, ERRORS)
     text = saved(tmp_path, result, [picture(name, 60, 60) for name in names]).text
     assert "3 of 9 images have no annotated cell" in text and "11 cells in 3 of them" in text
     assert "Images without an annotated cell (3) were left out" in text
@@ -387,7 +393,11 @@ def test_each_class_has_its_colour_and_row(tmp_path):
     )
     confusion = np.array([[3000, 0, 0], [100, 300, 0], [0, 0, 0]])
     for name, figures in result.scores.items():
-        classes = ClassScores({"background": 0.8, "cell": 0.6}, figures.classes.mean_iou, confusion)
+        classes = figures.classes._replace(
+            intersection_over_union={"background": 0.8, "cell": 0.6},
+            dice={"background": 0.9, "cell": 0.75},
+            confusion=confusion,
+        )
         result.scores[name] = replace(figures, classes=classes)
     one = picture("a", 60, 60)
     labels = one.labels.copy()
@@ -434,14 +444,14 @@ def test_a_failure_leaves_the_former_report(tmp_path):
     file = tmp_path / "report.html"
     file.write_text("before")
     with pytest.raises(IndexError):
-        save_report(replace(em_result(["a"]), report=file), [])
+        save_report(replace(em_result(["a"]), report=file), [], {})
     assert file.read_text() == "before"
 
 
 def test_same_result_same_file(tmp_path):
     result, pictures = em_result(["a", "b"]), [picture(name, 60, 60) for name in "ab"]
-    save_report(replace(copy.deepcopy(result), report=tmp_path / "1.html"), pictures)
-    save_report(replace(result, report=tmp_path / "2.html"), pictures)
+    save_report(replace(copy.deepcopy(result), report=tmp_path / "1.html"), pictures, {})
+    save_report(replace(result, report=tmp_path / "2.html"), pictures, {})
     assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
 
 
@@ -478,7 +488,7 @@ def test_browser_shows_it_wide_and_narrow_without_complaint(tmp_path):
         step=[1, 2],
         command="python " + "x" * 300,
     )
-    save_report(result, [picture(name, 90, 120) for name in names])
+    save_report(result, [picture(name, 90, 120) for name in names], {})
     # A headless window cannot be made as narrow as a telephone, but a frame can.
     (tmp_path / "frames.html").write_text(
         """<iframe src="report.html" style="width: 1400px"></iframe>

@@ -1,5 +1,6 @@
 """An evaluation run: from a checkpoint and annotated images to scores, pictures and a report."""
 
+import csv
 import json
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from unet_jax.checkpoint import load_members
 from unet_jax.checkpoint.cell_settings import read_settings
 from unet_jax.errors import InputError
 from unet_jax.evaluation.images import predict_parts, seen_before, select
+from unet_jax.evaluation.report.cell_examples import cell_examples
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import pictures
 from unet_jax.evaluation.result import Evaluation
@@ -25,7 +27,7 @@ from unet_jax.resizing import scaled_size
 from unet_jax.run.log import read_log
 
 _EXAMPLES_SHOWN = 8
-_REPORT, _RECORD, _PICTURE = "report.html", "report.json", "examples.png"
+_REPORT, _RECORD, _TABLE, _PICTURE = "report.html", "report.json", "report.csv", "examples.png"
 
 
 def evaluate(
@@ -41,7 +43,7 @@ def evaluate(
     overwrite: bool = False,
     command: str | None = None,
 ) -> Evaluation:
-    """Scores a checkpoint and writes `report.html`, `report.json` and `examples.png`.
+    """Scores a checkpoint; writes `report.html`, `report.json`, `report.csv` and `examples.png`.
 
     A cross-validation is scored as the ensemble of its folds; on the validation split, each fold's
     network is scored on the part that it was not trained on.
@@ -132,7 +134,7 @@ def _folder(out: str | Path | None, usual: Path, overwrite: bool) -> Path:
     """Where results can be written."""
     if out is None and usual.is_symlink():
         raise InputError(f"{usual}: is a link, expected a folder; or give --out.")
-    return writable_folder(Path(out or usual), (_REPORT, _RECORD, _PICTURE), overwrite)
+    return writable_folder(Path(out or usual), (_REPORT, _RECORD, _TABLE, _PICTURE), overwrite)
 
 
 def _tile_side(model: Model, examples: list[Example]) -> int:
@@ -156,4 +158,9 @@ def _write(evaluation: Evaluation, measured: list[Measured]) -> None:
     with complete(folder / _RECORD) as unfinished:
         record = json.dumps(evaluation.record(), indent=1)
         unfinished.write_text(record + "\n", encoding="utf-8")
-    save_report(evaluation, pictures(measured, em["warping_error"]))
+    with (
+        complete(folder / _TABLE) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as table,
+    ):
+        csv.writer(table).writerows(evaluation.rows())
+    save_report(evaluation, pictures(measured, em["warping_error"]), cell_examples(measured))

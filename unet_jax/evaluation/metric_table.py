@@ -74,7 +74,16 @@ METRICS = {
         "precision at IoU 0.5", "", True, "share of the cells found that are annotated"
     ),
     "recall": Metric("recall at IoU 0.5", "", True, "share of the annotated cells that are found"),
+    "panoptic_quality": Metric(
+        "panoptic quality",
+        "PQ",
+        True,
+        "F1 at IoU 0.5 times the mean intersection over union of the cells found",
+    ),
     "mean_iou": Metric(
         "mean IoU", "IoU", True, "mean of the IoU of all classes, see the last rows"
+    ),
+    "mean_dice": Metric(
+        "mean Dice", "Dice", True, "mean of the Dice coefficients of all classes, see the last rows"
     ),
 }

@@ -1,6 +1,7 @@
 """What an evaluation results in, and how it is written as `report.json`."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ class Evaluation:
 
     Attributes:
       checkpoint: the folder of the training run.
-      report: the HTML file to read; `report.json` and `examples.png` lie beside it.
+      report: the HTML file to read; `report.json`, `report.csv` and `examples.png` lie beside it.
       command: that started the evaluation, None if there was none.
       step: of the checkpoint; one for each member of an ensemble.
       data: what was scored, in words.
@@ -76,6 +77,22 @@ class Evaluation:
         content = lines.encode(errors="surrogatepass")
         return hashlib.sha256(content).hexdigest() if digests else None
 
+    def cell_errors(self) -> dict[str, int]:
+        """How many cells of all images are missed, false, split and merged."""
+        kinds = self.images[0].errors
+        return {kind: sum(image.errors[kind] for image in self.images) for kind in kinds}
+
+    def rows(self) -> Iterator[list[Any]]:
+        """What `report.csv` holds: names of columns, all images together, and each image."""
+        together = self.scores[self.averaging].values()
+        kinds = self.cell_errors()
+        yield ["image", *together, "cells", "found_cells", *kinds]
+        cells, found = (sum(getattr(i, n) for i in self.images) for n in ("cells", "found_cells"))
+        yield ["all images", *together.values(), cells, found, *kinds.values()]
+        for image in self.images:
+            values = [image.values[name] for name in together]
+            yield [image.name, *values, image.cells, image.found_cells, *image.errors.values()]
+
     def record(self) -> dict[str, Any]:
         """What `report.json` holds."""
         source = self.training.started_from
@@ -96,12 +113,14 @@ class Evaluation:
             "duplicates": self.duplicates,
             "without_cells": self.without_cells,
             "with_one_cell": self.with_one_cell,
+            "cell_errors": self.cell_errors(),
             "images": [
                 {
                     "name": image.name,
                     **image.values,
                     "cells": image.cells,
                     "found_cells": image.found_cells,
+                    **image.errors,
                 }
                 for image in self.images
             ],
@@ -134,6 +153,7 @@ def _scores_record(scores: Scores) -> dict[str, Any]:
         **{metric: score and score._asdict() for metric, score in scores.em.items()},
         "seg": scores.seg and scores.seg._asdict(),
         "intersection_over_union": scores.classes.intersection_over_union,
+        "dice": scores.classes.dice,
         "matching": scores.matching and [_matching_record(m) for m in scores.matching],
         "confusion": scores.classes.confusion.tolist(),
     }
@@ -146,4 +166,5 @@ def _matching_record(matching: Matching) -> dict[str, Any]:
         "recall": matching.recall,
         "f1": matching.f1,
         "average_precision": matching.average_precision,
+        "panoptic_quality": matching.panoptic_quality,
     }

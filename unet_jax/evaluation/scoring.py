@@ -10,6 +10,7 @@ import numpy as np
 from unet_jax.example import Example, separated
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import OVERLAPS, Matching, Score, SegScore
+from unet_jax.metrics.cell_errors import CellErrors, cell_errors
 from unet_jax.metrics.matching import matching_score
 from unet_jax.metrics.scores import (
     ClassScores,
@@ -34,6 +35,7 @@ class Measured(NamedTuple):
       cells: int32 [H, W], the cell found at each pixel, 0 = none.
       counts: what the metrics of the ISBI 2012 challenge count.
       overlaps: which of the cells found overlap with which annotated ones.
+      errors: the cells with which something is wrong.
     """
 
     example: Example
@@ -42,6 +44,7 @@ class Measured(NamedTuple):
     cells: np.ndarray
     counts: EMCounts
     overlaps: Overlaps
+    errors: CellErrors
 
     @property
     def cell(self) -> np.ndarray:
@@ -72,20 +75,18 @@ class Scores:
             "seg": self.seg and self.seg.value,
             **self._cell_values(),
             "mean_iou": self.classes.mean_iou,
+            "mean_dice": self.classes.mean_dice,
         }
 
     def _cell_values(self) -> dict[str, float | None]:
+        names = ("ap_50", "ap_75", "ap", "f1", "precision", "recall", "panoptic_quality")
         if self.matching is None:
-            return dict.fromkeys(("ap_50", "ap_75", "ap", "f1", "precision", "recall"))
+            return dict.fromkeys(names)
         at_50, at_75 = (self.matching[OVERLAPS.index(overlap)] for overlap in (0.5, 0.75))
-        return {
-            "ap_50": at_50.average_precision,
-            "ap_75": at_75.average_precision,
-            "ap": float(np.mean([m.average_precision for m in self.matching])),
-            "f1": at_50.f1,
-            "precision": at_50.precision,
-            "recall": at_50.recall,
-        }
+        mean = float(np.mean([at.average_precision for at in self.matching]))
+        of_both = at_50.average_precision, at_75.average_precision, mean
+        of_50 = at_50.f1, at_50.precision, at_50.recall, at_50.panoptic_quality
+        return dict(zip(names, (*of_both, *of_50), strict=True))
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,14 @@ class ImageScores:
         metric is not defined.
       cells: how many are annotated.
       found_cells: how many are found.
+      errors: how many are missed, false, split and merged, see `cell_errors`.
     """
 
     name: str
     values: dict[str, float | None]
     cells: int
     found_cells: int
+    errors: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def measure(
     cells = [find_cells(p, settings) for p in cell]
     counts = em_counts(truths, cell)
     overlaps = list(map(cell_overlaps, examples, cells))
-    return list(map(Measured, examples, truths, probabilities, cells, counts, overlaps))
+    errors = list(map(cell_errors, overlaps))
+    return list(map(Measured, examples, truths, probabilities, cells, counts, overlaps, errors))
 
 
 def score(images: Sequence[Measured], class_names: Sequence[str]) -> Scores:
@@ -159,6 +163,7 @@ def score_images(
             values=score([image], class_names).values() | em_values(image.counts, together.em),
             cells=len(np.unique(image.example.instances[image.example.instances > 0])),
             found_cells=int(image.cells.max()),
+            errors=image.errors.counts(),
         )
         for image in images
     ]

@@ -1,4 +1,4 @@
-"""Precision, recall, F1 and AP of single cells: how many are found, at a least overlap.
+"""Precision, recall, F1, AP and panoptic quality of single cells found at a least overlap.
 
 The average precision of the 2018 Data Science Bowl, StarDist and Cellpose, TP / (TP + FP + FN), not
 the area under a curve that COCO calls so.
@@ -23,12 +23,14 @@ class Matching(NamedTuple):
       found: reference cells that are, the true positives.
       false: result cells that match none, the false positives.
       missed: reference cells that none matches, the false negatives.
+      shared: the intersections over union of the cells found, added up.
     """
 
     overlap: float
     found: int
     false: int
     missed: int
+    shared: float
 
     @property
     def precision(self) -> float:
@@ -49,6 +51,11 @@ class Matching(NamedTuple):
     def average_precision(self) -> float:
         """TP / (TP + FP + FN), in [0, 1]; 0 if nothing is found."""
         return self.found / max(self.found + self.false + self.missed, 1)
+
+    @property
+    def panoptic_quality(self) -> float:
+        """F1 times the mean intersection over union of the cells found, in [0, 1]."""
+        return 2 * self.shared / max(2 * self.found + self.false + self.missed, 1)
 
 
 def matching(
@@ -84,18 +91,20 @@ def matching_score(
     result = sum(frame.found_ids.size for frame in counts)
 
     def at(overlap):
-        found = sum(_matched(frame, overlap) for frame in counts)
-        return Matching(overlap, found, result - found, reference - found)
+        pairs = [_matched(frame, overlap) for frame in counts]
+        found, shared = sum(number for number, _ in pairs), sum(total for _, total in pairs)
+        return Matching(overlap, found, result - found, reference - found, shared)
 
     return [at(overlap) for overlap in overlaps]
 
 
-def _matched(frame: Overlaps, overlap: float) -> int:
-    """How many pairs there can be of which no two share a cell.
+def _matched(frame: Overlaps, overlap: float) -> tuple[int, float]:
+    """How many pairs there can be of which no two share a cell, and their overlaps added up.
 
     Two pairs share a cell only if it is divided into two halves exactly, one for each: then both
     are at 0.5, and neither half is in a third pair. So each repetition is one pair too many.
     """
     enough = frame.overlap >= overlap
     true, found = frame.true[enough], frame.found[enough]
-    return len(np.unique(true)) + len(np.unique(found)) - len(true)
+    number = len(np.unique(true)) + len(np.unique(found)) - len(true)
+    return number, float(frame.overlap[enough].sum()) - 0.5 * (len(true) - number)

@@ -49,12 +49,16 @@ class ClassScores(NamedTuple):
     Attributes:
       intersection_over_union: by class, without those that occur neither in truth nor prediction.
       mean_iou: their mean, None if there are none.
+      dice: by class, twice the intersection over the sum of both, without the same ones.
+      mean_dice: their mean, None if there are none.
       confusion: pixels, int64 [classes, classes]; a row for each true class, a column for each
         class found.
     """
 
     intersection_over_union: dict[str, float]
     mean_iou: float | None
+    dice: dict[str, float]
+    mean_dice: float | None
     confusion: np.ndarray
 
 
@@ -186,8 +190,12 @@ def class_scores(
     both = np.diag(confusion)
     either = confusion.sum(0) + confusion.sum(1) - both
     overlaps = {name: float(both[c] / either[c]) for c, name in enumerate(class_names) if either[c]}
-    mean = float(np.mean(list(overlaps.values()))) if overlaps else None
-    return ClassScores(overlaps, mean, confusion)
+    dice = {name: 2 * overlap / (1 + overlap) for name, overlap in overlaps.items()}
+    mean_iou, mean_dice = (
+        float(np.mean(list(of_class.values()))) if of_class else None
+        for of_class in (overlaps, dice)
+    )
+    return ClassScores(overlaps, mean_iou, dice, mean_dice, confusion)
 
 
 def baselines(examples: Sequence[Example]) -> dict[str, dict[str, Score]]:

@@ -88,6 +88,7 @@ class Overlaps(NamedTuple):
       found: int [N], of each pair the result object, by its place in `found_ids`.
       overlap: float64 [N], intersection over union.
       covered: float64 [N], the share of the reference object.
+      inside: float64 [N], the share of the result object.
     """
 
     true_ids: np.ndarray
@@ -96,6 +97,7 @@ class Overlaps(NamedTuple):
     found: np.ndarray
     overlap: np.ndarray
     covered: np.ndarray
+    inside: np.ndarray
 
 
 def overlapping(true: np.ndarray, found: np.ndarray) -> Overlaps:
@@ -122,6 +124,7 @@ def overlapping(true: np.ndarray, found: np.ndarray) -> Overlaps:
         found - first[1],
         shared / union,
         covered,
+        shared / found_sizes[found],
     )
 
 

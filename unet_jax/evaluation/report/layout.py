@@ -6,7 +6,7 @@ from unet_jax.evaluation.result import Evaluation
 from unet_jax.sources import CellTracking, Folder
 
 #: Of single cells.
-CELLS = ("seg", "ap_50", "ap", "f1", "precision", "recall", "ap_75")
+CELLS = ("seg", "ap_50", "ap", "f1", "panoptic_quality", "precision", "recall", "ap_75")
 _EM_ORDER = ("rand_error", "warping_error", "warping_error_2016", "pixel_error", "v_rand", "v_info")
 
 
@@ -38,17 +38,17 @@ def layout(evaluation: Evaluation) -> Layout:
     several = config.model.classes > 2
     classes_first = (evaluation.sparse or without_cells or several) and not cells_first
     if evaluation.sparse:
-        metrics = ["mean_iou", "pixel_error"]
+        metrics = ["mean_iou", "mean_dice", "pixel_error"]
     elif classes_first:
         others = (metric for metric in _EM_ORDER if metric != "pixel_error")
-        metrics = ["mean_iou", "pixel_error", *others, "seg"]
+        metrics = ["mean_iou", "mean_dice", "pixel_error", *others, "seg"]
     else:
         metrics = [*CELLS, *_EM_ORDER] if cells_first else [*_EM_ORDER, "seg"]
     if evaluation.sparse:
-        printed = ["pixel_error", "mean_iou"]
+        printed = ["pixel_error", "mean_iou", "mean_dice"]
     elif cells_first:
-        printed = ["seg", "ap_50", "ap", "f1", "pixel_error", "rand_error", "mean_iou"]
+        printed = [*CELLS[:5], "pixel_error", "rand_error", "mean_iou"]
     else:
         em = ["pixel_error", "rand_error", "warping_error", "v_rand", "v_info"]
-        printed = [*em, "seg", "mean_iou"]
+        printed = [*em, "seg", "mean_iou", "mean_dice"]
     return Layout(single_cells, cells_first, classes_first, metrics, printed)

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from unet_jax import figures
 from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.metric_table import METRICS
+from unet_jax.evaluation.report.cell_examples import KINDS, CellExample
 from unet_jax.evaluation.report.charts import (
     histogram,
     strips,
@@ -34,7 +35,11 @@ from unet_jax.files.output import complete
 from unet_jax.normalisation import PERCENTILES
 
 
-def save_report(evaluation: Evaluation, pictures: Sequence[Picture]) -> None:
+def save_report(
+    evaluation: Evaluation,
+    pictures: Sequence[Picture],
+    cell_examples: Mapping[str, Sequence[CellExample]],
+) -> None:
     """Writes the report of an evaluation as one self-contained HTML file, `evaluation.report`.
 
     It appears when it is complete.
@@ -42,6 +47,7 @@ def save_report(evaluation: Evaluation, pictures: Sequence[Picture]) -> None:
     Args:
       evaluation: what `evaluate` returns.
       pictures: of its images, in their order.
+      cell_examples: of cells with which something is wrong, by kind.
     """
     environment = Environment(
         loader=PackageLoader("unet_jax.evaluation"),
@@ -51,13 +57,19 @@ def save_report(evaluation: Evaluation, pictures: Sequence[Picture]) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "plural": plural, "listed": listed}
-    page = environment.get_template("report.html.jinja").render(_context(evaluation, pictures))
+    page = environment.get_template("report.html.jinja").render(
+        _context(evaluation, pictures, cell_examples)
+    )
     with complete(evaluation.report) as unfinished:
         # Names of files may be no text.
         unfinished.write_text(page, encoding="utf-8", errors="replace")
 
 
-def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, Any]:
+def _context(
+    evaluation: Evaluation,
+    pictures: Sequence[Picture],
+    cell_examples: Mapping[str, Sequence[CellExample]],
+) -> dict[str, Any]:
     """What the template is given."""
     shown = evaluation.scores[evaluation.averaging]
     config, images = evaluation.training.config, evaluation.images
@@ -109,6 +121,9 @@ def _context(evaluation: Evaluation, pictures: Sequence[Picture]) -> dict[str, A
             colours=colours,
             cells_first=cells_first,
         ),
+        "cell_errors": evaluation.cell_errors(),
+        "cell_error_words": KINDS,
+        "cell_examples": cell_examples,
         "zooms": zooms(pictures, threshold),
         "zoom_side": ZOOM_SIDE,
         "training_charts": training_charts(evaluation.log),

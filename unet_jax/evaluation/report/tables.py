@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A metric, or the IoU of a class, by each averaging and without a network.
+    """A metric, or the IoU or Dice of a class, by each averaging and without a network.
 
     `undefined` is the reason for a missing value; `paper` is the published value with a remark.
     """
@@ -57,7 +57,7 @@ def published(data: Data) -> dict[str, tuple[str, str]]:
 def score_rows(
     evaluation: Evaluation, paper: Mapping[str, tuple[str, str]], metrics: Sequence[str]
 ) -> list[Row]:
-    """A row for each of the metrics and for each class."""
+    """A row for each of the metrics, and two for each class."""
     every, baselines = evaluation.scores, evaluation.baselines.values()
     rows = []
     for name in metrics:
@@ -77,19 +77,23 @@ def score_rows(
                 paper=paper.get(name),
             )
         )
-    meaning = "intersection over union of the pixels for which this class is the likeliest"
-    for name in evaluation.training.config.class_names:
-        values = [scores.classes.intersection_over_union.get(name) for scores in every.values()]
-        rows.append(
-            Row(
-                metric=Metric(f"IoU of {name}", "", True, meaning),
-                columns=_columns(list(every), values, [None] * len(every), higher=True),
-                undefined="occurs neither in truth nor in prediction",
-                baselines=[None] * len(baselines),
-                paper=None,
+    for title, measure, meaning in (
+        ("IoU", "intersection_over_union", "intersection over union of the pixels for which this "),
+        ("Dice", "dice", "twice the intersection over the sum of the pixels for which this "),
+    ):
+        meaning += "class is the likeliest"
+        for name in evaluation.training.config.class_names:
+            values = [getattr(scores.classes, measure).get(name) for scores in every.values()]
+            rows.append(
+                Row(
+                    metric=Metric(f"{title} of {name}", "", True, meaning),
+                    columns=_columns(list(every), values, [None] * len(every), higher=True),
+                    undefined="occurs neither in truth nor in prediction",
+                    baselines=[None] * len(baselines),
+                    paper=None,
+                )
             )
-        )
-        meaning = ""  # it is said once
+            meaning = ""  # it is said once
     return rows
 
 
