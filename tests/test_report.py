@@ -256,7 +256,10 @@ def test_cell_report_leads_with_seg_and_colours_cells(tmp_path):
     assert page.text.index("SEG") < page.text.index("Rand error")
     assert "finds 2 of the 3 annotated cells" in page.text
     assert "0.7756" in page.text and "0.0382" not in page.text
-    assert "Every metric but SEG, AP, F1, precision, recall and IoU is taken at the" in page.text
+    assert (
+        "Every metric but SEG, AP, F1, panoptic quality, precision, recall, IoU and Dice is"
+        in page.text
+    )
     assert "Maška, M. et al. (2023)" in page.text and "Cardona" not in page.text
     assert "narrower than 0.75 times the smaller one" in page.text
     assert sum(image["alt"].startswith("found cells of") for image in page.images()) == 2
