@@ -13,6 +13,7 @@ examples:
     --write=table                 a CSV table of the cells: area, shape, brightness ...
     --write=rois                  the outlines of the cells for the ROI Manager of ImageJ (Fiji)
     --write=geojson               the same for QuPath, with the measurements
+    --write=uncertainty           how sure the network is; with --averaging=symmetries
     --write=challenge             the file that the ISBI 2012 challenge takes
 
 A volume in OME-Zarr, of any size, becomes another one (docs/large.md):
@@ -53,8 +54,9 @@ _WRITE = flags.DEFINE_multi_enum(
     KINDS,
     "What to write, given once for each: probabilities (of each class), classes (the most probable "
     "one), cells (a number for each), overlay (a picture), table (measurements of the cells), rois "
-    "(outlines for ImageJ), geojson (outlines for QuPath), challenge (the probability of cell as "
-    "the ISBI 2012 challenge takes it). Of a volume classes and cells, or also probabilities.",
+    "(outlines for ImageJ), geojson (outlines for QuPath), uncertainty (entropy and spread of "
+    "several views or networks), challenge (the probability of cell as the ISBI 2012 challenge "
+    "takes it). Of a volume classes and cells, or also probabilities.",
 )
 _STEP = flags.DEFINE_string(
     "step", "best", "best (by validation), latest, or a step's number such as 4000."

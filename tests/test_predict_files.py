@@ -14,7 +14,15 @@ import tifffile
 from tests.test_checkpoint import FIELDS, a_record, a_state, a_training
 from tests.test_command_line import call
 from tests.test_ome_zarr import multiscale, write_array, write_group
-from unet_jax import InputError, InstanceSettings, checkpoint, find_cells, load, predict_tiled
+from unet_jax import (
+    InputError,
+    InstanceSettings,
+    checkpoint,
+    find_cells,
+    load,
+    predict_tiled,
+    predict_with_uncertainty,
+)
 from unet_jax.checked_settings import as_dict
 from unet_jax.data.folder import read_folder
 from unet_jax.files import cell_table, geojson, hyperstack, rois
@@ -24,8 +32,9 @@ from unet_jax.network import UNet
 from unet_jax.prediction import predict_files as module
 from unet_jax.prediction import results
 from unet_jax.prediction.predict_files import Predictions, predict_files
-from unet_jax.prediction.results import KINDS
+from unet_jax.prediction.results import KINDS as ALL_KINDS
 
+KINDS = tuple(kind for kind in ALL_KINDS if kind != "uncertainty")  # which takes several views
 OTHER_FILES = {
     "overlay": "overlay.png",
     "table": "table.csv",
@@ -590,3 +599,24 @@ def test_zarr_is_predicted_as_the_same_tiff(predict, images, tmp_path):
     with pytest.raises(InputError, match="a.zarr: its results would have the same names as"):
         predict()
     assert "is no image in OME-Zarr" in predict(images / "a.zarr", output=out / "a").problems[0]
+
+
+def test_uncertainty_is_a_file_of_two_channels(predict, workdir, images, tmp_path):
+    kinds = ["probabilities", "classes", "uncertainty"]
+    assert not predict(kinds=kinds, averaging="symmetries").problems
+    model = load(workdir)
+    for name, image in IMAGES.items():
+        pages = image.reshape(-1, *image.shape[-2:])
+        expected = [predict_with_uncertainty(model, page) for page in pages]
+        found = read_image(tmp_path / "out" / f"{name}_uncertainty.tif")
+        np.testing.assert_array_equal(found, [uncertainty for _, uncertainty in expected])
+        mean = read_image(tmp_path / "out" / f"{name}_probabilities.tif")
+        np.testing.assert_array_equal(mean, [mean for mean, _ in expected])
+    with tifffile.TiffFile(tmp_path / "out" / "c_uncertainty.tif") as tif:
+        assert tif.imagej_metadata["Labels"] == ["entropy in bits", "spread"] * 2
+
+
+def test_a_single_view_has_no_uncertainty(predict, tmp_path):
+    with pytest.raises(InputError, match="a single network has a single opinion; give --averaging"):
+        predict(kinds=["uncertainty"])
+    assert not (tmp_path / "out").exists()

@@ -23,6 +23,7 @@ PAPER = {
         "resizing",
         "measurements",
         "outlines",
+        "uncertainty",
     ),
     *("checked_settings", "errors", "hardware", "configuration", "sources", "run_record", "unread"),
     "training_loop",

@@ -28,6 +28,7 @@ from .train_step import create_train_state as create_train_state
 from .train_step import make_train_step as make_train_step
 from .training_loop import Progress as Progress
 from .training_loop import train as train
+from .uncertainty import predict_with_uncertainty as predict_with_uncertainty
 from .volumes.predict_volume import predict_volume as predict_volume
 from .weight_map import WeightMapSettings as WeightMapSettings
 from .weight_map import class_weights as class_weights

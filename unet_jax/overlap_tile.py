@@ -161,7 +161,7 @@ def predict_block(
     """
     depth, classes = model.network.depth, model.network.classes
     step, before = tile_step(tile_side, depth), context(depth)
-    views = _views(averaging)
+    views = turned_views(averaging)
     parts = [_in_view(rows, columns, plane.shape, *view) for view in views]
     # As far as the tiles of some view reach beyond some side of the block.
     around = max(
@@ -366,7 +366,7 @@ def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]
         places = [p for angle in angles for p in _turned_places(height, width, angle, step, depth)]
         tiles = (_turned_tile(image, output, place, step, side, depth) for place in places)
         return tiles, len(places)
-    count = len(_views(averaging)) * math.ceil(height / step) * math.ceil(width / step)
+    count = len(turned_views(averaging)) * math.ceil(height / step) * math.ceil(width / step)
     return _tiles_of_views(image, output, averaging, side, depth), count
 
 
@@ -374,7 +374,7 @@ def _tiles_of_views(
     image, output, averaging, side, depth, *, corners=None, around=0
 ) -> Iterator[_Tile]:
     """The tiles of an image that is not rotated, or of a block, see `_upright_tiles`."""
-    views = _views(averaging)
+    views = turned_views(averaging)
     corners = corners or [(0, 0)] * len(views)
     for (turns, flip), corner in zip(views, corners, strict=True):
         yield from _upright_tiles(
@@ -388,8 +388,8 @@ def _tiles_of_views(
         )
 
 
-def _views(averaging):
-    """Quarters of a turn, and then 1, or -1 for the columns in reverse."""
+def turned_views(averaging: str) -> list[tuple[int, int]]:
+    """Quarters of a turn, and then 1, or -1 for the columns in reverse; not of "rotations"."""
     return [(0, 1)] if averaging == "none" else [(k, flip) for k in range(4) for flip in (1, -1)]
 
 

@@ -22,6 +22,7 @@ from unet_jax.overlap_tile import AVERAGING, predict_tiled
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.result_record import ResultRecord
 from unet_jax.prediction.results import CELL_KINDS, KINDS, USUAL_KINDS, ResultFiles
+from unet_jax.uncertainty import has_opinions, predict_with_uncertainty
 
 # Memory for a pixel, in bytes: of finding cells, and of predicting at another scale.
 _CELL_BYTES, _SCALE_BYTES = 64, 32
@@ -73,7 +74,8 @@ def predict_files(
     or else classes, over the image; a file for each page. STEM_table.csv: the measurements of each
     cell, see `measure`; and table.csv, the same of all images in the folder. STEM_rois.zip: the
     outlines for ImageJ's ROI Manager. STEM_cells.geojson: outlines, classes and measurements for
-    QuPath. STEM_challenge.tif: float32, the probability of cell, as the ISBI 2012 challenge takes
+    QuPath. STEM_uncertainty.tif: float32, entropy and spread, see `predict_with_uncertainty`.
+    STEM_challenge.tif: float32, the probability of cell, as the ISBI 2012 challenge takes
     it.
 
     What was written before for the same image, known by the digest of its file, and with the same
@@ -98,6 +100,11 @@ def predict_files(
                 raise InputError(f"{name}: expected {', '.join(known)}, not {value!r}.")
     output = Path(output)
     model = checkpoint.load(workdir, step)
+    if "uncertainty" in kinds and not has_opinions(model, averaging):
+        raise InputError(
+            "uncertainty: a single network has a single opinion; give --averaging=symmetries, or "
+            "the folder of a cross-validation (--folds)."
+        )
     settings, _ = read_settings(workdir)
     files = image_files(images, output)
     made_with = {
@@ -172,7 +179,7 @@ def _predict_file(
         for page, image in enumerate(images):
             image = image if channels > 1 else image[..., 0]
             try:
-                predict_tiled(model, image, averaging=averaging, out=results.probabilities[page])
+                _predict_page(model, image, averaging, results, page)
                 results.fill(page)
             except ValueError as error:
                 raise InputError(f"{file}: page {page}: {error}") from error
@@ -185,6 +192,21 @@ def _predict_file(
                 with results.apart("overlay"):
                     results.write_overlay(page, image, cells)
     return results.due(), results.lines()
+
+
+def _predict_page(model, image, averaging, results, page):
+    out = results.probabilities[page]
+    if results.uncertainty:
+        predict_with_uncertainty(
+            model,
+            image,
+            averaging=averaging,
+            out=out,
+            uncertainty=results.uncertainty[page],
+            scratch=results.scratch,
+        )
+    else:
+        predict_tiled(model, image, averaging=averaging, out=out)
 
 
 def _read_pages(model: Model, file: Path) -> np.ndarray:

@@ -24,7 +24,7 @@ from unet_jax.model import Model
 #: What can be written for an image.
 KINDS = (
     *("probabilities", "classes", "cells", "overlay"),
-    *("table", "rois", "geojson", "challenge"),
+    *("table", "rois", "geojson", "uncertainty", "challenge"),
 )
 #: What is written unless something else is asked for.
 USUAL_KINDS = KINDS[:4]
@@ -44,6 +44,8 @@ class ResultFiles:
     Attributes:
       probabilities: of each page, float32 [H, W, classes] to write to; one array for all pages
         where they are not wanted themselves.
+      uncertainty: of each page, float32 [H, W, 2] to write to; empty where it is not wanted.
+      scratch: float32 [H, W, classes] to write to, where uncertainty is wanted.
       problems: a line for each kind that cannot be written; the others go on.
     """
 
@@ -57,6 +59,8 @@ class ResultFiles:
     ):
         """The image has `shape`, (pages, height, width); what is wanted is of `KINDS`."""
         self.probabilities: list[np.ndarray] = []
+        self.uncertainty: list[np.ndarray] = []
+        self.scratch: np.ndarray | None = None
         self.problems: dict[str, str] = {}
         self._file, self._shape, self._output, self._wanted = file, shape, output, wanted
         self._frame = read_frame(file, shape[0])
@@ -98,16 +102,20 @@ class ResultFiles:
             self._open(stack, "probabilities", np.float32, channels=names)
             self._open(stack, "classes", np.uint8, largest=len(names) - 1, colours=self._colours)
             self._open(stack, "challenge", np.float32)
+            self._open(stack, "uncertainty", np.float32, channels=("entropy in bits", "spread"))
             if self._due_of("cells", "rois", "geojson"):
                 with self.apart(*CELL_KINDS):
                     cells = stack.enter_context(_scratch(self._output, self._shape, np.int32))
                     self._cells = [*cells]
+            shape = height, width, len(names)
             if "probabilities" in self._pages:
                 self.probabilities = self._pages["probabilities"]
             elif self.due():
-                shape = height, width, len(names)
                 scratch = stack.enter_context(_scratch(self._output, shape, np.float32))
                 self.probabilities = [scratch] * pages
+            if "uncertainty" in self._pages:
+                self.uncertainty = self._pages["uncertainty"]
+                self.scratch = stack.enter_context(_scratch(self._output, shape, np.float32))
             yield
             for kind in self._due_of(*CELL_KINDS):
                 with self.apart(kind):
