@@ -14,6 +14,7 @@ examples:
     --write=rois                  the outlines of the cells for the ROI Manager of ImageJ (Fiji)
     --write=geojson               the same for QuPath, with the measurements
     --write=uncertainty           how sure the network is; with --averaging=symmetries
+    --rank                        which images to annotate next; with --averaging=symmetries
     --write=challenge             the file that the ISBI 2012 challenge takes
 
 A volume in OME-Zarr, of any size, becomes another one (docs/large.md):
@@ -64,6 +65,9 @@ _STEP = flags.DEFINE_string(
 _AVERAGING = flags.DEFINE_enum(
     "averaging", "none", AVERAGING, "Views whose results are averaged; takes 7 or 8 times as long."
 )
+_RANK = flags.DEFINE_bool(
+    "rank", False, "Write a page of the images, and the parts of them, to annotate next."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Of a volume: processes of this machine to share the work.", lower_bound=1
@@ -98,6 +102,7 @@ def _predict():
         step=_STEP.value,
         averaging=_AVERAGING.value,
         overwrite=_OVERWRITE.value,
+        rank=_RANK.value,
     )
     return command_line.Outcome(str(predictions), predictions.problems)
 
@@ -105,6 +110,8 @@ def _predict():
 def _predict_volume():
     if _OVERWRITE.value:
         raise InputError("--overwrite: no volume is replaced; give another --output.")
+    if _RANK.value:
+        raise InputError("--rank: ranks image files, not the images of a volume.")
     if _WORKERS.value and _SCHEDULER.value:
         raise InputError("--workers and --scheduler: give one of them.")
     part = None

@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import json
 import os
 import shlex
@@ -30,7 +31,7 @@ from unet_jax.files.hyperstack import Frame, read_frame
 from unet_jax.files.images import read_image
 from unet_jax.network import UNet
 from unet_jax.prediction import predict_files as module
-from unet_jax.prediction import results
+from unet_jax.prediction import ranking, results
 from unet_jax.prediction.predict_files import Predictions, predict_files
 from unet_jax.prediction.results import KINDS as ALL_KINDS
 
@@ -620,3 +621,41 @@ def test_a_single_view_has_no_uncertainty(predict, tmp_path):
     with pytest.raises(InputError, match="a single network has a single opinion; give --averaging"):
         predict(kinds=["uncertainty"])
     assert not (tmp_path / "out").exists()
+
+
+def test_images_are_ranked_by_what_to_annotate_next(predict, tmp_path):
+    out = tmp_path / "out"
+    predictions = predict(kinds=["classes"], averaging="symmetries", rank=True)
+    assert predictions.ranking == out / "rank.html" and not predictions.problems
+    assert str(predictions).endswith(f"\nOpen {out / 'rank.html'}")
+    entropy = {
+        (f"{name}.tif", str(page)): uncertainty[..., 0].mean()
+        for name in IMAGES
+        for page, uncertainty in enumerate(read_image(out / f"{name}_uncertainty.tif"))
+    }
+    rows = [*csv.DictReader((out / "rank.csv").read_text().splitlines())]
+    order = [(row["image"], row["page"]) for row in rows]
+    assert order == sorted(entropy, key=entropy.get, reverse=True) and len(order) == 4
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    for row in rows:
+        assert float(row["mean_entropy_bits"]) == pytest.approx(
+            entropy[row["image"], row["page"]], rel=1e-5
+        )
+    page = (out / "rank.html").read_text()
+    assert page.count("<img ") == 2 * len(rows) and "c.tif, page 1" in page
+    # Again, when everything is there.
+    assert predict(kinds=["classes"], averaging="symmetries", rank=True).skipped == 3
+
+
+def test_the_parts_to_annotate_are_those_with_the_highest_mean(monkeypatch):
+    monkeypatch.setattr(ranking, "_REGIONS", 2)
+    entropy = np.zeros((60, 90))
+    entropy[10:20, 70:80], entropy[40:50, 5:15] = 0.5, 0.7
+    (first, second) = ranking._regions(entropy, 20, 1)
+    assert entropy[first].sum() == pytest.approx(70) and entropy[first].shape == (20, 20)
+    assert entropy[second].sum() == pytest.approx(50)
+    # Of every third pixel, in pixels of the whole.
+    (rows, columns), _ = ranking._regions(entropy, 20, 3)
+    assert (rows.stop - rows.start, rows.start % 3) == (60, 0)
+    # No part is larger than the image, and none overlaps with another.
+    assert ranking._regions(entropy[:5, :7], 20, 1) == [(slice(0, 5), slice(0, 7))]

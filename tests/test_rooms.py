@@ -36,7 +36,7 @@ ORDER = [
     ("metrics",),
     ("files",),
     ("data",),
-    ("figures",),
+    ("figures", "embedded"),
     ("pretrained",),
     ("checkpoint",),
     ("run",),

@@ -20,6 +20,7 @@ from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
 from unet_jax.overlap_tile import AVERAGING, predict_tiled
 from unet_jax.prediction.image_list import image_files
+from unet_jax.prediction.ranking import rank_images
 from unet_jax.prediction.result_record import ResultRecord
 from unet_jax.prediction.results import CELL_KINDS, KINDS, USUAL_KINDS, ResultFiles
 from unet_jax.uncertainty import has_opinions, predict_with_uncertainty
@@ -39,6 +40,7 @@ class Predictions:
       done: of how many of these results are there now.
       skipped: of how many of these all results were there before.
       problems: a line for each result that is missing.
+      ranking: the page that says what to annotate next; None unless it was asked for.
     """
 
     output: Path
@@ -46,13 +48,15 @@ class Predictions:
     done: int
     skipped: int
     problems: tuple[str, ...]
+    ranking: Path | None = None
 
     def __str__(self):
-        """One line, without the problems."""
-        return (
+        """A line or two, without the problems."""
+        line = (
             f"{self.output}: results of {self.done} of {self.files} image file(s), "
             f"{self.skipped} there before."
         )
+        return f"{line}\nOpen {self.ranking}" if self.ranking else line
 
 
 @unlocking()
@@ -65,6 +69,7 @@ def predict_files(
     step: str | int = "best",
     averaging: str = "none",
     overwrite: bool = False,
+    rank: bool = False,
 ) -> Predictions:
     """Predicts image files and writes what is wanted of these, for each:
 
@@ -90,6 +95,8 @@ def predict_files(
       step: see `checkpoint.load`.
       averaging: see `predict_tiled`.
       overwrite: whether results that are there may be replaced.
+      rank: whether the images are ranked by what to annotate next, see `rank_images`; their
+        uncertainty is written as well.
 
     Raises:
       InputError: nothing can be predicted; nothing has been written.
@@ -99,6 +106,7 @@ def predict_files(
             if value not in known:
                 raise InputError(f"{name}: expected {', '.join(known)}, not {value!r}.")
     output = Path(output)
+    kinds = [*kinds, "uncertainty"] if rank and "uncertainty" not in kinds else kinds
     model = checkpoint.load(workdir, step)
     if "uncertainty" in kinds and not has_opinions(model, averaging):
         raise InputError(
@@ -144,7 +152,13 @@ def predict_files(
             join_tables(output, sorted(output.glob("*_table.csv")))
         except OSError as error:
             problems.append(f"{output / 'table.csv'}: cannot be written: {one_line(error)}")
-    return Predictions(output, len(files), done, skipped, tuple(problems))
+    ranking = None
+    if rank:
+        try:
+            ranking = rank_images(files, output)
+        except (InputError, OSError) as error:
+            problems.append(f"{output}: the images cannot be ranked: {one_line(error)}")
+    return Predictions(output, len(files), done, skipped, tuple(problems), ranking)
 
 
 def _predict_file(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.evaluation.report.embedded import jpeg
+from unet_jax.embedded import jpeg
 from unet_jax.evaluation.report.pictures import Panel
 from unet_jax.evaluation.scoring import Measured
 from unet_jax.figures import cell_colours, cell_picture, grey_values

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unet_jax.embedded import jpeg, png
 from unet_jax.evaluation.metric_table import METRICS
-from unet_jax.evaluation.report.embedded import jpeg, png
 from unet_jax.evaluation.scoring import ImageScores, Measured
 from unet_jax.figures import (
     cell_colours,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.evaluation.report.embedded import jpeg, png
+from unet_jax.embedded import jpeg, png
 from unet_jax.evaluation.report.pictures import Panel, Picture, pixels
 from unet_jax.figures import grey_values, outlined
 

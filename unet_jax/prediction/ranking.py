@@ -1,0 +1,132 @@
+"""Which images, and which parts of them, to annotate next: those that the network is least sure of.
+
+An image counts by the mean entropy of its pixels, which goes with the share of them that are wrong.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from unet_jax.embedded import jpeg
+from unet_jax.figures import grey_values, outlined
+from unet_jax.files.images import read_image
+from unet_jax.files.names import file_stem
+from unet_jax.files.output import complete
+
+_REGIONS, _SIDE = 3, 128  # of an image; pixels of a region's side
+_SHOWN, _LONGEST_SIDE = 12, 512  # images in the page; pixels of a picture
+_SEEN_SIDE = 2048  # of larger images each n-th pixel is looked at
+
+
+class Ranked(NamedTuple):
+    """A page of an image file, and how unsure the network is of it.
+
+    Attributes:
+      file: of the image.
+      page: its number, from 0 on.
+      entropy: the mean over its pixels, in bits.
+      regions: rows and columns of the parts with the highest mean, the first the highest.
+    """
+
+    file: Path
+    page: int
+    entropy: float
+    regions: list[tuple[slice, slice]]
+
+
+def rank_images(files: Sequence[Path], output: Path) -> Path:
+    """Ranks the pages of image files whose uncertainty has been written to a folder.
+
+    Writes `rank.csv` there, of all of them, and `rank.html`, of the first ones with pictures, whose
+    path is returned.
+
+    Raises:
+      InputError: an image or a result cannot be read any more.
+      OSError: one of these cannot be written.
+    """
+    pages = []
+    for file in files:
+        if (result := _result(output, file)).exists():
+            for page, uncertainty in enumerate(read_image(result, mapped=True)):
+                every = _every(uncertainty.shape[:2], _SEEN_SIDE)
+                entropy = np.asarray(uncertainty[::every, ::every, 0])
+                regions = _regions(entropy, max(_SIDE // every, 1), every)
+                pages.append(Ranked(file, page, float(entropy.mean(dtype=np.float64)), regions))
+    pages.sort(key=lambda ranked: -ranked.entropy)
+    with (
+        complete(output / "rank.csv") as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as opened,
+    ):
+        writer = csv.writer(opened)
+        writer.writerow(["rank", "image", "page", "mean_entropy_bits", "rows", "columns"])
+        for number, ranked in enumerate(pages, 1):
+            # Of the first part.
+            places = [f"{part.start}-{part.stop - 1}" for part in ranked.regions[0]]
+            writer.writerow(
+                [number, ranked.file.name, ranked.page, f"{ranked.entropy:.6g}", *places]
+            )
+    environment = Environment(
+        loader=PackageLoader("unet_jax.prediction"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = [(ranked, *_pictures(ranked, output)) for ranked in pages[:_SHOWN]]
+    text = environment.get_template("rank.html.jinja").render(count=len(pages), shown=shown)
+    ranking = output / "rank.html"
+    with complete(ranking) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors="replace")
+    return ranking
+
+
+def _result(output: Path, file: Path) -> Path:
+    return output / f"{file_stem(file)}_uncertainty.tif"
+
+
+def _every(shape: tuple[int, ...], longest: int) -> int:
+    return math.ceil(max(shape) / longest)
+
+
+def _regions(entropy: np.ndarray, side: int, every: int) -> list[tuple[slice, slice]]:
+    """Up to three windows that do not overlap, in an image of which each n-th pixel is seen."""
+    height, width = (min(side, length) for length in entropy.shape)
+    sums = np.pad(entropy.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
+    # By each window's first row and column.
+    sums = (
+        sums[height:, width:]
+        - sums[:-height, width:]
+        - sums[height:, :-width]
+        + sums[:-height, :-width]
+    )
+    found: list[tuple[slice, slice]] = []
+    while len(found) < _REGIONS and sums.max() > -np.inf:
+        top, left = map(int, np.unravel_index(sums.argmax(), sums.shape))
+        rows, columns = (
+            slice(a * every, (a + n) * every) for a, n in ((top, height), (left, width))
+        )
+        found.append((rows, columns))
+        sums[
+            max(top - height + 1, 0) : top + height, max(left - width + 1, 0) : left + width
+        ] = -np.inf
+    return found
+
+
+def _pictures(ranked: Ranked, output: Path) -> tuple[str, str]:
+    """The image with its regions, and its entropy, as addresses."""
+    image = read_image(ranked.file, mapped=True)[ranked.page]
+    entropy = read_image(_result(output, ranked.file), mapped=True)[ranked.page]
+    every = _every(image.shape[:2], _LONGEST_SIDE)
+    grey = grey_values(np.asarray(image[::every, ::every]))
+    inside = np.zeros(grey.shape, bool)
+    for region in ranked.regions:
+        inside[tuple(slice(part.start // every, part.stop // every) for part in region)] = True
+    shade = np.asarray(entropy[::every, ::every, 0])
+    colours = matplotlib.colormaps["magma"](shade / max(float(shade.max()), 1e-6), bytes=True)
+    return jpeg(outlined(grey, inside)), jpeg(colours[..., :3])
