@@ -11,6 +11,10 @@ probabilities. More examples:
     --split=validation                                a cross-validation: each part by its network
     --step=latest                                     the last step instead of the best
     --overwrite                                       replace the report that is there
+
+Several runs on the same images, in one page:
+
+    python eval.py --compare=runs/mine --compare=runs/other
 """
 
 from pathlib import Path
@@ -18,6 +22,8 @@ from pathlib import Path
 from absl import flags
 
 from unet_jax import command_line
+from unet_jax.errors import InputError
+from unet_jax.evaluation.compare import compare
 from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.evaluation.images import SPLITS
 from unet_jax.evaluation.instance_tuning import tune_instances
@@ -29,6 +35,12 @@ _CHECKPOINT = flags.DEFINE_string(
     None,
     "The --workdir of a training run, such as runs/mine; or nuclei or membranes, which come with "
     "unet_jax.",
+)
+_COMPARE = flags.DEFINE_multi_string(
+    "compare",
+    [],
+    "Instead of --checkpoint, given twice or more: the runs to compare on the images that all of "
+    "them have left out.",
 )
 _STEP = flags.DEFINE_string(
     "step", "best", "best (by validation), latest, or a step's number such as 4000."
@@ -56,9 +68,17 @@ _LABELS = flags.DEFINE_string(
 _MASK_RULE = flags.DEFINE_string(
     "mask_rule", None, "binary, classes or instances; default: as in training."
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write to; default: CHECKPOINT/evaluation.")
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "Folder to write to; default: evaluation, or comparison, in that of the (first) run.",
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an evaluation or settings there.")
-flags.mark_flag_as_required("checkpoint")
+flags.register_multi_flags_validator(
+    ["checkpoint", "compare"],
+    lambda given: (given["checkpoint"] is None) == bool(given["compare"]),
+    "expected --checkpoint, or --compare for each of several runs.",
+)
 for _name in ("checkpoint", "images", "labels", "out"):
     flags.register_validator(_name, lambda path: path != "", "it names no file or folder.")
 
@@ -68,6 +88,8 @@ def _path(flag):
 
 
 def _evaluate():
+    if _COMPARE.value:
+        return _compare()
     workdir = Path(_CHECKPOINT.value)
     if _TUNE.value:
         tuning = tune_instances(
@@ -87,6 +109,25 @@ def _evaluate():
         command=command_line.command(),
     )
     return command_line.Outcome(summary(evaluation))
+
+
+def _compare():
+    if _TUNE.value:
+        raise InputError("--tune: is for a single run, with --checkpoint.")
+    if len(_AVERAGING.value) > 1:
+        raise InputError("--averaging: of a comparison there is one.")
+    comparison = compare(
+        _COMPARE.value,
+        step=_STEP.value,
+        averaging=_AVERAGING.value[0],
+        split=_SPLIT.value,
+        images=_path(_IMAGES),
+        labels=_path(_LABELS),
+        mask_rule=_MASK_RULE.value,
+        out=_path(_OUT),
+        overwrite=_OVERWRITE.value,
+    )
+    return command_line.Outcome(str(comparison))
 
 
 if __name__ == "__main__":

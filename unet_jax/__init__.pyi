@@ -7,6 +7,7 @@ from .configuration import TrainSettings as TrainSettings
 from .data.folder import read_images as read_images
 from .errors import InputError as InputError
 from .errors import RunFailed as RunFailed
+from .evaluation.compare import compare as compare
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.instance_tuning import tune_instances as tune_instances
 from .example import Example as Example

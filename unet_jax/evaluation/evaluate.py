@@ -2,29 +2,19 @@
 
 import csv
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from unet_jax.checkpoint import load_members
-from unet_jax.checkpoint.cell_settings import read_settings
 from unet_jax.errors import InputError
-from unet_jax.evaluation.images import predict_parts, seen_before, select
+from unet_jax.evaluation.assess import assess, candidate, checked_averaging
 from unet_jax.evaluation.report.cell_examples import cell_examples
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import pictures
 from unet_jax.evaluation.result import Evaluation
-from unet_jax.evaluation.scoring import Measured, measure, score, score_folds, score_images
-from unet_jax.example import IGNORED, Example, annotated_share, is_sparse
+from unet_jax.evaluation.scoring import Measured
 from unet_jax.figures import class_colours, save_examples
 from unet_jax.files.output import complete, writable_folder
-from unet_jax.metrics.scores import baselines
-from unet_jax.model import Model
-from unet_jax.overlap_tile import AVERAGING, choose_tile_side
 from unet_jax.pretrained import is_pretrained, run_folder
-from unet_jax.provenance import versions
-from unet_jax.resizing import scaled_size
-from unet_jax.run.log import read_log
 
 _EXAMPLES_SHOWN = 8
 _REPORT, _RECORD, _TABLE, _PICTURE = "report.html", "report.json", "report.csv", "examples.png"
@@ -66,66 +56,17 @@ def evaluate(
       RunFailed: the network's output is not finite.
       ValueError: there is no such split or averaging.
     """
-    given, workdir = Path(workdir), run_folder(workdir)
-    ways = [averaging] if isinstance(averaging, str) else averaging
-    if not ways or not {*ways} <= {*AVERAGING}:
-        raise ValueError(f"averaging is one or some of {', '.join(AVERAGING)}, not {averaging!r}.")
-    if is_pretrained(workdir) and not (images and out):
+    ways, folder = checked_averaging(averaging), run_folder(workdir)
+    if is_pretrained(folder) and not (images and out):
         raise InputError(
-            f"{workdir.name}: comes with the package, which nothing is written into; give "
+            f"{folder.name}: comes with the package, which nothing is written into; give "
             "--images, --labels and --out."
         )
-    members = load_members(workdir, step)
-    settings, tuned = read_settings(workdir)
-    log = read_log(workdir / "log.jsonl")
-    model = members[0]
-    if model.training is None:
-        raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
-    selection = select(members, split, images=images, labels=labels, mask_rule=mask_rule)
-    parts = selection.parts
-    examples = [example for part in parts for example in part.examples]
-    if all((example.labels == IGNORED).all() for example in examples):
-        raise InputError(f"{selection.words}: all pixels are ignored, expected some that count.")
-    folder = _folder(out, workdir / selection.folder, overwrite)
-    duplicates = seen_before(parts, split)
-
-    names = model.class_names
-    scores, seconds = {}, {}
-    for averaged in ways:
-        began = time.perf_counter()
-        probabilities = predict_parts(parts, averaged)
-        seconds[averaged] = round(time.perf_counter() - began, 2)
-        measured = measure(examples, probabilities, settings)
-        scores[averaged] = score(measured, names)
-
-    steps = [member.record.step for member in members if member.record]
-    evaluation = Evaluation(
-        checkpoint=given,
-        report=folder / _REPORT,
-        command=command,
-        step=steps if len(steps) > 1 else steps[0],
-        data=selection.words,
-        split="images" if images else split,
-        averaging=averaged,
-        scores=scores,
-        prediction_seconds=seconds,
-        annotated=annotated_share([example.labels for example in examples]),
-        sparse=is_sparse(examples),
-        duplicates=duplicates,
-        without_cells=sum(image.counts.cells == 0 for image in measured),
-        with_one_cell=sum(image.counts.cells == 1 for image in measured),
-        images=score_images(measured, scores[averaged], names),
-        folds=score_folds(measured, [len(part.examples) for part in parts], names)
-        if len(parts) > 1
-        else [],
-        baselines=baselines([image.separated for image in measured]),
-        instances=settings,
-        tuned=tuned,
-        tile_side=_tile_side(model, examples),
-        training=model.training,
-        log=log,
-        versions=versions(),
+    run = candidate(
+        workdir, step=step, split=split, images=images, labels=labels, mask_rule=mask_rule
     )
+    folder = _folder(out, run.workdir / run.selection.folder, overwrite)
+    evaluation, measured = assess(run, ways, report=folder / _REPORT, command=command)
     _write(evaluation, measured)
     return evaluation
 
@@ -135,12 +76,6 @@ def _folder(out: str | Path | None, usual: Path, overwrite: bool) -> Path:
     if out is None and usual.is_symlink():
         raise InputError(f"{usual}: is a link, expected a folder; or give --out.")
     return writable_folder(Path(out or usual), (_REPORT, _RECORD, _TABLE, _PICTURE), overwrite)
-
-
-def _tile_side(model: Model, examples: list[Example]) -> int:
-    """That by which the largest image is predicted."""
-    largest = max((e.labels.shape for e in examples), key=lambda shape: shape[0] * shape[1])
-    return choose_tile_side(model.network, *scaled_size(largest, model.scale))
 
 
 def _write(evaluation: Evaluation, measured: list[Measured]) -> None:

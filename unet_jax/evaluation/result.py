@@ -1,13 +1,15 @@
-"""What an evaluation results in, and how it is written as `report.json`."""
+"""What an evaluation, or a comparison, results in, and how it is written as JSON."""
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.images import Seen
+from unet_jax.evaluation.metric_table import METRICS
+from unet_jax.evaluation.report.words import AVERAGING_WORDS, plural
 from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics import Matching, Score
@@ -145,6 +147,75 @@ class Evaluation:
             },
             "versions": self.versions,
         }
+
+
+class Difference(NamedTuple):
+    """How a network differs from the first one in a metric, image by image.
+
+    Attributes:
+      mean: of the differences of the images in which both are defined; None without any.
+      spread: their standard deviation, of a sample; None for fewer than two.
+      better: in how many images it is the better one.
+      worse: in how many it is the worse one.
+    """
+
+    mean: float | None
+    spread: float | None
+    better: int
+    worse: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` results in.
+
+    Attributes:
+      report: the HTML file to read; `comparison.json` lies beside it.
+      names: of the networks, as they were given.
+      images: the names of the images that all of them were scored on.
+      left_out: how many images of some of them are not among these.
+      averaging: how the probabilities were averaged.
+      metrics: those of the report, the most important one first.
+      scores: of each network on all images together.
+      values: of each network by metric, of each image, None where a metric is not defined.
+      differences: of each network but the first, by metric.
+    """
+
+    report: Path
+    names: list[str]
+    images: list[str]
+    left_out: int
+    averaging: str
+    metrics: list[str]
+    scores: list[Scores]
+    values: list[dict[str, list[float | None]]]
+    differences: list[dict[str, Difference]]
+
+    def record(self) -> dict[str, Any]:
+        """What `comparison.json` holds."""
+        return {
+            "networks": self.names,
+            "images": self.images,
+            "left_out": self.left_out,
+            "averaging": self.averaging,
+            "scores": [scores.values() for scores in self.scores],
+            "values": self.values,
+            "differences": [
+                {metric: difference._asdict() for metric, difference in of.items()}
+                for of in self.differences
+            ],
+        }
+
+    def __str__(self):
+        """The scores as a table, and where the report lies; several lines."""
+        shown = [name for name in self.metrics if METRICS[name].short]
+        lines = [f"{plural(len(self.images), 'image')}, {AVERAGING_WORDS[self.averaging]}:"]
+        lines.append(f"{'':30}" + "".join(f"{METRICS[name].short:>10}" for name in shown))
+        for name, scores in zip(self.names, self.scores, strict=True):
+            values = [scores.values()[metric] for metric in shown]
+            cells = [f"{'-':>10}" if v is None else f"{v:10.4g}" for v in values]
+            lines.append(f"{name[-29:]:30}" + "".join(cells))
+        return "\n".join([*lines, f"Open {self.report}"])
 
 
 def _scores_record(scores: Scores) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def shown_images(
 def _panels(
     picture: Picture, threshold: float, colours: np.ndarray, cells_first: bool
 ) -> list[Panel]:
-    size = _shown_size(picture.labels.shape)
+    size = shown_size(picture.labels.shape)
     grey = pixels(resized(grey_values(picture.image), size))
     panels = [Panel("image", jpeg(grey))]
     if cells_first:
@@ -144,31 +144,32 @@ def _panels(
             ("annotated cells", picture.true_cells, true),
             ("found cells", picture.found_cells, found),
         ):
-            panels.append(Panel(title, jpeg(cell_picture(grey, _nearest(cells, size), of_cells))))
+            panels.append(Panel(title, jpeg(cell_picture(grey, nearest(cells, size), of_cells))))
     else:
         truth = class_picture(picture.labels, colours)
-        panels.append(Panel("truth", png(_nearest(truth, size))))
+        panels.append(Panel("truth", png(nearest(truth, size))))
     if len(colours) > 2 and not cells_first:
         for title, colour in (
             ("most probable class", class_picture(picture.found, colours)),
             ("errors", class_error_picture(picture.labels, picture.found)),
         ):
-            panels.append(Panel(title, png(_nearest(colour, size))))
+            panels.append(Panel(title, png(nearest(colour, size))))
         return panels
     panels.append(Panel("probability of cell", jpeg(pixels(255 * resized(picture.cell, size)))))
     # As wide as can be seen when the whole image is a few centimetres.
     errors = picture.errors(threshold, widen=max(picture.labels.shape) // 170)
-    panels.append(Panel("errors", png(_nearest(errors, size))))
+    panels.append(Panel("errors", png(nearest(errors, size))))
     return panels
 
 
-def _shown_size(shape: tuple[int, ...]) -> tuple[int, int]:
+def shown_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a picture in the report."""
     height, width = shape
     scale = min(1, _LONGEST_SIDE / max(shape))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The array [H, W, ...] at another size, each pixel that of the nearest one."""
     rows, columns = (
         np.minimum((np.arange(new) + 0.5) * old // new, old - 1).astype(int)

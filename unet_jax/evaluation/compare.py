@@ -1,0 +1,150 @@
+"""Several networks on the same images: scores side by side, and how they differ image by image."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unet_jax.errors import InputError
+from unet_jax.evaluation.assess import Candidate, assess, candidate, checked_averaging
+from unet_jax.evaluation.metric_table import METRICS
+from unet_jax.evaluation.report.comparison import save_comparison
+from unet_jax.evaluation.report.layout import layout
+from unet_jax.evaluation.result import Comparison, Difference, Evaluation
+from unet_jax.evaluation.scoring import Measured, score, score_images
+from unet_jax.example import image_sha256
+from unet_jax.files.output import complete, writable_folder
+from unet_jax.pretrained import is_pretrained, run_folder
+
+_REPORT, _RECORD = "comparison.html", "comparison.json"
+
+
+def compare(
+    workdirs: Sequence[str | Path],
+    *,
+    step: str | int = "best",
+    averaging: str = "none",
+    split: str = "held_out",
+    images: str | Path | None = None,
+    labels: str | Path | None = None,
+    mask_rule: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Comparison:
+    """Scores several networks on the same images; writes `comparison.html` and `comparison.json`.
+
+    Args:
+      workdirs: of two or more training runs, or networks of the package. The images are those that
+        all of them have left out, by name and content, or those that are given.
+      step: see `evaluate`, as the next six.
+      averaging: see there.
+      split: see there.
+      images: see there.
+      labels: see there.
+      mask_rule: see there.
+      out: folder to write to; by default `comparison` in the first of the folders.
+      overwrite: whether a comparison that is there may be replaced.
+
+    Raises:
+      InputError: what cannot be compared; nothing has been written.
+      RunFailed: a network's output is not finite.
+      ValueError: there is no such split or averaging.
+    """
+    names = [str(workdir) for workdir in workdirs]
+    if len({*names}) < max(2, len(names)):
+        raise InputError(f"compare: expected two or more different runs, not {', '.join(names)}.")
+    checked_averaging(averaging)
+    if is_pretrained(run_folder(workdirs[0])) and not out:
+        raise InputError(
+            f"{names[0]}: comes with the package, which nothing is written into; give --images, "
+            "--labels and --out."
+        )
+    runs = [
+        candidate(
+            workdir, step=step, split=split, images=images, labels=labels, mask_rule=mask_rule
+        )
+        for workdir in workdirs
+    ]
+    classes = [run.members[0].class_names for run in runs]
+    if len({*map(len, classes)}) > 1:
+        words = "; ".join(map(", ".join, classes))
+        raise InputError(f"compare: the runs have other classes: {words}.")
+    keys = _common([_keys(run) for run in runs])
+    folder = writable_folder(
+        Path(out or runs[0].workdir / "comparison"), (_REPORT, _RECORD), overwrite
+    )
+    evaluations: list[Evaluation] = []
+    measured: list[list[Measured]] = []
+    for run in runs:
+        evaluation, every = assess(run, [averaging], report=folder / _REPORT, command=None)
+        by_key = dict(zip(_keys(run), every, strict=True))
+        evaluations.append(evaluation)
+        measured.append([by_key[key] for key in keys])
+    comparison = _compared(names, evaluations, measured, averaging)
+    with complete(folder / _RECORD) as unfinished:
+        text = json.dumps(comparison.record(), indent=1) + "\n"
+        unfinished.write_text(text, encoding="utf-8")
+    save_comparison(comparison, measured)
+    return comparison
+
+
+def _keys(run: Candidate) -> list[tuple[str, str]]:
+    """What an image is known by: its name, and the digest of its pixels."""
+    return [(example.name, image_sha256(example.image)) for example in run.examples]
+
+
+def _common(keys: Sequence[list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    common = {*keys[0]}.intersection(*keys[1:])
+    if not common:
+        raise InputError(
+            "compare: no image is left out by all of the runs; give --images and --labels."
+        )
+    return [key for key in keys[0] if key in common]
+
+
+def _compared(
+    names: list[str],
+    evaluations: Sequence[Evaluation],
+    measured: Sequence[list[Measured]],
+    averaging: str,
+) -> Comparison:
+    classes = evaluations[0].training.config.class_names
+    metrics = layout(evaluations[0]).metrics
+    scores = [score(images, classes) for images in measured]
+    values = []
+    for images, together in zip(measured, scores, strict=True):
+        of_images = [image.values for image in score_images(images, together, classes)]
+        values.append({metric: [image[metric] for image in of_images] for metric in metrics})
+    differences = [
+        {
+            metric: _difference(values[0][metric], other[metric], METRICS[metric].higher)
+            for metric in metrics
+        }
+        for other in values[1:]
+    ]
+    return Comparison(
+        report=evaluations[0].report,
+        names=names,
+        images=[image.example.name for image in measured[0]],
+        left_out=max(len(evaluation.images) for evaluation in evaluations) - len(measured[0]),
+        averaging=averaging,
+        metrics=metrics,
+        scores=scores,
+        values=values,
+        differences=differences,
+    )
+
+
+def _difference(
+    first: Sequence[float | None], other: Sequence[float | None], higher: bool
+) -> Difference:
+    pairs = zip(first, other, strict=True)
+    steps = np.array([b - a for a, b in pairs if a is not None and b is not None])
+    gains = steps if higher else -steps
+    return Difference(
+        mean=float(steps.mean()) if steps.size else None,
+        spread=float(steps.std(ddof=1)) if steps.size > 1 else None,
+        better=int((gains > 0).sum()),
+        worse=int((gains < 0).sum()),
+    )
