@@ -13,6 +13,7 @@ the rest of the command as above:
     --config.train.start_from=nuclei       begin with what another network has learnt: nuclei or
                                            membranes, which come with unet_jax, or a run's folder
     --folds=5                              a cross-validation: five networks
+    --tensorboard                          event files, for tensorboard --logdir runs
     --distributed                          one of several processes, as srun starts them
     --distributed=node1:12345,2,0          the same without Slurm: the address of process 0, 2
                                            processes, this is process 0
@@ -47,6 +48,9 @@ _ALLOW_CHANGE = flags.DEFINE_multi_string(
     "A key, such as config.augmentation.shift or data, in which the run that is in --workdir may "
     "go on differently; may be given several times.",
 )
+_TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Write the log also as event files, to tensorboard/ in --workdir."
+)
 # Not a string flag, which has to be given a value.
 _DISTRIBUTED = flags.DEFINE_flag(
     flags.Flag(
@@ -76,7 +80,11 @@ def _train():
 
 def _run():
     workdir = Path(_WORKDIR.value)
-    options = {"allow_change": _ALLOW_CHANGE.value, "command": command()}
+    options = {
+        "allow_change": _ALLOW_CHANGE.value,
+        "command": command(),
+        "tensorboard": _TENSORBOARD.value,
+    }
     if _PREVIEW.value:
         if _FOLDS.value is not None:
             raise InputError(

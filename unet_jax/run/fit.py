@@ -25,6 +25,7 @@ from unet_jax.hardware import is_out_of_memory
 from unet_jax.network import valid_input_sides
 from unet_jax.optimiser import create_optimiser
 from unet_jax.provenance import versions
+from unet_jax.run.event_files import EventFiles
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import RunLog
 from unet_jax.run.pictures import Pictures
@@ -85,6 +86,7 @@ def cross_validate(
     *,
     allow_change: Collection[str] = (),
     command: str | None = None,
+    tensorboard: bool = False,
 ) -> list[Run]:
     """Trains one network for each of so many folds, in `fold0`, `fold1`, ... of `workdir`.
 
@@ -102,6 +104,7 @@ def cross_validate(
     for fold in range(folds):
         logger.info("Fold %d of 0 to %d", fold, folds - 1)
         options: dict[str, Any] = {"allow_change": allow_change, "command": command}
+        options["tensorboard"] = tensorboard
         runs.append(fit(config, Path(workdir, f"fold{fold}"), fold=fold, folds=folds, **options))
         logger.info("%s", runs[-1])
         if runs[-1].stop_signal:
@@ -118,6 +121,7 @@ def fit(
     folds: int = 1,
     allow_change: Collection[str] = (),
     command: str | None = None,
+    tensorboard: bool = False,
 ) -> Run:
     """Trains as the configuration says, or goes on exactly where a run in `workdir` stopped.
 
@@ -134,6 +138,7 @@ def fit(
       folds: number of parts; 1 for the splits that the configuration gives.
       allow_change: keys in which the run may differ from what it was, see `resume_or_start`.
       command: what the user typed, for the record.
+      tensorboard: whether the log is also written as event files, to `tensorboard/`.
 
     Raises:
       InputError: a configuration, data or folder that cannot be used; nothing has been written.
@@ -166,9 +171,11 @@ def fit(
     )
     del splits  # memory that no step needs
     log, compiled = RunLog(workdir / "log.jsonl", start, writes=writes()), None
+    events = EventFiles(workdir / "tensorboard") if tensorboard and writes() else None
     signals = Largest()
     with (
         StopRequest() as stop,
+        contextlib.closing(events) if events else contextlib.nullcontext(),
         checkpoint.Saver(workdir) as saver,
         Pictures() as pictures,
         tqdm(
@@ -213,7 +220,8 @@ def fit(
                 log.write([{"step": step, "seconds": row["seconds"], "validation": scores}])
                 shown = validation[:_EXAMPLES_SHOWN], found.probabilities[:_EXAMPLES_SHOWN]
                 if writes():
-                    pictures.draw(partial(_draw, workdir, *shown, names, colours, list(log.rows)))
+                    rows = list(log.rows)
+                    pictures.draw(partial(_draw, workdir, *shown, names, colours, rows, events))
                 if warning := collapse(validation, found.probabilities, names):
                     logger.warning("Step %d: %s", step, warning)
             if (due or stop_signal) and writes():
@@ -281,9 +289,13 @@ def _draw(
     class_names: Sequence[str],
     colours: np.ndarray,
     log: list[dict[str, Any]],
+    events: EventFiles | None,
 ) -> None:
-    save_examples(workdir / "validation.png", examples, probabilities, class_names, colours)
+    picture = workdir / "validation.png"
+    save_examples(picture, examples, probabilities, class_names, colours)
     save_training_curves(workdir / "training.png", log)
+    if events:
+        events.add(log, picture)
 
 
 @contextlib.contextmanager
