@@ -38,7 +38,8 @@ def write_rois(file: Path, pages: Sequence[np.ndarray], frame: Frame, channels: 
                         int(place[axis]) + 1 if axis in place else 0 for axis in "ZT"
                     )
                 # Always of the same date, so that the same cells make the same file.
-                opened.writestr(zipfile.ZipInfo(f"{roi.name}.roi"), roi.tobytes())
+                info = zipfile.ZipInfo(f"{roi.name}.roi")
+                opened.writestr(info, roi.tobytes(), compress_type=zipfile.ZIP_DEFLATED)
 
 
 def _roi(polygons: Sequence[Polygon]):
