@@ -36,7 +36,7 @@ ORDER = [
     ("metrics",),
     ("files",),
     ("data",),
-    ("figures", "embedded"),
+    ("figures", "html_pages"),
     ("pretrained",),
     ("checkpoint",),
     ("run",),

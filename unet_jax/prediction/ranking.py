@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unet_jax.embedded import jpeg
 from unet_jax.figures import grey_values, outlined
 from unet_jax.files.images import read_image
 from unet_jax.files.names import file_stem
 from unet_jax.files.output import complete
+from unet_jax.html_pages import jpeg, save_page
 
 _REGIONS, _SIDE = 3, 128  # of an image; pixels of a region's side
 _SHOWN, _LONGEST_SIDE = 12, 512  # images in the page; pixels of a picture
@@ -71,18 +70,10 @@ def rank_images(files: Sequence[Path], output: Path) -> Path:
             writer.writerow(
                 [number, ranked.file.name, ranked.page, f"{ranked.entropy:.6g}", *places]
             )
-    environment = Environment(
-        loader=PackageLoader("unet_jax.prediction"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [(ranked, *_pictures(ranked, output)) for ranked in pages[:_SHOWN]]
-    text = environment.get_template("rank.html.jinja").render(count=len(pages), shown=shown)
     ranking = output / "rank.html"
-    with complete(ranking) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", errors="replace")
+    values = {"count": len(pages), "shown": shown}
+    save_page(ranking, "unet_jax.prediction", "rank.html.jinja", values)
     return ranking
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.embedded import jpeg
 from unet_jax.evaluation.report.pictures import Panel
 from unet_jax.evaluation.scoring import Measured
 from unet_jax.figures import cell_colours, cell_picture, grey_values
+from unet_jax.html_pages import jpeg
 
 _EXAMPLES = 3  # of each kind
 _MARGIN = 24  # pixels around a cell

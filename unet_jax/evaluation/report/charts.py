@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unet_jax.embedded import svg
 from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.report.words import number
 from unet_jax.evaluation.scoring import ImageScores
 from unet_jax.figures import SPLIT_COLOUR, draw_losses, draw_validation_errors
+from unet_jax.html_pages import svg
 from unet_jax.metrics import Score
 
 

@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unet_jax.embedded import jpeg
 from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.report.pictures import Panel, nearest, pixels, shown_size
 from unet_jax.evaluation.report.words import AVERAGING_WORDS, number, plural
 from unet_jax.evaluation.result import Comparison
 from unet_jax.evaluation.scoring import Measured
 from unet_jax.figures import cell_colours, cell_picture, grey_values, outlined
-from unet_jax.files.output import complete
+from unet_jax.html_pages import jpeg, save_page
 from unet_jax.resizing import resized
 
 _SHOWN = 4  # images for each network but the first
@@ -36,23 +34,16 @@ def save_comparison(comparison: Comparison, measured: Sequence[Sequence[Measured
       comparison: what `compare` returns.
       measured: of each network the images with what it finds, in their order.
     """
-    environment = Environment(
-        loader=PackageLoader("unet_jax.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "plural": plural}
-    page = environment.get_template("comparison.html.jinja").render(
-        result=comparison,
-        metrics={name: METRICS[name] for name in comparison.metrics},
-        values=[scores.values() for scores in comparison.scores],
-        averaging=AVERAGING_WORDS[comparison.averaging],
-        apart=[_apart(comparison, measured, k) for k in range(1, len(comparison.names))],
-    )
-    with complete(comparison.report) as unfinished:
-        unfinished.write_text(page, encoding="utf-8", errors="replace")
+    values = {
+        "result": comparison,
+        "metrics": {name: METRICS[name] for name in comparison.metrics},
+        "values": [scores.values() for scores in comparison.scores],
+        "averaging": AVERAGING_WORDS[comparison.averaging],
+        "apart": [_apart(comparison, measured, k) for k in range(1, len(comparison.names))],
+    }
+    filters = {"number": number, "plural": plural}
+    template = "comparison.html.jinja"
+    save_page(comparison.report, "unet_jax.evaluation", template, values, filters)
 
 
 def _apart(

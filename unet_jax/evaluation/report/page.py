@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.colors import to_hex
 
 from unet_jax import figures
@@ -31,7 +30,7 @@ from unet_jax.evaluation.report.words import (
 )
 from unet_jax.evaluation.report.zooms import ZOOM_SIDE, zooms
 from unet_jax.evaluation.result import Evaluation
-from unet_jax.files.output import complete
+from unet_jax.html_pages import save_page
 from unet_jax.normalisation import PERCENTILES
 
 
@@ -49,20 +48,13 @@ def save_report(
       pictures: of its images, in their order.
       cell_examples: of cells with which something is wrong, by kind.
     """
-    environment = Environment(
-        loader=PackageLoader("unet_jax.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    save_page(
+        evaluation.report,
+        "unet_jax.evaluation",
+        "report.html.jinja",
+        _context(evaluation, pictures, cell_examples),
+        {"number": number, "plural": plural, "listed": listed},
     )
-    environment.filters |= {"number": number, "plural": plural, "listed": listed}
-    page = environment.get_template("report.html.jinja").render(
-        _context(evaluation, pictures, cell_examples)
-    )
-    with complete(evaluation.report) as unfinished:
-        # Names of files may be no text.
-        unfinished.write_text(page, encoding="utf-8", errors="replace")
 
 
 def _context(

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet_jax.embedded import jpeg, png
 from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.scoring import ImageScores, Measured
 from unet_jax.figures import (
@@ -16,6 +15,7 @@ from unet_jax.figures import (
     error_picture,
     grey_values,
 )
+from unet_jax.html_pages import jpeg, png
 from unet_jax.metrics import Score
 from unet_jax.metrics.warping import drawn
 from unet_jax.resizing import resized

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.embedded import jpeg, png
 from unet_jax.evaluation.report.pictures import Panel, Picture, pixels
 from unet_jax.figures import grey_values, outlined
+from unet_jax.html_pages import jpeg, png
 
 #: Pixels of a side of the window.
 ZOOM_SIDE = 96
