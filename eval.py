@@ -73,7 +73,9 @@ _OUT = flags.DEFINE_string(
     None,
     "Folder to write to; default: evaluation, or comparison, in that of the (first) run.",
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an evaluation or settings there.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace an evaluation, a comparison or settings there."
+)
 flags.register_multi_flags_validator(
     ["checkpoint", "compare"],
     lambda given: (given["checkpoint"] is None) == bool(given["compare"]),

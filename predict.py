@@ -57,7 +57,7 @@ _WRITE = flags.DEFINE_multi_enum(
     "one), cells (a number for each), overlay (a picture), table (measurements of the cells), rois "
     "(outlines for ImageJ), geojson (outlines for QuPath), uncertainty (entropy and spread of "
     "several views or networks), challenge (the probability of cell as the ISBI 2012 challenge "
-    "takes it). Of a volume classes and cells, or also probabilities.",
+    "takes it). Of a volume classes and cells, or also probabilities and table.",
 )
 _STEP = flags.DEFINE_string(
     "step", "best", "best (by validation), latest, or a step's number such as 4000."

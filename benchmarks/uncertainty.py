@@ -6,7 +6,8 @@ against coverage: the mean error of the surest pixels, over all shares of them t
 the entropy of a single view, and by entropy and spread of 8 views.
 
 What: a network is trained on 5 annotated images; then 5 more, of 35, are those that it ranks first,
-or are drawn at random, three times. Scored are networks trained on all 10 of them, on 10 others.
+or are drawn at random, three times. Scored are networks trained on all 10 of them, on 10 others. Of
+the images of a run, as the split divides them, one or two choose the best step and one is left out.
 Runs are kept in `runs/uncertainty` and not repeated.
 """
 

@@ -81,7 +81,7 @@ def filled(rings, shape):
 
 def test_rois_are_the_cells(tmp_path):
     pages = [*random_cells()][:20]
-    write_rois(tmp_path / "rois.zip", pages, Frame("Z", (20,)), channels=1)
+    write_rois(tmp_path / "rois.zip", pages, Frame("Z", (20,)))
     rois = {roi.name: roi for roi in roiread(tmp_path / "rois.zip")}
     expected = 0
     for page, cells in enumerate(pages):
@@ -96,19 +96,19 @@ def test_rois_are_the_cells(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "frame, channels, name, place",
+    "frame, name, place",
     [
-        (Frame(), 1, "0001", (0, 0, 0)),
-        (Frame(), 3, "0001", (0, 0, 0)),
-        (Frame("T", (6,)), 1, "0005-0001", (6, 0, 0)),
-        (Frame("T", (6,)), 2, "0005-0001", (0, 0, 6)),
-        (Frame("TZ", (2, 3)), 1, "0005-0001", (0, 3, 2)),
-        (Frame("ZT", (2, 3)), 1, "0005-0001", (0, 2, 3)),
+        (Frame(), "0001", (0, 0, 0)),
+        (Frame(channels=3), "0001", (0, 0, 0)),
+        (Frame("T", (6,)), "0005-0001", (6, 0, 0)),
+        (Frame("T", (6,), channels=2), "0005-0001", (0, 0, 6)),
+        (Frame("TZ", (2, 3)), "0005-0001", (0, 3, 2)),
+        (Frame("ZT", (2, 3)), "0005-0001", (0, 2, 3)),
     ],
 )
-def test_rois_lie_on_their_page(tmp_path, frame, channels, name, place):
+def test_rois_lie_on_their_page(tmp_path, frame, name, place):
     pages = math.prod(frame.shape)
-    write_rois(tmp_path / "rois.zip", [APART * 0] * (pages - 1) + [APART // 2], frame, channels)
+    write_rois(tmp_path / "rois.zip", [APART * 0] * (pages - 1) + [APART // 2], frame)
     (roi,) = roiread(tmp_path / "rois.zip")
     assert roi.name == name
     assert (roi.position, roi.z_position, roi.t_position) == place
@@ -118,7 +118,7 @@ def test_rois_of_a_large_image(tmp_path):
     """Beyond the 16 bits of ImageJ's coordinates."""
     cells = np.zeros((3, 70_000), np.uint8)
     cells[1, 69_990:69_995] = 1
-    write_rois(tmp_path / "rois.zip", [cells], Frame(), channels=1)
+    write_rois(tmp_path / "rois.zip", [cells], Frame())
     (roi,) = roiread(tmp_path / "rois.zip")
     np.testing.assert_array_equal(
         roi.coordinates(), [[69_995, 1], [69_995, 2], [69_990, 2], [69_990, 1]]

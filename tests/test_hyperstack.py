@@ -27,12 +27,15 @@ def write(path, pixels, **options):
         ("TYX", PIXELS[:, 0], ("T", (3,))),
         ("TZYX", PIXELS, ("TZ", (3, 2))),
         ("ZCYX", PIXELS, ("Z", (3,))),
+        ("CYX", PIXELS[0], ("", ())),
+        ("ZYXS", PIXELS.repeat(2, 1)[:, :3].transpose(0, 2, 3, 1).astype("u1"), ("Z", (3,))),
     ],
 )
 def test_frames_of_imagej_files(tmp_path, axes, pixels, expected, unit):
     metadata = {"axes": axes, "unit": unit, "spacing": 0.5, "finterval": 2.0}
     frame = write(tmp_path / "a.tif", pixels, imagej=True, resolution=(4, 5), metadata=metadata)
-    assert frame == Frame(*expected, (0.25, 0.2), 0.5, 2.0, "um")
+    channels = 2 if "C" in axes else 1  # colours are one
+    assert frame == Frame(*expected, (0.25, 0.2), 0.5, 2.0, "um", channels)
 
 
 def test_frames_of_ome_files(tmp_path):

@@ -450,7 +450,9 @@ def test_a_kind_of_result_that_fails_is_missing_alone(predict, tmp_path, monkeyp
     assert problems == tuple(line.format(file, kind) for file in files)
     out = tmp_path / "out"
     before = contents(out)
-    assert len(before) == 2 + len(IMAGES) * len(KINDS) + 1 - len(IMAGES) - (kind == "overlay")
+    # A file for each page of the overlay, and without any table there is none of all images.
+    fewer = len(IMAGES) + (kind in ("overlay", "table"))
+    assert len(before) == 2 + len(IMAGES) * len(KINDS) + 1 - fewer
     for name in IMAGES:
         assert rows(out)[name]["kinds"] == [k for k in KINDS if k != kind]
     monkeypatch.undo()
@@ -649,13 +651,17 @@ def test_images_are_ranked_by_what_to_annotate_next(predict, tmp_path):
 
 def test_the_parts_to_annotate_are_those_with_the_highest_mean(monkeypatch):
     monkeypatch.setattr(ranking, "_REGIONS", 2)
+    monkeypatch.setattr(ranking, "_SIDE", 20)
     entropy = np.zeros((60, 90))
     entropy[10:20, 70:80], entropy[40:50, 5:15] = 0.5, 0.7
-    (first, second) = ranking._regions(entropy, 20, 1)
+    (first, second) = ranking._regions(entropy)
     assert entropy[first].sum() == pytest.approx(70) and entropy[first].shape == (20, 20)
     assert entropy[second].sum() == pytest.approx(50)
-    # Of every third pixel, in pixels of the whole.
-    (rows, columns), _ = ranking._regions(entropy, 20, 3)
-    assert (rows.stop - rows.start, rows.start % 3) == (60, 0)
     # No part is larger than the image, and none overlaps with another.
-    assert ranking._regions(entropy[:5, :7], 20, 1) == [(slice(0, 5), slice(0, 7))]
+    assert ranking._regions(entropy[:5, :7]) == [(slice(0, 5), slice(0, 7))]
+    # Of a large image each n-th pixel is seen.
+    monkeypatch.setattr(ranking, "_SEEN_SIDE", 30)
+    (rows, columns), _ = ranking._regions(entropy[:, :88])
+    assert (rows.start % 3, rows.stop - rows.start, columns.stop - columns.start) == (0, 18, 18)
+    assert entropy[rows, columns].sum() == pytest.approx(70)
+    assert ranking._regions(entropy[:, 70:])[0][1].stop == 20

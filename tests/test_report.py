@@ -18,14 +18,15 @@ from scipy import ndimage
 
 from configs import dic_hela, em
 from unet_jax.configuration import read_configuration
+from unet_jax.evaluation.report.cell_examples import cell_examples
 from unet_jax.evaluation.report.layout import CELLS
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import Picture
 from unet_jax.evaluation.report.words import left_out_words
 from unet_jax.evaluation.report.zooms import worst_windows
 from unet_jax.evaluation.result import Evaluation
-from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores
-from unet_jax.example import IGNORED
+from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores, measure
+from unet_jax.example import IGNORED, Example
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics import OVERLAPS, THRESHOLDS, Matching, Score, SegScore
 from unet_jax.metrics.scores import ClassScores
@@ -541,3 +542,42 @@ def test_browser_shows_it_wide_and_narrow_without_complaint(tmp_path):
         scrolled, inner, shown, images = map(int, line.removeprefix("measured ").split())
         assert scrolled <= inner == width
         assert shown == images > 10
+
+
+def test_the_largest_cells_of_each_kind_of_error_are_shown():
+    truth = np.zeros((300, 900), np.int32)
+    for number, left in enumerate(range(10, 210, 40), 1):
+        truth[10 : 10 + 2 * number + 5, left : left + 20] = number  # the last is the largest
+    truth[100:120, 100:160], truth[200:260, 10:800] = 6, 7
+    found = np.zeros_like(truth, float)
+    found[100:120, 100:125], found[100:120, 135:160] = 1, 1  # 6 is split
+    found[210:250, 20:790] = 1
+    found[150:160, 400:410] = 1  # nothing is annotated here
+    example = Example("a", np.zeros(truth.shape, np.uint8), (truth > 0).astype(np.int32), truth)
+    probability = np.stack([1 - found, found], -1).astype(np.float32)
+    settings = InstanceSettings(smallest_cell=1)
+    images = measure([example], [probability], settings)
+    assert images[0].errors.counts() == {"missed": 5, "false": 1, "split": 1, "merged": 0}
+    examples = cell_examples(images)
+    assert [len(examples[kind]) for kind in ("missed", "false", "split", "merged")] == [3, 1, 1, 0]
+    for of_kind in examples.values():
+        for shown in of_kind:
+            assert [panel.title for panel in shown.panels] == [
+                "image",
+                "annotated cells",
+                "found cells",
+            ]
+    heights = [size_of(shown.panels[0])[0] for shown in examples["missed"]]
+    widths = [size_of(shown.panels[0])[1] for shown in examples["missed"]]
+    # Height and width with a margin of 24 or up to the border, enlarged to 192 and a little more.
+    times = [-(-192 // 68)] * 3
+    assert heights == [(10 + 2 * n + 5 + 24) * t for n, t in zip((5, 4, 3), times, strict=True)]
+    assert widths == [68 * t for t in times]
+    # What is large is shown smaller.
+    huge = measure([example], [np.stack([1 - truth * 0.0, truth * 0.0], -1)], settings)
+    assert max(size_of(cell_examples(huge)["missed"][0].panels[1])) <= 384
+
+
+def size_of(panel):
+    _, content = panel.address.split("base64,")
+    return imagecodecs.jpeg_decode(base64.b64decode(content)).shape[:2]

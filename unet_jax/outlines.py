@@ -99,11 +99,14 @@ def _simple(ring):
         return [ring]
     parts: list[list[tuple[int, int]]] = []
     path: list[tuple[int, int]] = []
+    place: dict[tuple[int, int], int] = {}  # of each corner in the path
     for corner in corners:
-        if corner in path:
-            first = path.index(corner)
-            parts.append(path[first:])
-            del path[first:]
+        if corner in place:
+            parts.append(path[place[corner] :])
+            del path[place[corner] :]
+            for passed in parts[-1]:
+                del place[passed]
+        place[corner] = len(path)
         path.append(corner)
     return [np.array(part, ring.dtype) for part in [*parts, path]]
 

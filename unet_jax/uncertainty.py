@@ -38,9 +38,9 @@ def predict_with_uncertainty(
 
     Returns:
       float32 [H, W, classes], the mean, as of `predict_tiled`; and float32 [H, W, 2]: the entropy
-      of the mean, in bits, from 0 to log2(classes), and the spread, from 0 to 1: for two classes
-      the standard deviation of the probability of cell, for several the root of half the sum of the
-      classes' variances.
+      of the mean, in bits, from 0 to log2(classes), and the spread: for two classes the standard
+      deviation of the probability of cell, from 0 to 0.5, for several the root of half the sum of
+      the classes' variances. What is below 0.001 of it may be rounding.
 
     Raises:
       ValueError: there is a single opinion; or as `predict_tiled`.

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +107,10 @@ def assess(
         measured = measure(examples, probabilities, run.settings)
         scores[averaged] = score(measured, names)
 
+    images = score_images(measured, scores[averaged], names)
+    sparse = is_sparse(examples)
+    if sparse:  # strokes are no cells
+        images = [replace(image, errors={}) for image in images]
     steps = [member.record.step for member in run.members if member.record]
     evaluation = Evaluation(
         checkpoint=run.given,
@@ -118,11 +123,11 @@ def assess(
         scores=scores,
         prediction_seconds=seconds,
         annotated=annotated_share([example.labels for example in examples]),
-        sparse=is_sparse(examples),
+        sparse=sparse,
         duplicates=duplicates,
         without_cells=sum(image.counts.cells == 0 for image in measured),
         with_one_cell=sum(image.counts.cells == 1 for image in measured),
-        images=score_images(measured, scores[averaged], names),
+        images=images,
         folds=score_folds(measured, [len(part.examples) for part in parts], names)
         if len(parts) > 1
         else [],

@@ -13,7 +13,7 @@ from unet_jax.evaluation.report.comparison import save_comparison
 from unet_jax.evaluation.report.layout import layout
 from unet_jax.evaluation.result import Comparison, Difference, Evaluation
 from unet_jax.evaluation.scoring import Measured, score, score_images
-from unet_jax.example import image_sha256
+from unet_jax.example import Example, sha256
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.pretrained import is_pretrained, run_folder
 
@@ -36,7 +36,7 @@ def compare(
 
     Args:
       workdirs: of two or more training runs, or networks of the package. The images are those that
-        all of them have left out, by name and content, or those that are given.
+        all of them have left out, by name, content and mask, or those that are given.
       step: see `evaluate`, as the next six.
       averaging: see there.
       split: see there.
@@ -55,10 +55,11 @@ def compare(
     if len({*names}) < max(2, len(names)):
         raise InputError(f"compare: expected two or more different runs, not {', '.join(names)}.")
     checked_averaging(averaging)
-    if is_pretrained(run_folder(workdirs[0])) and not out:
+    pretrained = [is_pretrained(run_folder(workdir)) for workdir in workdirs]
+    if any(pretrained) and not images or pretrained[0] and not out:
         raise InputError(
-            f"{names[0]}: comes with the package, which nothing is written into; give --images, "
-            "--labels and --out."
+            f"{names[pretrained.index(True)]}: comes with the package, which nothing is written "
+            "into; give --images, --labels and --out."
         )
     runs = [
         candidate(
@@ -70,18 +71,26 @@ def compare(
     if len({*map(len, classes)}) > 1:
         words = "; ".join(map(", ".join, classes))
         raise InputError(f"compare: the runs have other classes: {words}.")
-    keys = _common([_keys(run) for run in runs])
+    left_out = {key: None for run in runs for key in map(_key, run.examples)}
+    common = [key for key in left_out if all(key in map(_key, run.examples) for run in runs)]
+    if not common:
+        raise InputError(
+            "compare: no image, with the same mask, is left out by all of the runs; give --images "
+            "and --labels."
+        )
     folder = writable_folder(
         Path(out or runs[0].workdir / "comparison"), (_REPORT, _RECORD), overwrite
     )
     evaluations: list[Evaluation] = []
     measured: list[list[Measured]] = []
     for run in runs:
+        run = _only(run, common)
         evaluation, every = assess(run, [averaging], report=folder / _REPORT, command=None)
-        by_key = dict(zip(_keys(run), every, strict=True))
+        by_key = dict(zip(map(_key, run.examples), every, strict=True))
         evaluations.append(evaluation)
-        measured.append([by_key[key] for key in keys])
-    comparison = _compared(names, evaluations, measured, averaging)
+        measured.append([by_key[key] for key in common])
+    others = len(left_out) - len(common)
+    comparison = _compared(names, evaluations, measured, averaging, others)
     with complete(folder / _RECORD) as unfinished:
         text = json.dumps(comparison.record(), indent=1) + "\n"
         unfinished.write_text(text, encoding="utf-8")
@@ -89,18 +98,18 @@ def compare(
     return comparison
 
 
-def _keys(run: Candidate) -> list[tuple[str, str]]:
-    """What an image is known by: its name, and the digest of its pixels."""
-    return [(example.name, image_sha256(example.image)) for example in run.examples]
+def _key(example: Example) -> tuple[str, str]:
+    """What an image is known by: its name, and the digest of its pixels and its truth."""
+    return example.name, sha256(example)
 
 
-def _common(keys: Sequence[list[tuple[str, str]]]) -> list[tuple[str, str]]:
-    common = {*keys[0]}.intersection(*keys[1:])
-    if not common:
-        raise InputError(
-            "compare: no image is left out by all of the runs; give --images and --labels."
-        )
-    return [key for key in keys[0] if key in common]
+def _only(run: Candidate, keys: Sequence[tuple[str, str]]) -> Candidate:
+    """The candidate with no other images."""
+    parts = [
+        part._replace(examples=[e for e in part.examples if _key(e) in keys])
+        for part in run.selection.parts
+    ]
+    return run._replace(selection=run.selection._replace(parts=[p for p in parts if p.examples]))
 
 
 def _compared(
@@ -108,6 +117,7 @@ def _compared(
     evaluations: Sequence[Evaluation],
     measured: Sequence[list[Measured]],
     averaging: str,
+    left_out: int,
 ) -> Comparison:
     classes = evaluations[0].training.config.class_names
     metrics = layout(evaluations[0]).metrics
@@ -127,7 +137,8 @@ def _compared(
         report=evaluations[0].report,
         names=names,
         images=[image.example.name for image in measured[0]],
-        left_out=max(len(evaluation.images) for evaluation in evaluations) - len(measured[0]),
+        left_out=left_out,
+        seen=[len(evaluation.duplicates) for evaluation in evaluations],
         averaging=averaging,
         metrics=metrics,
         scores=scores,

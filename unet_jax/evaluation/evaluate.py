@@ -8,6 +8,7 @@ from pathlib import Path
 from unet_jax.errors import InputError
 from unet_jax.evaluation.assess import assess, candidate, checked_averaging
 from unet_jax.evaluation.report.cell_examples import cell_examples
+from unet_jax.evaluation.report.layout import layout
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import pictures
 from unet_jax.evaluation.result import Evaluation
@@ -98,4 +99,5 @@ def _write(evaluation: Evaluation, measured: list[Measured]) -> None:
         unfinished.open("w", newline="", encoding="utf-8", errors="replace") as table,
     ):
         csv.writer(table).writerows(evaluation.rows())
-    save_report(evaluation, pictures(measured, em["warping_error"]), cell_examples(measured))
+    examples = cell_examples(measured) if layout(evaluation).cells_first else {}
+    save_report(evaluation, pictures(measured, em["warping_error"]), examples)

@@ -174,6 +174,7 @@ class Comparison:
       names: of the networks, as they were given.
       images: the names of the images that all of them were scored on.
       left_out: how many images of some of them are not among these.
+      seen: how many of the images each network knows from its training or validation.
       averaging: how the probabilities were averaged.
       metrics: those of the report, the most important one first.
       scores: of each network on all images together.
@@ -185,6 +186,7 @@ class Comparison:
     names: list[str]
     images: list[str]
     left_out: int
+    seen: list[int]
     averaging: str
     metrics: list[str]
     scores: list[Scores]
@@ -197,6 +199,7 @@ class Comparison:
             "networks": self.names,
             "images": self.images,
             "left_out": self.left_out,
+            "seen": self.seen,
             "averaging": self.averaging,
             "scores": [scores.values() for scores in self.scores],
             "values": self.values,

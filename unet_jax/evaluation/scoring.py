@@ -99,7 +99,7 @@ class ImageScores:
         metric is not defined.
       cells: how many are annotated.
       found_cells: how many are found.
-      errors: how many are missed, false, split and merged, see `cell_errors`.
+      errors: how many are missed, false, split and merged, see `cell_errors`; nothing of strokes.
     """
 
     name: str

@@ -1,10 +1,11 @@
 """Tables of cells as CSV files, with a row for each cell."""
 
+import contextlib
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -23,7 +24,10 @@ def write_table(
         column.
       class_names: by class.
     """
-    with complete(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as opened:
+    with (
+        complete(file) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as opened,
+    ):
         writer = csv.writer(opened)
         writer.writerow(["image", "page", *pages[0]])
         for page, table in enumerate(pages):
@@ -44,19 +48,38 @@ def text_rows(
 def join_tables(folder: Path, tables: Sequence[Path]) -> None:
     """Writes what is in the tables of single images into one, `table.csv` in the folder.
 
-    Columns that an image does not have stay empty.
+    Columns that an image does not have stay empty. Without any table nothing is written.
+
+    Raises:
+      OSError: a table cannot be read, or the one written.
+      ValueError: a table is none that was written here.
     """
+    if not tables:
+        return
     columns: dict[str, None] = {}
     for table in tables:
         with table.open(newline="", encoding="utf-8") as opened:
             columns |= dict.fromkeys(next(csv.reader(opened)))
     file = folder / "table.csv"
-    with complete(file) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as joined:
+    with (
+        complete(file) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as joined,
+    ):
         writer = csv.DictWriter(joined, [*columns])
         writer.writeheader()
         for table in tables:
             with table.open(newline="", encoding="utf-8") as opened:
                 writer.writerows(csv.DictReader(opened))
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+    with (
+        complete(file) as unfinished,
+        # Names of files may be no text.
+        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as opened,
+    ):
+        yield opened
 
 
 def _text(value: Any) -> str:

@@ -57,6 +57,7 @@ class Frame(NamedTuple):
       spacing: from one Z to the next, in `unit`; None = unknown.
       interval: from one T to the next, in seconds; None = unknown.
       unit: such as "um", "cm" or "inch".
+      channels: planes of each page along an axis of its own; the three samples of a colour are one.
     """
 
     axes: str = ""
@@ -65,6 +66,7 @@ class Frame(NamedTuple):
     spacing: float | None = None
     interval: float | None = None
     unit: str = ""
+    channels: int = 1
 
     def micrometres(self) -> tuple[float, float] | None:
         """Width and height of a pixel; None where they are unknown, or those of a print."""
@@ -94,6 +96,8 @@ def read_frame(path: Path, pages: int) -> Frame:
             }
             if len(series) == 1 and set(sizes) <= {"Z", "T"}:
                 stack = Frame("".join(sizes), tuple(sizes.values()))
+            channels = dict(zip(series[0].axes, series[0].shape, strict=True)).get("C", 1)
+            stack = stack._replace(channels=channels)
             return _calibrated(stack, tif, full)
     except tifffile.TiffFileError:  # a PNG file
         return stack
@@ -115,6 +119,7 @@ def volume_frame(volume: Volume) -> Frame:
         spacing=z if is_z_known else None,
         interval=interval * _SECONDS[clock] if clock in _SECONDS else None,
         unit=_LENGTHS.get(unit, one_line(unit)) if unit else "",
+        channels=volume.shape[4],
     )
 
 

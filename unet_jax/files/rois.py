@@ -14,17 +14,16 @@ from unet_jax.outlines import Polygon, outlines
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0
 
 
-def write_rois(file: Path, pages: Sequence[np.ndarray], frame: Frame, channels: int) -> None:
+def write_rois(file: Path, pages: Sequence[np.ndarray], frame: Frame) -> None:
     """Writes the outline of each cell, under its number; on several pages PAGE-NUMBER.
 
     Args:
       file: to write, .zip.
       pages: int [H, W] for each page, the cell each pixel belongs to, 0 = none.
       frame: of the image, whose pages the outlines are shown on.
-      channels: of the image.
     """
     # A stack of one axis has only a position for each page, a hyperstack one along each axis.
-    is_stack = len(frame.axes) == 1 and channels == 1
+    is_stack = len(frame.axes) == 1 and frame.channels == 1
     with complete(file) as unfinished, zipfile.ZipFile(unfinished, "w") as opened:
         for page, cells in enumerate(pages):
             place = dict(zip(frame.axes, np.unravel_index(page, frame.shape or 1), strict=False))

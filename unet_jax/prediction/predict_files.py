@@ -13,6 +13,7 @@ from unet_jax.checkpoint.cell_settings import read_settings
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.cell_table import join_tables
 from unet_jax.files.images import read_image
+from unet_jax.files.names import file_stem
 from unet_jax.files.output import unlocking
 from unet_jax.files.zarr_image import stored_files
 from unet_jax.hardware import device_memory_bytes, host_memory_bytes
@@ -77,7 +78,7 @@ def predict_files(
     probable class. STEM_cells.tif: a number for each cell, beginning again on each page; uint16, or
     beyond 65,535 cells float32, and uint32 where the file is an OME-TIFF. STEM_overlay.png: cells,
     or else classes, over the image; a file for each page. STEM_table.csv: the measurements of each
-    cell, see `measure`; and table.csv, the same of all images in the folder. STEM_rois.zip: the
+    cell, see `measure`; and table.csv, the same of all the images. STEM_rois.zip: the
     outlines for ImageJ's ROI Manager. STEM_cells.geojson: outlines, classes and measurements for
     QuPath. STEM_uncertainty.tif: float32, entropy and spread, see `predict_with_uncertainty`.
     STEM_challenge.tif: float32, the probability of cell, as the ISBI 2012 challenge takes
@@ -121,9 +122,11 @@ def predict_files(
         "averaging": averaging,
         "cells": as_dict(settings),
     }
+    _check_none_there(output, kinds, rank, overwrite)
     record = ResultRecord(output, made_with, files, overwrite)
     problems: list[str] = []
     done = skipped = 0
+    written_of: dict[Path, Sequence[str]] = {}
     # By size, so that the time that is left is known although no file has been opened.
     sizes = [sum(part.stat().st_size for part in stored_files(file)) for file in files]
     with tqdm(total=sum(sizes), desc="Predicting", unit="B", unit_scale=True) as progress:
@@ -142,6 +145,7 @@ def predict_files(
                 else:
                     skipped += 1
                 done += bool(row.kinds)
+                written_of[file] = row.kinds
             except InputError as error:
                 problems += error.args
             except (OSError, MemoryError) as error:
@@ -149,16 +153,34 @@ def predict_files(
             progress.update(size)
     if "table" in kinds:
         try:
-            join_tables(output, sorted(output.glob("*_table.csv")))
-        except OSError as error:
+            join_tables(
+                output,
+                [
+                    output / f"{file_stem(f)}_table.csv"
+                    for f in files
+                    if "table" in written_of.get(f, ())
+                ],
+            )
+        except (OSError, ValueError) as error:
             problems.append(f"{output / 'table.csv'}: cannot be written: {one_line(error)}")
     ranking = None
     if rank:
         try:
-            ranking = rank_images(files, output)
+            ranking = rank_images(
+                [file for file in files if "uncertainty" in written_of.get(file, ())], output
+            )
         except (InputError, OSError) as error:
             problems.append(f"{output}: the images cannot be ranked: {one_line(error)}")
     return Predictions(output, len(files), done, skipped, tuple(problems), ranking)
+
+
+def _check_none_there(output: Path, kinds: Sequence[str], rank: bool, overwrite: bool) -> None:
+    """Raises InputError for a file of all images together that is of something else."""
+    names = ["table.csv"] * ("table" in kinds) + ["rank.csv", "rank.html"] * rank
+    for name in names:
+        is_own = (output / "predictions.jsonl").exists()
+        if (output / name).exists() and not is_own and not overwrite:
+            raise InputError(f"{output / name}: is there already; --overwrite replaces it.")
 
 
 def _predict_file(

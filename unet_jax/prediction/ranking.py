@@ -51,16 +51,14 @@ def rank_images(files: Sequence[Path], output: Path) -> Path:
     """
     pages = []
     for file in files:
-        if (result := _result(output, file)).exists():
-            for page, uncertainty in enumerate(read_image(result, mapped=True)):
-                every = _every(uncertainty.shape[:2], _SEEN_SIDE)
-                entropy = np.asarray(uncertainty[::every, ::every, 0])
-                regions = _regions(entropy, max(_SIDE // every, 1), every)
-                pages.append(Ranked(file, page, float(entropy.mean(dtype=np.float64)), regions))
+        for page, uncertainty in enumerate(read_image(_result(output, file), mapped=True)):
+            regions = _regions(uncertainty[..., 0])
+            mean = float(uncertainty[..., 0].mean(dtype=np.float64))
+            pages.append(Ranked(file, page, mean, regions))
     pages.sort(key=lambda ranked: -ranked.entropy)
     with (
         complete(output / "rank.csv") as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8") as opened,
+        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as opened,
     ):
         writer = csv.writer(opened)
         writer.writerow(["rank", "image", "page", "mean_entropy_bits", "rows", "columns"])
@@ -85,9 +83,11 @@ def _every(shape: tuple[int, ...], longest: int) -> int:
     return math.ceil(max(shape) / longest)
 
 
-def _regions(entropy: np.ndarray, side: int, every: int) -> list[tuple[slice, slice]]:
-    """Up to three windows that do not overlap, in an image of which each n-th pixel is seen."""
-    height, width = (min(side, length) for length in entropy.shape)
+def _regions(entropy: np.ndarray) -> list[tuple[slice, slice]]:
+    """Up to three windows with the highest means that do not overlap; at least one."""
+    every = _every(entropy.shape, _SEEN_SIDE)
+    whole, entropy = entropy.shape, entropy[::every, ::every]
+    height, width = (min(max(_SIDE // every, 1), length) for length in entropy.shape)
     sums = np.pad(entropy.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
     # By each window's first row and column.
     sums = (
@@ -100,7 +100,8 @@ def _regions(entropy: np.ndarray, side: int, every: int) -> list[tuple[slice, sl
     while len(found) < _REGIONS and sums.max() > -np.inf:
         top, left = map(int, np.unravel_index(sums.argmax(), sums.shape))
         rows, columns = (
-            slice(a * every, (a + n) * every) for a, n in ((top, height), (left, width))
+            slice(first * every, min((first + length) * every, end))
+            for first, length, end in ((top, height, whole[0]), (left, width, whole[1]))
         )
         found.append((rows, columns))
         sums[

@@ -64,7 +64,7 @@ class ResultFiles:
         self.problems: dict[str, str] = {}
         self._file, self._shape, self._output, self._wanted = file, shape, output, wanted
         self._frame = read_frame(file, shape[0])
-        self._class_names, self._channels = model.class_names, model.channels
+        self._class_names = model.class_names
         self._colours = class_colours(model.network.classes, model.class_colours)
         self._opened: dict[str, contextlib.ExitStack] = {}
         self._pages: dict[str, list[np.ndarray]] = {}  # of the opened ones
@@ -178,7 +178,7 @@ class ResultFiles:
         if kind == "table":
             write_table(self._path("table.csv"), self._file.name, self._tables, names)
         elif kind == "rois":
-            write_rois(self._path("rois.zip"), self._cells, frame, self._channels)
+            write_rois(self._path("rois.zip"), self._cells, frame)
         elif kind == "geojson":
             file = self._path("cells.geojson")
             write_geojson(file, self._cells, self._tables, frame, names, self._colours)

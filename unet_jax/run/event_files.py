@@ -1,6 +1,5 @@
 """The log of a run for TensorBoard: loss, validation and its pictures, as event files."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,16 @@ import imagecodecs
 from unet_jax.errors import InputError
 
 
+def check_tensorboard() -> None:
+    """Raises InputError if tensorboardX is not installed."""
+    try:
+        import tensorboardX  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--tensorboard needs tensorboardX ({error}): pip install 'unet-jax[tensorboard]'"
+        ) from error
+
+
 class EventFiles:
     """Event files in a folder, which hold the whole log of the run again whenever it goes on."""
 
@@ -17,16 +26,13 @@ class EventFiles:
         """Replaces those in the folder.
 
         Raises:
-          InputError: tensorboardX is not installed, or the folder cannot be written to.
+          InputError: the folder cannot be written to.
         """
+        from tensorboardX import SummaryWriter
+
         try:
-            from tensorboardX import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"--tensorboard needs tensorboardX ({error}): pip install 'unet-jax[tensorboard]'"
-            ) from error
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
+            for former in folder.glob("events.out.tfevents.*"):
+                former.unlink()
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
             raise InputError(f"{folder}: cannot be written to ({error.strerror}).") from error

@@ -25,7 +25,7 @@ from unet_jax.hardware import is_out_of_memory
 from unet_jax.network import valid_input_sides
 from unet_jax.optimiser import create_optimiser
 from unet_jax.provenance import versions
-from unet_jax.run.event_files import EventFiles
+from unet_jax.run.event_files import EventFiles, check_tensorboard
 from unet_jax.run.guard import collapse, record_failure
 from unet_jax.run.log import RunLog
 from unet_jax.run.pictures import Pictures
@@ -149,6 +149,8 @@ def fit(
     settings, names = configuration.train, configuration.class_names
     colours = class_colours(configuration.model.classes, configuration.class_colours)
     with agreed() as same:
+        if tensorboard:
+            check_tensorboard()
         splits, state, balance, record = _prepared(
             configuration, workdir, fold, folds, allow_change, command
         )

@@ -1,7 +1,7 @@
 """The table of the cells of a plane that is larger than the memory: of what adds up over blocks.
 
-Columns and values are those of `measure`. Outlines do not add up, so perimeter and solidity are not
-among them.
+Columns and values are those of `measure`. Perimeter and solidity do not add up and are not among
+them; nor is what depends on the probabilities, which need not be kept.
 """
 
 from collections.abc import Sequence

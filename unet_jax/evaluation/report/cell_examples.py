@@ -14,7 +14,7 @@ from unet_jax.html_pages import jpeg
 
 _EXAMPLES = 3  # of each kind
 _MARGIN = 24  # pixels around a cell
-_SIDE = 192  # pixels of a picture, or a little more
+_SIDE, _LARGEST_SIDE = 192, 384  # pixels of a picture
 #: What the kinds of errors mean, by name.
 KINDS = {
     "missed": "annotated cells of which nothing, or too little, is found",
@@ -57,6 +57,8 @@ def _example(image: Measured, kind: str, cell: int) -> CellExample:
         slice(max(part.start - _MARGIN, 0), min(part.stop + _MARGIN, size))
         for part, size in zip(box, image.cells.shape, strict=True)
     )
+    every = -(-max(part.stop - part.start for part in window) // _LARGEST_SIDE)
+    window = tuple(slice(part.start, part.stop, every) for part in window)
     grey = grey_values(image.example.image)[window]
     colours = cell_colours(image.example.instances, image.cells)
     times = -(-_SIDE // max(grey.shape))
