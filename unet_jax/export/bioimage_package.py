@@ -8,7 +8,7 @@ other images, as the mean difference of the probabilities and the pixels that ge
 
                             zero_mean_unit_variance   and gain, offset    scale_range of 1, 99 %
     demo.py                 0.004, 0.33 %             0.0002, 0.02 %      0.004, 0.28 %
-    em_small.py             0.003, 0.22 %             0.0001, 0.01 %      0.002, 0.12 %
+    ISBI 2012, width 16     0.003, 0.22 %             0.0001, 0.01 %      0.002, 0.12 %
     dic_hela.py, tested 02  0.015, 1.46 %             0.0011, 0.10 %      0.008, 0.88 %
     dic_hela.py, tested 01  0.017, 1.95 %             0.0034, 0.44 %      0.015, 1.53 %
 
