@@ -32,6 +32,7 @@ def test_train_then_evaluate(tmp_path):
     assert {p.name for p in (workdir / "evaluation").iterdir()} == {
         "report.html",
         "report.json",
+        "report.csv",
         "examples.png",
     }
     tuned = call("eval.py", f"--checkpoint={workdir}", "--tune")

@@ -60,7 +60,7 @@ def test_a_block_that_kills_its_workers_is_told(tmp_path, monkeypatch):
     a_volume(tmp_path / "in", (1, 100, 100))
     monkeypatch.setattr(cluster, "_TRIES", 2)
     with cluster.local_workers(1) as client:
-        job = blocks.Job("in", "out", a_model(), ("mask",), "none", SETTINGS, 64, 64, {})
+        job = blocks.Job("in", "out", a_model(), ("mask",), False, "none", SETTINGS, 64, 64, {})
         job.made_with["versions"] = cluster.common_environment(client)
         job = replace(job, source=str(tmp_path / "in"), output=str(tmp_path / "in"))
         items = [blocks.Block(0, 0, 0, 0), blocks.Block(0, 0, 1, 1)]

@@ -205,7 +205,8 @@ def test_killed_evaluation_leaves_each_output_absent_or_complete(start, run, tmp
         outcomes.add(len(complete_outputs(out)))
     assert 0 in outcomes or kills < 10
     assert run(*evaluation)[0] == 0
-    assert complete_outputs(out) == {"examples.png", "report.html", "report.json"}
+    names = {"examples.png", "report.html", "report.json", "report.csv"}
+    assert complete_outputs(out) == names
 
 
 def complete_outputs(out):
