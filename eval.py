@@ -89,6 +89,19 @@ def _path(flag):
     return None if flag.value is None else Path(flag.value)
 
 
+def _options():
+    """What an evaluation and a comparison are given alike."""
+    return {
+        "step": _STEP.value,
+        "split": _SPLIT.value,
+        "images": _path(_IMAGES),
+        "labels": _path(_LABELS),
+        "mask_rule": _MASK_RULE.value,
+        "out": _path(_OUT),
+        "overwrite": _OVERWRITE.value,
+    }
+
+
 def _evaluate():
     if _COMPARE.value:
         return _compare()
@@ -100,14 +113,8 @@ def _evaluate():
         return command_line.Outcome(tuning_summary(tuning))
     evaluation = evaluate(
         workdir,
-        step=_STEP.value,
         averaging=_AVERAGING.value,
-        split=_SPLIT.value,
-        images=_path(_IMAGES),
-        labels=_path(_LABELS),
-        mask_rule=_MASK_RULE.value,
-        out=_path(_OUT),
-        overwrite=_OVERWRITE.value,
+        **_options(),
         command=command_line.command(),
     )
     return command_line.Outcome(summary(evaluation))
@@ -120,14 +127,8 @@ def _compare():
         raise InputError("--averaging: of a comparison there is one.")
     comparison = compare(
         _COMPARE.value,
-        step=_STEP.value,
         averaging=_AVERAGING.value[0],
-        split=_SPLIT.value,
-        images=_path(_IMAGES),
-        labels=_path(_LABELS),
-        mask_rule=_MASK_RULE.value,
-        out=_path(_OUT),
-        overwrite=_OVERWRITE.value,
+        **_options(),
     )
     return command_line.Outcome(str(comparison))
 

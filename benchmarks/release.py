@@ -30,9 +30,8 @@ def release(run, name):
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
     write_arrays(folder / "params", jax.tree.map(_rounded, model.params))
-    (
-        folder / "params" / "commit_success.txt"
-    ).unlink()  # names this machine's folder; nobody reads it
+    # It names this machine's folder, and nobody reads it.
+    (folder / "params" / "commit_success.txt").unlink()
     (folder / RECORD).write_text(json.dumps(model.record.to_json(), indent=1) + "\n")
     write_manifest(folder)
     (network / SETTINGS).unlink(missing_ok=True)

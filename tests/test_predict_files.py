@@ -430,8 +430,12 @@ def test_too_large_for_single_cells(predict, images, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_of_result_that_fails_is_missing_alone(predict, tmp_path, monkeypatch, kind, moment):
     """The error may be any; the next run writes what is missing, and nothing else."""
-    writers = {"overlay": results, "table": cell_table, "rois": rois, "geojson": geojson}
-    original = results.complete if kind in writers else results.result_file
+    module, original = {
+        "overlay": (results, results.complete),
+        "table": (cell_table, cell_table.complete_text),
+        "rois": (rois, rois.complete),
+        "geojson": (geojson, geojson.complete_text),
+    }.get(kind, (results, results.result_file))
     ending = "_" + RESULTS[kind].split(".")[0]
 
     @contextlib.contextmanager
@@ -443,7 +447,7 @@ def test_a_kind_of_result_that_fails_is_missing_alone(predict, tmp_path, monkeyp
             if ending in file.name:
                 raise RuntimeError("broken")
 
-    monkeypatch.setattr(writers.get(kind, results), original.__name__, failing)
+    monkeypatch.setattr(module, original.__name__, failing)
     problems = predict().problems
     line = "{}: its {} cannot be written: broken"
     files = [tmp_path / "images" / f"{name}.tif" for name in IMAGES]

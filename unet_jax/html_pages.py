@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from unet_jax.files.output import complete
+from unet_jax.files.output import complete_text
 
 
 def save_page(
@@ -41,9 +41,8 @@ def save_page(
     )
     environment.filters |= filters
     page = environment.get_template(template).render(values)
-    with complete(file) as unfinished:
-        # Names of files may be no text.
-        unfinished.write_text(page, encoding="utf-8", errors="replace")
+    with complete_text(file) as opened:
+        opened.write(page)
 
 
 def svg(figure: Figure) -> str:

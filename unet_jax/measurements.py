@@ -82,11 +82,12 @@ def measure(
         "orientation_degrees": np.where(found["eccentricity"] < ROUND, np.nan, turned),
         "solidity": found["solidity"],
     }
-    channels = image.shape[2] if image.ndim == 3 else 1
-    for channel in range(channels):
-        ending = f"_{channel + 1}" if channels > 1 else ""
-        for name, of in (("mean", "mean"), ("minimum", "min"), ("maximum", "max")):
-            table[name + ending] = found[f"intensity_{of}-{channel}"]
+    channels = range(image.shape[2] if image.ndim == 3 else 1)
+    mean, minimum, maximum = (
+        np.stack([found[f"intensity_{of}-{channel}"] for channel in channels], -1)
+        for of in ("mean", "min", "max")
+    )
+    table |= grey_value_columns(mean, minimum, maximum)
     top, left, bottom, right = (found[f"bbox-{side}"] for side in range(4))
     rows, columns = cells.shape
     table["at_border"] = (top == 0) | (left == 0) | (bottom == rows) | (right == columns)
@@ -98,3 +99,15 @@ def measure(
         if len(means) > 2:
             table["class"] = 1 + means[1:].argmax(0)
     return table
+
+
+def grey_value_columns(
+    mean: np.ndarray, minimum: np.ndarray, maximum: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Their columns of a table, for each channel; float [number of cells, C] each."""
+    channels, columns = mean.shape[1], {}
+    for channel in range(channels):
+        ending = f"_{channel + 1}" if channels > 1 else ""
+        for name, values in (("mean", mean), ("minimum", minimum), ("maximum", maximum)):
+            columns[name + ending] = values[:, channel]
+    return columns

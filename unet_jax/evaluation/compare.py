@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.report.comparison import save_comparison
 from unet_jax.evaluation.report.layout import layout
 from unet_jax.evaluation.result import Comparison, Difference, Evaluation
-from unet_jax.evaluation.scoring import Measured, score, score_images
-from unet_jax.example import Example, sha256
+from unet_jax.evaluation.scoring import Measured
+from unet_jax.example import sha256
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.pretrained import is_pretrained, run_folder
 
@@ -71,8 +72,9 @@ def compare(
     if len({*map(len, classes)}) > 1:
         words = "; ".join(map(", ".join, classes))
         raise InputError(f"compare: the runs have other classes: {words}.")
-    left_out = {key: None for run in runs for key in map(_key, run.examples)}
-    common = [key for key in left_out if all(key in map(_key, run.examples) for run in runs)]
+    keys = [[(e.name, sha256(e)) for e in run.examples] for run in runs]
+    left_out = dict.fromkeys(key for of_run in keys for key in of_run)
+    common = [key for key in left_out if all(key in of_run for of_run in keys)]
     if not common:
         raise InputError(
             "compare: no image, with the same mask, is left out by all of the runs; give --images "
@@ -83,14 +85,16 @@ def compare(
     )
     evaluations: list[Evaluation] = []
     measured: list[list[Measured]] = []
-    for run in runs:
-        run = _only(run, common)
-        evaluation, every = assess(run, [averaging], report=folder / _REPORT, command=None)
-        by_key = dict(zip(map(_key, run.examples), every, strict=True))
-        evaluations.append(evaluation)
-        measured.append([by_key[key] for key in common])
+    for run, of_run in zip(runs, keys, strict=True):
+        evaluation, every = assess(
+            _only(run, of_run, common), [averaging], report=folder / _REPORT, command=None
+        )
+        kept = [key for key in of_run if key in common]
+        order = [kept.index(key) for key in common]
+        evaluations.append(replace(evaluation, images=[evaluation.images[i] for i in order]))
+        measured.append([every[i] for i in order])
     others = len(left_out) - len(common)
-    comparison = _compared(names, evaluations, measured, averaging, others)
+    comparison = _compared(names, evaluations, averaging, others)
     with complete(folder / _RECORD) as unfinished:
         text = json.dumps(comparison.record(), indent=1) + "\n"
         unfinished.write_text(text, encoding="utf-8")
@@ -98,15 +102,13 @@ def compare(
     return comparison
 
 
-def _key(example: Example) -> tuple[str, str]:
-    """What an image is known by: its name, and the digest of its pixels and its truth."""
-    return example.name, sha256(example)
-
-
-def _only(run: Candidate, keys: Sequence[tuple[str, str]]) -> Candidate:
-    """The candidate with no other images."""
+def _only(
+    run: Candidate, keys: Sequence[tuple[str, str]], wanted: Sequence[tuple[str, str]]
+) -> Candidate:
+    """The candidate with no other images; the keys are those of all of its images."""
+    of_example = iter(keys)
     parts = [
-        part._replace(examples=[e for e in part.examples if _key(e) in keys])
+        part._replace(examples=[e for e in part.examples if next(of_example) in wanted])
         for part in run.selection.parts
     ]
     return run._replace(selection=run.selection._replace(parts=[p for p in parts if p.examples]))
@@ -115,17 +117,14 @@ def _only(run: Candidate, keys: Sequence[tuple[str, str]]) -> Candidate:
 def _compared(
     names: list[str],
     evaluations: Sequence[Evaluation],
-    measured: Sequence[list[Measured]],
     averaging: str,
     left_out: int,
 ) -> Comparison:
-    classes = evaluations[0].training.config.class_names
     metrics = layout(evaluations[0]).metrics
-    scores = [score(images, classes) for images in measured]
-    values = []
-    for images, together in zip(measured, scores, strict=True):
-        of_images = [image.values for image in score_images(images, together, classes)]
-        values.append({metric: [image[metric] for image in of_images] for metric in metrics})
+    values = [
+        {metric: [image.values[metric] for image in evaluation.images] for metric in metrics}
+        for evaluation in evaluations
+    ]
     differences = [
         {
             metric: _difference(values[0][metric], other[metric], METRICS[metric].higher)
@@ -136,12 +135,12 @@ def _compared(
     return Comparison(
         report=evaluations[0].report,
         names=names,
-        images=[image.example.name for image in measured[0]],
+        images=[image.name for image in evaluations[0].images],
         left_out=left_out,
         seen=[len(evaluation.duplicates) for evaluation in evaluations],
         averaging=averaging,
         metrics=metrics,
-        scores=scores,
+        scores=[evaluation.scores[averaging] for evaluation in evaluations],
         values=values,
         differences=differences,
     )

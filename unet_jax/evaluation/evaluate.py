@@ -14,7 +14,7 @@ from unet_jax.evaluation.report.pictures import pictures
 from unet_jax.evaluation.result import Evaluation
 from unet_jax.evaluation.scoring import Measured
 from unet_jax.figures import class_colours, save_examples
-from unet_jax.files.output import complete, writable_folder
+from unet_jax.files.output import complete, complete_text, writable_folder
 from unet_jax.pretrained import is_pretrained, run_folder
 
 _EXAMPLES_SHOWN = 8
@@ -94,10 +94,7 @@ def _write(evaluation: Evaluation, measured: list[Measured]) -> None:
     with complete(folder / _RECORD) as unfinished:
         record = json.dumps(evaluation.record(), indent=1)
         unfinished.write_text(record + "\n", encoding="utf-8")
-    with (
-        complete(folder / _TABLE) as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as table,
-    ):
+    with complete_text(folder / _TABLE, newline="") as table:
         csv.writer(table).writerows(evaluation.rows())
     examples = cell_examples(measured) if layout(evaluation).cells_first else {}
     save_report(evaluation, pictures(measured, em["warping_error"]), examples)

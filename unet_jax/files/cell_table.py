@@ -1,15 +1,14 @@
 """Tables of cells as CSV files, with a row for each cell."""
 
-import contextlib
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from unet_jax.files.output import complete
+from unet_jax.files.output import complete_text
 
 
 def write_table(
@@ -24,10 +23,7 @@ def write_table(
         column.
       class_names: by class.
     """
-    with (
-        complete(file) as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as opened,
-    ):
+    with complete_text(file, newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(["image", "page", *pages[0]])
         for page, table in enumerate(pages):
@@ -60,26 +56,12 @@ def join_tables(folder: Path, tables: Sequence[Path]) -> None:
     for table in tables:
         with table.open(newline="", encoding="utf-8") as opened:
             columns |= dict.fromkeys(next(csv.reader(opened)))
-    file = folder / "table.csv"
-    with (
-        complete(file) as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as joined,
-    ):
+    with complete_text(folder / "table.csv", newline="") as joined:
         writer = csv.DictWriter(joined, [*columns])
         writer.writeheader()
         for table in tables:
             with table.open(newline="", encoding="utf-8") as opened:
                 writer.writerows(csv.DictReader(opened))
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[TextIO]:
-    with (
-        complete(file) as unfinished,
-        # Names of files may be no text.
-        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as opened,
-    ):
-        yield opened
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unet_jax.files.hyperstack import Frame
-from unet_jax.files.output import complete
+from unet_jax.files.output import complete_text
 from unet_jax.outlines import Polygon, outlines
 
 
@@ -31,12 +31,12 @@ def write_geojson(
       class_names: by class.
       colours: uint8 [classes, 3].
     """
-    with complete(file) as unfinished, unfinished.open("w", encoding="utf-8") as opened:
+    with complete_text(file) as opened:
         opened.write('{"type": "FeatureCollection", "features": [')
         comma = "\n"
         for page, (cells, table) in enumerate(zip(pages, tables, strict=True)):
-            place = dict(zip(frame.axes, np.unravel_index(page, frame.shape or 1), strict=False))
-            plane = {"c": -1} | {axis.lower(): int(place.get(axis, 0)) for axis in "ZT"}
+            place = frame.place(page)
+            plane = {"c": -1} | {axis.lower(): place.get(axis, 0) for axis in "ZT"}
             rows = zip(*table.values(), strict=True)
             for (number, polygons), row in zip(outlines(cells).items(), rows, strict=True):
                 values = dict(zip(table, row, strict=True))

@@ -68,6 +68,12 @@ class Frame(NamedTuple):
     unit: str = ""
     channels: int = 1
 
+    def place(self, page: int) -> dict[str, int]:
+        """Where a page lies along each of the axes, by its letter."""
+        if not self.axes:
+            return {}
+        return dict(zip(self.axes, map(int, np.unravel_index(page, self.shape)), strict=True))
+
     def micrometres(self) -> tuple[float, float] | None:
         """Width and height of a pixel; None where they are unknown, or those of a print."""
         if self.pixel_size is None or self.unit not in _MICROMETRES:

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +34,16 @@ def complete(file: Path) -> Iterator[Path]:
         # Windows removes nothing that is still open, as after an error; `lock` does it later.
         with contextlib.suppress(PermissionError):
             unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def complete_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
+    """As `complete`, opened for text in UTF-8; "?" for what is no text, as in names of files."""
+    with (
+        complete(file) as unfinished,
+        unfinished.open("w", newline=newline, encoding="utf-8", errors="replace") as opened,
+    ):
+        yield opened
 
 
 def probe(folder: Path, size: int) -> None:

@@ -26,7 +26,7 @@ def write_rois(file: Path, pages: Sequence[np.ndarray], frame: Frame) -> None:
     is_stack = len(frame.axes) == 1 and frame.channels == 1
     with complete(file) as unfinished, zipfile.ZipFile(unfinished, "w") as opened:
         for page, cells in enumerate(pages):
-            place = dict(zip(frame.axes, np.unravel_index(page, frame.shape or 1), strict=False))
+            place = frame.place(page)
             for number, polygons in outlines(cells).items():
                 roi = _roi(polygons)
                 roi.name = f"{page:04d}-{number:04d}" if frame.axes else f"{number:04d}"
@@ -34,7 +34,7 @@ def write_rois(file: Path, pages: Sequence[np.ndarray], frame: Frame) -> None:
                     roi.position = page + 1
                 else:
                     roi.z_position, roi.t_position = (
-                        int(place[axis]) + 1 if axis in place else 0 for axis in "ZT"
+                        place[axis] + 1 if axis in place else 0 for axis in "ZT"
                     )
                 # Always of the same date, so that the same cells make the same file.
                 info = zipfile.ZipInfo(f"{roi.name}.roi")

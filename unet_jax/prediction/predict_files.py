@@ -1,7 +1,7 @@
 """Prediction of files: from a checkpoint and any number of images to results that Fiji opens."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -151,35 +151,41 @@ def predict_files(
             except (OSError, MemoryError) as error:
                 problems.append(f"{file}: {one_line(error)}")
             progress.update(size)
-    if "table" in kinds:
+    ranking, failed = _write_of_all(written_of, output, "table" in kinds, rank)
+    problems += failed
+    return Predictions(output, len(files), done, skipped, tuple(problems), ranking)
+
+
+def _write_of_all(
+    written_of: Mapping[Path, Sequence[str]], output: Path, has_table: bool, rank: bool
+) -> tuple[Path | None, list[str]]:
+    """Writes what is of all images together, from what is there of each.
+
+    Returns the page of the ranking, and a line for each that could not be written.
+    """
+    ranking, problems = None, []
+    if has_table:
+        stems = [file_stem(file) for file, kinds in written_of.items() if "table" in kinds]
         try:
-            join_tables(
-                output,
-                [
-                    output / f"{file_stem(f)}_table.csv"
-                    for f in files
-                    if "table" in written_of.get(f, ())
-                ],
-            )
+            join_tables(output, [output / f"{stem}_table.csv" for stem in stems])
         except (OSError, ValueError) as error:
             problems.append(f"{output / 'table.csv'}: cannot be written: {one_line(error)}")
-    ranking = None
     if rank:
+        unsure = [file for file, kinds in written_of.items() if "uncertainty" in kinds]
         try:
-            ranking = rank_images(
-                [file for file in files if "uncertainty" in written_of.get(file, ())], output
-            )
+            ranking = rank_images(unsure, output)
         except (InputError, OSError) as error:
             problems.append(f"{output}: the images cannot be ranked: {one_line(error)}")
-    return Predictions(output, len(files), done, skipped, tuple(problems), ranking)
+    return ranking, problems
 
 
 def _check_none_there(output: Path, kinds: Sequence[str], rank: bool, overwrite: bool) -> None:
     """Raises InputError for a file of all images together that is of something else."""
     names = ["table.csv"] * ("table" in kinds) + ["rank.csv", "rank.html"] * rank
+    if overwrite or (output / "predictions.jsonl").exists():
+        return
     for name in names:
-        is_own = (output / "predictions.jsonl").exists()
-        if (output / name).exists() and not is_own and not overwrite:
+        if (output / name).exists():
             raise InputError(f"{output / name}: is there already; --overwrite replaces it.")
 
 

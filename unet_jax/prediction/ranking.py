@@ -15,7 +15,7 @@ import numpy as np
 from unet_jax.figures import grey_values, outlined
 from unet_jax.files.images import read_image
 from unet_jax.files.names import file_stem
-from unet_jax.files.output import complete
+from unet_jax.files.output import complete_text
 from unet_jax.html_pages import jpeg, save_page
 
 _REGIONS, _SIDE = 3, 128  # of an image; pixels of a region's side
@@ -56,10 +56,7 @@ def rank_images(files: Sequence[Path], output: Path) -> Path:
             mean = float(uncertainty[..., 0].mean(dtype=np.float64))
             pages.append(Ranked(file, page, mean, regions))
     pages.sort(key=lambda ranked: -ranked.entropy)
-    with (
-        complete(output / "rank.csv") as unfinished,
-        unfinished.open("w", newline="", encoding="utf-8", errors="replace") as opened,
-    ):
+    with complete_text(output / "rank.csv", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(["rank", "image", "page", "mean_entropy_bits", "rows", "columns"])
         for number, ranked in enumerate(pages, 1):

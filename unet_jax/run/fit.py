@@ -103,8 +103,11 @@ def cross_validate(
     runs: list[Run] = []
     for fold in range(folds):
         logger.info("Fold %d of 0 to %d", fold, folds - 1)
-        options: dict[str, Any] = {"allow_change": allow_change, "command": command}
-        options["tensorboard"] = tensorboard
+        options: dict[str, Any] = {
+            "allow_change": allow_change,
+            "command": command,
+            "tensorboard": tensorboard,
+        }
         runs.append(fit(config, Path(workdir, f"fold{fold}"), fold=fold, folds=folds, **options))
         logger.info("%s", runs[-1])
         if runs[-1].stop_signal:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unet_jax.measurements import ROUND
+from unet_jax.measurements import ROUND, grey_value_columns
 from unet_jax.volumes.cells import Part
 
 #: By name, an array with a row for each cell.
@@ -92,11 +92,7 @@ def table_of_sums(blocks: Sequence[Sums], pixel_size: tuple[float, float] | None
     minimum, maximum = np.full_like(mean, np.inf), np.full_like(mean, -np.inf)
     np.minimum.at(minimum, cell, every["minimum"])
     np.maximum.at(maximum, cell, every["maximum"])
-    channels = mean.shape[1]
-    for channel in range(channels):
-        ending = f"_{channel + 1}" if channels > 1 else ""
-        for name, values in (("mean", mean), ("minimum", minimum), ("maximum", maximum)):
-            table[name + ending] = values[:, channel]
+    table |= grey_value_columns(mean, minimum, maximum)
     table["at_border"] = added(every["at_border"]) > 0
     return table
 
