@@ -1,7 +1,7 @@
 """A small U-Net on made-up electron micrographs: needs no data and a few minutes of a laptop's CPU.
 
-    python train.py --config=configs/demo.py --workdir=runs/demo
-    python eval.py --checkpoint=runs/demo
+    unet-jax train --config=demo --workdir=runs/demo
+    unet-jax eval --checkpoint=runs/demo
 
 3 minutes on two CPU cores. Held-out pictures: pixel error 0.026, Rand error 0.096; the blurred
 grey value has 0.092 and 0.457.
@@ -9,13 +9,13 @@ grey value has 0.092 and 0.457.
 
 from ml_collections import ConfigDict
 
-from configs import em
 from unet_jax.checked_settings import as_dict
+from unet_jax.configuration import named_config
 from unet_jax.sources import Synthetic
 
 
 def get_config():
-    config = em.get_config()
+    config = named_config("em")
     config.model.width = 8
     config.model.depth = 4
     config.model.dropout_rate = 0.0  # a network this small has no features to spare

@@ -1,8 +1,8 @@
 """The paper's experiment on HeLa cells (Sect. 4): DIC-C2DH-HeLa, one sequence against the other.
 
-    python train.py --config=configs/dic_hela.py --workdir=runs/hela_01
-    python eval.py --checkpoint=runs/hela_01 --tune
-    python eval.py --checkpoint=runs/hela_01
+    unet-jax train --config=dic_hela --workdir=runs/hela_01
+    unet-jax eval --checkpoint=runs/hela_01 --tune
+    unet-jax eval --checkpoint=runs/hela_01
 
 and the other way round with --config.data.train_sequence=02 --config.data.test_sequence=01. Each
 takes 14 minutes on two CPU cores. SEG of the other sequence: 0.68 both ways (0.70 with
@@ -11,13 +11,13 @@ takes 14 minutes on two CPU cores. SEG of the other sequence: 0.68 both ways (0.
 
 from ml_collections import ConfigDict
 
-from configs import em
 from unet_jax.checked_settings import as_dict
+from unet_jax.configuration import named_config
 from unet_jax.sources import CellTracking
 
 
 def get_config():
-    config = em.get_config()
+    config = named_config("em")
     config.class_names = ("background", "cell")
     config.model.width = 16
     config.model.dropout_rate = 0.0  # a network this small has no features to spare

@@ -1,7 +1,7 @@
 """The paper's experiment on electron microscopy (Sect. 4): the ISBI 2012 stack.
 
-    python train.py --config=configs/em.py --workdir=runs/em
-    python eval.py --checkpoint=runs/em
+    unet-jax train --config=em --workdir=runs/em
+    unet-jax eval --checkpoint=runs/em
 
 For a GPU: 3 minutes on an H200, pixel error 0.047 and Rand error 0.090 on slices it has not seen.
 On two CPU cores a step takes 5.5 seconds, all of them two and a half days.

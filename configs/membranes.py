@@ -1,6 +1,6 @@
 """The network `membranes`, which comes with the package: a start for electron micrographs.
 
-    python train.py --config=configs/membranes.py --workdir=runs/membranes
+    unet-jax train --config=membranes --workdir=runs/membranes
     python -m benchmarks.release runs/membranes membranes
 
 Trained on made-up pictures only: the terms of the real ones do not let others use what is learnt
@@ -9,13 +9,13 @@ from them as they like.
 
 from ml_collections import ConfigDict
 
-from configs import folder
 from unet_jax.checked_settings import as_dict
+from unet_jax.configuration import named_config
 from unet_jax.sources import Synthetic
 
 
 def get_config():
-    config = folder.get_config()  # which may start from it
+    config = named_config("folder")  # which may start from it
     config.data = ConfigDict(as_dict(Synthetic()))
     config.data.height = config.data.width = 384
     config.data.train = (0, 300)

@@ -1,16 +1,17 @@
 """The network `nuclei`, which comes with the package: fluorescent nuclei of many kinds and sizes.
 
 python -m benchmarks.nuclei_images
-python train.py --config=configs/nuclei.py --workdir=runs/nuclei
-python eval.py --checkpoint=runs/nuclei --tune
+unet-jax train --config=nuclei --workdir=runs/nuclei
+unet-jax eval --checkpoint=runs/nuclei --tune
 python -m benchmarks.release runs/nuclei nuclei
 """
 
-from configs import folder
+from unet_jax.configuration import named_config
 
 
 def get_config():
-    config = folder.get_config()
+    config = named_config("folder")
+    config.model.width = 24
     config.data.images = "runs/nuclei_images/images"
     config.data.labels = "runs/nuclei_images/masks"
     config.data.mask_rule = "instances"

@@ -78,7 +78,7 @@ def test_folds_by_one_flag(tmp_path):
 def test_help(program):
     done = call(program, "--help")
     assert done.returncode == 0
-    assert f"python {program}" in done.stdout
+    assert f"unet-jax {program.removesuffix('.py')} --" in done.stdout
     assert ("--workdir" if program == "train.py" else "--averaging") in done.stdout
 
 

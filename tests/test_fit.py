@@ -44,7 +44,7 @@ def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
     workdir = tmp_path / "run"
     done = fit(tiny_config, workdir, command="as typed")
     assert done == Run(workdir, begun_after=0, step=12, steps=12) and done.status == 0
-    evaluate = f"Evaluate it: python eval.py --checkpoint={workdir}"
+    evaluate = f"Evaluate it: unet-jax eval --checkpoint={workdir}"
     assert str(done) == f"Finished: {workdir}. {evaluate}"
     assert {p.name for p in workdir.iterdir()} == {
         "checkpoints",
@@ -216,7 +216,7 @@ def test_an_infinite_loss_stops_and_keeps_the_last_good_step(
 def test_a_slow_cpu_is_told_of_the_small_configuration(tiny_config, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fit_module, "_PATIENCE_HOURS", 0)
     fit(tiny_config, tmp_path / "run")
-    (notice,) = [r for r in caplog.records if "configs/em_small.py" in r.getMessage()]
+    (notice,) = [r for r in caplog.records if "--config=em_small" in r.getMessage()]
     assert notice.levelno == logging.WARNING
 
 
@@ -271,7 +271,7 @@ def test_every_bad_key_is_told_at_once(tiny_config, tmp_path):
     assert w1 == "config.weight_map.w1 is not known, only w0, sigma."
     with tiny_config.unlocked():
         tiny_config.optimizer = tiny_config.optimiser
-    with pytest.raises(InputError, match=r"^config\.optimizer is not known; see configs/em\.py\.$"):
+    with pytest.raises(InputError, match=r"^config\.optimizer is not known, see docs/"):
         fit(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -4,6 +4,7 @@ from .augmentation import augment as augment
 from .checkpoint import load as load
 from .configuration import Configuration as Configuration
 from .configuration import TrainSettings as TrainSettings
+from .configuration import named_config as named_config
 from .data.folder import read_images as read_images
 from .errors import InputError as InputError
 from .errors import RunFailed as RunFailed

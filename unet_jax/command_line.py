@@ -1,16 +1,16 @@
-"""What the command line programs share: flags, what is printed, and the exit status."""
+"""How a program starts and ends: its flags, what is printed, and the exit status."""
 
 import contextlib
+import importlib
 import io
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
-import jax
-import pooch
 from absl import flags
 from tqdm import tqdm
 
@@ -33,17 +33,30 @@ class Outcome(NamedTuple):
 
 def command() -> str:
     """The command that this process was started with, as a user would type it."""
-    return shlex.join(["python", *sys.argv])
+    program, *arguments = sys.argv
+    return f"{'python ' * program.endswith('.py')}{program} {shlex.join(arguments)}".rstrip()
+
+
+def start(name: str) -> None:
+    """Runs the program of that name in `unet_jax/programs` by the flags given, see `run`."""
+    program = importlib.import_module(f"unet_jax.programs.{name}")
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(program.__doc__, flags.FLAGS.module_help(program.__name__), sep="\n")
+        sys.exit(0)
+    run(program.main)
 
 
 def run(main: Callable[[], Outcome]) -> None:
-    """Parses the flags, calls `main`, tells its outcome and exits the process.
+    """Parses the flags, calls `main`, prints its outcome and exits the process.
 
     The library's notices go to standard output, its warnings to standard error. Compiled code is
     kept in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says.
     Bad flags and `InputError` exit with 2; `RunFailed`, errors of the operating system and lack of
     memory with 1; Ctrl-C with 130; each with one line on standard error.
     """
+    import jax  # takes a second, which --help does not wait for
+    import pooch
+
     logging.basicConfig(handlers=[_Console()], force=True)  # absl has its own
     logging.getLogger("unet_jax").setLevel(logging.INFO)
     # A console may have no letter for what a file is called; it is no error to print it.
@@ -52,9 +65,6 @@ def run(main: Callable[[], Outcome]) -> None:
     if not jax.config.values["jax_compilation_cache_dir"]:
         # The second start takes a third of the first one's time.
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("unet_jax") / "compiled"))
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
-        sys.exit(0)
     try:
         _parse_flags()
         text, problems, status = main()
@@ -62,17 +72,17 @@ def run(main: Callable[[], Outcome]) -> None:
         with contextlib.suppress(OSError):
             print(text, end="\n" if text else "")
         for problem in problems:
-            _say(problem)
+            say(problem)
         status = status or int(bool(problems))
     except (InputError, RunFailed) as error:
         for problem in error.args:
-            _say(problem)
+            say(problem)
         status = 2 if isinstance(error, InputError) else 1
     except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        _say(one_line(error))
+        say(one_line(error))
         status = 1
     except KeyboardInterrupt:
-        _say("stopped")
+        say("stopped")
         status = 130
     try:
         sys.stdout.flush()
@@ -84,7 +94,10 @@ def run(main: Callable[[], Outcome]) -> None:
 def _parse_flags() -> None:
     """Raises InputError for flags that are not understood, and a --config that is not."""
     try:
-        rest = flags.FLAGS(sys.argv)[1:]
+        # What comes with unet_jax is named; the library that reads a configuration wants its file.
+        rest = flags.FLAGS(
+            [re.sub(r"^(--?config=)(\w+)$", _with_file, argument) for argument in sys.argv]
+        )[1:]
         for name in flags.FLAGS:
             # A --config that could not be loaded raises when it is first looked into.
             getattr(flags.FLAGS[name].value, "items", None)
@@ -106,6 +119,12 @@ def _parse_flags() -> None:
         raise InputError(f"Not understood: {' '.join(rest)} (flags begin with --).")
 
 
+def _with_file(option: re.Match) -> str:
+    from unet_jax.configuration import configuration_file
+
+    return f"{option[1]}{configuration_file(option[2])}"
+
+
 class _Console(logging.Handler):
     """A line for each notice, also beside a progress bar."""
 
@@ -115,5 +134,6 @@ class _Console(logging.Handler):
             tqdm.write(printable(record.getMessage()), file=stream)
 
 
-def _say(message):
+def say(message: object) -> None:
+    """Prints one line on standard error, after the program's name."""
     print(printable(f"{sys.argv[0]}: {' '.join(str(message).split())}"), file=sys.stderr)

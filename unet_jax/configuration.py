@@ -5,9 +5,13 @@ all values is `docs/configuration.md`.
 """
 
 import json
+import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from unet_jax.augmentation import AugmentationSettings
 from unet_jax.checked_settings import as_dict, check, read, setting
@@ -138,6 +142,38 @@ class Configuration:
         return {n: as_dict(p) if is_dataclass(p) else p for n, p in vars(self).items()}
 
 
+def configuration_file(name: str) -> Path:
+    """The file of a configuration that comes with unet_jax, such as `em`.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    here = Path(__file__).parent
+    folder = here / "configs"
+    if not folder.is_dir():
+        folder = here.parent / "configs"  # in the source tree
+    file = folder / f"{name}.py"
+    if not file.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.py")))
+        raise InputError(f"No configuration {name!r} comes with unet_jax, expected one of {known}.")
+    return file
+
+
+def named_config(name: str) -> ConfigDict:
+    """A configuration that comes with unet_jax, to be changed and given to `fit`.
+
+        config = unet_jax.named_config("folder")
+        config.data.images = "my/images"
+
+    Args:
+      name: such as "em", of the files in `configs/`.
+
+    Raises:
+      InputError: there is none of this name.
+    """
+    return runpy.run_path(str(configuration_file(name)))["get_config"]()
+
+
 def read_configuration(values: Mapping[str, Any] | Configuration) -> Configuration:
     """The configuration that a `configs/*.py` gives, or that was saved; the rest is as by default.
 
@@ -152,7 +188,9 @@ def read_configuration(values: Mapping[str, Any] | Configuration) -> Configurati
     texts = ("class_names", "class_colours")
     unknown = [key for key in values if key not in (*_PARTS, *texts, "data")]
     if unknown:
-        raise InputError(*(f"config.{key} is not known; see configs/em.py." for key in unknown))
+        raise InputError(
+            *(f"config.{key} is not known, see docs/configuration.md." for key in unknown)
+        )
     problems = Problems()
     parts: dict[str, Any] = {}
     for name, kind in _PARTS.items():

@@ -81,6 +81,7 @@ def call(program, *arguments):
         finally:
             flags.FLAGS.remove_flag_values(set(flags.FLAGS) - known)
             flags.FLAGS.unparse_flags()
+            sys.modules.pop(f"unet_jax.programs.{Path(program).stem}", None)
     lines = errors.getvalue().splitlines()
     return end.value.code, [line for line in lines if not line.startswith("Warning: ")]
 

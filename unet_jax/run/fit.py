@@ -71,7 +71,7 @@ class Run:
 
     def __str__(self):
         """What to tell the user."""
-        evaluate = f"Evaluate it: python eval.py --checkpoint={shlex.quote(str(self.workdir))}"
+        evaluate = f"Evaluate it: unet-jax eval --checkpoint={shlex.quote(str(self.workdir))}"
         if self.step < self.steps:
             return f"Stopped and saved after step {self.step}. The same command goes on from there."
         if self.begun_after == self.steps:
@@ -135,7 +135,7 @@ def fit(
     first one writes, and a signal to any of them ends all after one step more.
 
     Args:
-      config: the settings, or those of a file such as `configs/em.py`.
+      config: the settings, such as `named_config` gives them.
       workdir: the run's folder.
       fold: which part is left out, see `cross_validate`.
       folds: number of parts; 1 for the splits that the configuration gives.
@@ -324,7 +324,7 @@ def _out_of_memory_explained(configuration: Configuration) -> Iterator[None]:
 def _warn_if_slow(seconds: float) -> None:
     if jax.default_backend() == "cpu" and seconds > _PATIENCE_HOURS * 3600:
         logger.warning(
-            "On this CPU the run will take about %.0f hours; configs/em_small.py trains a small "
-            "network in less than one.",
+            "On this CPU the run will take about %.0f hours; --config=em_small trains a "
+            "small network in less than one.",
             seconds / 3600,
         )

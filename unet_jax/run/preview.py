@@ -75,7 +75,7 @@ def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> P
     is touched, and a run can start or go on there.
 
     Args:
-      config: the settings, or those of a file such as `configs/em.py`.
+      config: the settings, such as `named_config` gives them.
       workdir: the run's folder.
 
     Raises:

@@ -1,0 +1,131 @@
+"""Scores a trained U-Net on images it has not seen, in a report to open in a browser.
+
+    unet-jax eval --checkpoint=runs/mine --tune
+    unet-jax eval --checkpoint=runs/mine
+
+The first, done once, chooses on the validation images how single cells are found in the
+probabilities. More examples:
+
+    --averaging=none --averaging=symmetries           what averaging over turned images gains
+    --images=other/images --labels=other/masks        other images than those the run left out
+    --split=validation                                a cross-validation: each part by its network
+    --step=latest                                     the last step instead of the best
+    --overwrite                                       replace the report that is there
+
+Several runs on the same images, in one page:
+
+    unet-jax eval --compare=runs/mine --compare=runs/other
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+import unet_jax
+from unet_jax.command_line import Outcome, command
+from unet_jax.errors import InputError
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "The --workdir of a training run, such as runs/mine; or nuclei or membranes, which come with "
+    "unet_jax.",
+)
+_COMPARE = flags.DEFINE_multi_string(
+    "compare",
+    [],
+    "Instead of --checkpoint, given twice or more: the runs to compare on the images that all of "
+    "them have left out.",
+)
+_STEP = flags.DEFINE_string(
+    "step", "best", "best (by validation), latest, or a step's number such as 4000."
+)
+_AVERAGING = flags.DEFINE_multi_enum(
+    "averaging",
+    ["none"],
+    ["none", "rotations", "symmetries"],
+    "Views whose results are averaged; given several times, the report compares them.",
+)
+_TUNE = flags.DEFINE_bool("tune", False, "Choose how cells are found, on the validation images.")
+_SPLIT = flags.DEFINE_enum(
+    "split",
+    "held_out",
+    ["held_out", "validation", "test"],
+    "held_out: the test images of the run's configuration; validation: those that chose its step, "
+    "and the left-out parts of a cross-validation; test: the ISBI 2012 challenge's own test stack.",
+)
+_IMAGES = flags.DEFINE_string(
+    "images", None, "Folder of images to score instead of a split, such as my/images."
+)
+_LABELS = flags.DEFINE_string(
+    "labels", None, "Folder of their masks under the same names, such as my/masks."
+)
+_MASK_RULE = flags.DEFINE_string(
+    "mask_rule", None, "binary, classes or instances; default: as in training."
+)
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "Folder to write to; default: evaluation, or comparison, in that of the (first) run.",
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace an evaluation, a comparison or settings there."
+)
+flags.register_multi_flags_validator(
+    ["checkpoint", "compare"],
+    lambda given: (given["checkpoint"] is None) == bool(given["compare"]),
+    "expected --checkpoint, or --compare for each of several runs.",
+)
+for _name in ("checkpoint", "images", "labels", "out"):
+    flags.register_validator(_name, lambda path: path != "", "it names no file or folder.")
+
+
+def _path(flag):
+    return None if flag.value is None else Path(flag.value)
+
+
+def _options():
+    """What an evaluation and a comparison are given alike."""
+    return {
+        "step": _STEP.value,
+        "split": _SPLIT.value,
+        "images": _path(_IMAGES),
+        "labels": _path(_LABELS),
+        "mask_rule": _MASK_RULE.value,
+        "out": _path(_OUT),
+        "overwrite": _OVERWRITE.value,
+    }
+
+
+def main() -> Outcome:
+    """Does what the flags say."""
+    from unet_jax.evaluation.summary import summary, tuning_summary  # loads JAX
+
+    if _COMPARE.value:
+        return _compare()
+    workdir = Path(_CHECKPOINT.value)
+    if _TUNE.value:
+        tuning = unet_jax.tune_instances(
+            workdir, step=_STEP.value, averaging=_AVERAGING.value[-1], overwrite=_OVERWRITE.value
+        )
+        return Outcome(tuning_summary(tuning))
+    evaluation = unet_jax.evaluate(
+        workdir,
+        averaging=_AVERAGING.value,
+        **_options(),
+        command=command(),
+    )
+    return Outcome(summary(evaluation))
+
+
+def _compare():
+    if _TUNE.value:
+        raise InputError("--tune: is for a single run, with --checkpoint.")
+    if len(_AVERAGING.value) > 1:
+        raise InputError("--averaging: of a comparison there is one.")
+    comparison = unet_jax.compare(
+        _COMPARE.value,
+        averaging=_AVERAGING.value[0],
+        **_options(),
+    )
+    return Outcome(str(comparison))
