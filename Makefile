@@ -1,11 +1,11 @@
 # Each target does its own set-up, in a virtual environment of its own.
 PYTHON ?= python3
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-slow docs clean
 
 demo: .venv/installed
-	.venv/bin/python train.py --config=configs/demo.py --workdir=runs/demo
-	.venv/bin/python eval.py --checkpoint=runs/demo --overwrite
+	.venv/bin/unet-jax train --config=demo --workdir=runs/demo
+	.venv/bin/unet-jax eval --checkpoint=runs/demo --overwrite
 	@echo "Open $(CURDIR)/runs/demo/evaluation/report.html"
 
 test: .venv/installed-test
@@ -13,6 +13,10 @@ test: .venv/installed-test
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/ruff format --check
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --site-dir=build/site
+	@echo "Open $(CURDIR)/build/site/index.html"
 
 test-slow: .venv/installed-test
 	.venv/bin/python -m pytest -m slow
@@ -29,5 +33,9 @@ test-slow: .venv/installed-test
 	.venv/bin/pip install --quiet --editable .[test]
 	touch $@
 
+.venv/installed-docs: setup.cfg .venv/bin/pip
+	.venv/bin/pip install --quiet --editable .[docs]
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv build

@@ -1,4 +1,4 @@
-"""The command `unet-jax`, which is also `python -m unet_jax`: a program's name and its flags."""
+"""The command `unet-jax`, also `python -m unet_jax`: takes a program's name and its flags."""
 
 import sys
 
@@ -10,7 +10,7 @@ usage: unet-jax PROGRAM --FLAG=VALUE ...
     unet-jax train     trains a U-Net on images and their masks
     unet-jax eval      scores it on images that it has not seen
     unet-jax predict   segments images
-    unet-jax export    writes it for other programs
+    unet-jax export    exports it for other programs
 
 unet-jax PROGRAM --help explains its flags."""
 
@@ -25,7 +25,8 @@ def main() -> None:
         sys.argv = [f"unet-jax {name}", *arguments]
         command_line.start(name)
     else:
-        command_line.say(f"there is no program {name!r}, but train, eval, predict and export.")
+        names = "train, eval, predict and export"
+        command_line.say(f"there is no program {name!r}; the programs are {names}.")
         sys.exit(2)
 
 

@@ -1,10 +1,10 @@
 """The augmentation of the paper (Sect. 3.1): deformation, rotation, shift, mirror, grey values.
 
-Enlarging and reducing are not the paper's, and off by default.
+Enlarging and shrinking are not in the paper and are off by default.
 
-The tile's coordinates in the image are built once; image, labels and weights are then sampled
-there, one gather each, mirrored outside of the image. A strength of 0 switches a part off, and with
-all of them off the tile is the middle of the image, bit for bit.
+The tile's coordinates in the image are computed once; image, labels and weights are then sampled
+there with one gather each, mirrored outside the image. A strength of 0 switches a part off, and
+with all of them off the tile is the middle of the image, bit for bit.
 """
 
 import math
@@ -25,14 +25,14 @@ class AugmentationSettings:
     Attributes:
       elastic_pixels: standard deviation of the displacements at the nodes of the 3x3 grid, in
         pixels, see `elastic_displacement`.
-      rotation_degrees: the angle is uniform in plus or minus this; 180 is any.
-      zoom_octaves: tiles are enlarged or reduced by up to two to the power of this; 1 is from half
-        to twice the size.
-      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle; of sparsely
-        annotated images anywhere near the annotated pixel, or on it.
-      mirror_probability: of a mirrored tile.
-      contrast_std: standard deviation of the factor on the grey values, around 1.
-      brightness_std: standard deviation of what is added to them; the image has one of about 1.
+      rotation_degrees: the angle is uniform between minus and plus this; 180 allows any angle.
+      zoom_octaves: tiles are enlarged or shrunk by a factor of up to 2 to the power of this; 1 means
+        from half to twice the size.
+      shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle; in sparsely
+        annotated images, 1 moves it anywhere near the annotated pixel, 0 leaves it there.
+      mirror_probability: the probability that a tile is mirrored.
+      contrast_std: standard deviation of the factor, around 1, that multiplies the grey values.
+      brightness_std: standard deviation of what is added to them; the image's own is about 1.
     """
 
     elastic_pixels: float = setting(10.0, at_least=0)
@@ -49,17 +49,17 @@ class AugmentationSettings:
 
 
 class Crop(NamedTuple):
-    """An image, or the part of one that a tile reaches, with what is to be learnt of it.
+    """An image, or the part of one that a tile reaches, with what is to be learnt from it.
 
     Attributes:
       image: float32 [H, W, C], normalised.
       labels: int32 [H, W], the class of each pixel, or `IGNORED`.
       weights: float32 [H, W], see `weight_map`.
       size: int32 [2], height and width of the whole image: less than [H, W] if the arrays were
-        filled up at their end, more if they are a part of it.
+        padded at their end, more if they are a part of it.
       corner: int32 [2], the image's pixel at which a part begins; None for a whole image.
-      places: of sparsely annotated images int32 [N, 2], annotated pixels of the image, one of
-        which, drawn at random, lies in the network's output; else None.
+      places: for sparsely annotated images, int32 [N, 2], annotated pixels of the image, one of
+        which, drawn at random, lies in the network's output; otherwise None.
     """
 
     image: jax.Array
@@ -76,7 +76,7 @@ class Tile(NamedTuple):
     Attributes:
       image: float32 [tile_side, tile_side, C].
       labels: int32 [tile_side - 2 context, tile_side - 2 context], for the network's output.
-      weights: float32, as the labels.
+      weights: float32, of the same shape as the labels.
     """
 
     image: jax.Array
@@ -92,18 +92,18 @@ def augment(
     tile_side: int,
     context: int,
 ) -> Tile:
-    """One augmented training tile out of one image.
+    """One augmented training tile from one image.
 
-    Large tiles see much of an image (Sect. 3.1), but a large image need not be there as a whole:
-    from the part that a tile reaches, see `part_corner`, it is the same bit for bit, mirrored at
-    the image's border only.
+    Large tiles see much of an image (Sect. 3.1), but a large image need not be given as a whole:
+    the part that a tile reaches, see `part_corner`, gives the same tile bit for bit, mirrored only
+    at the image's border.
 
     Args:
       key: random key.
-      crop: of one image.
+      crop: from one image.
       settings: the strengths.
       tile_side: pixels, side of the network's input.
-      context: pixels that the network's output is smaller on each side.
+      context: pixels by which the network's output is smaller on each side.
     """
     geometry_key, grey_key = jax.random.split(key)
     coordinates = tile_coordinates(
@@ -133,7 +133,7 @@ def tile_coordinates(
 ) -> jax.Array:
     """Where in an image of `size` = int32 [2] (height, width) the pixels of a random tile lie.
 
-    Args as of `augment`, without `places` for images that are annotated everywhere.
+    Args as for `augment`; no `places` for images that are annotated everywhere.
 
     Returns:
       float32 [2, tile_side, tile_side], rows and columns in pixels, mirrored into the image without
@@ -177,10 +177,10 @@ def _origin(shift_key, size, places, tile_side, context, settings):
 
 
 def reached_side(tile_side: int, settings: AugmentationSettings) -> int:
-    """Pixels, side of the part of an image that a turned, deformed and reduced tile reaches.
+    """Pixels, side of the part of an image that a turned, deformed and shrunk tile reaches.
 
-    Displacements are Gaussian; 8 `elastic_pixels` are at least 6 standard deviations, which less
-    than one of 100 million tiles exceeds. Such a tile would see an edge of the part repeated.
+    Displacements are Gaussian; 8 `elastic_pixels` are at least 6 standard deviations, which fewer
+    than one in 100 million tiles exceed. Such a tile would see an edge of the part repeated.
     """
     # 3 more for the pixels that are interpolated between.
     farthest = (tile_side - 1) / math.sqrt(2) + 8 * settings.elastic_pixels
@@ -197,16 +197,16 @@ def part_corner(
     tile_side: int,
     context: int,
 ) -> jax.Array:
-    """Where the part of an image begins that the tile of `augment` with the same key reaches.
+    """Where the part of an image that the tile of `augment` with the same key reaches begins.
 
     Args:
-      key: as of `augment`.
+      key: as for `augment`.
       size: int32 [2], height and width of the image.
-      places: as of `Crop`.
-      settings: as of `augment`.
-      part: height and width of the part, `reached_side` or the image's where that is less.
-      tile_side: as of `augment`.
-      context: as of `augment`.
+      places: as in `Crop`.
+      settings: as for `augment`.
+      part: height and width of the part: `reached_side`, or the image's where that is less.
+      tile_side: as for `augment`.
+      context: as for `augment`.
 
     Returns:
       int32 [2], so that the part lies in the image; 0 along an axis on which it does not fit.
@@ -247,7 +247,7 @@ def mirrored(coordinates: jax.Array, size: jax.Array) -> jax.Array:
 
 
 def sample(array: jax.Array, coordinates: jax.Array, *, order: int) -> jax.Array:
-    """[H, W] at float32 [2, h, w] coordinates inside of it; order 0 nearest, 1 linear."""
+    """[H, W] at float32 [2, h, w] coordinates inside it; order 0 nearest, 1 linear."""
     if order == 1:
         return map_coordinates(array, list(coordinates), order=1, mode="nearest")
     # Not by `map_coordinates`, which makes floats of labels in between.

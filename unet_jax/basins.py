@@ -1,9 +1,9 @@
-"""Where cells that touch are divided: a watershed of the distance to the background.
+"""Where touching cells are divided: a watershed of the distance to the background.
 
-From each pixel a way leads up to a summit; the pixels of the same one are a basin. Two basins are
-of one cell unless the pass between them is narrow beside the smaller one. Everything here looks at
-a pixel and its four neighbours, or at tables of summits and passes, so that the blocks of a plane
-give the same cells as the plane, see `volumes.cells`.
+From each pixel a path leads up to a summit; pixels with the same summit form a basin. Two basins
+belong to one cell unless the pass between them is narrow compared with the smaller one. Everything
+here looks at a pixel and its four neighbours, or at tables of summits and passes, so that the
+blocks of a plane give the same cells as the plane, see `volumes.cells`.
 """
 
 from typing import NamedTuple
@@ -28,10 +28,10 @@ class Basins(NamedTuple):
       labels: int32 [h, w], 0 = background, 1 ... n = the basins.
       height: float64 [h, w], pixels from the background, smoothed.
       sizes: int64 [n], their pixels.
-      summits: float64 [n], the heights of the summits, 0 for those outside of the part.
-      exits: int64 [n, 2], row and column of the first pixel outside of the part on the way up, -1
+      summits: float64 [n], the heights of the summits, 0 for those outside the part.
+      exits: int64 [n, 2], row and column of the first pixel outside the part on the way up, -1
         where the summit lies in the part.
-      between: where those of the part touch.
+      between: where the basins of the part touch.
     """
 
     labels: np.ndarray
@@ -43,12 +43,12 @@ class Basins(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """The highest ways between pairs of basins that touch.
+    """The highest passes between pairs of basins that touch.
 
     Attributes:
-      one: int [N], a basin, counted from 0 on.
+      one: int [N], a basin, counted from 0.
       other: int [N], one with a larger number.
-      height: float64 [N], of the lower one of the two pixels at which they meet.
+      height: float64 [N], of the lower of the two pixels at which they meet.
     """
 
     one: np.ndarray
@@ -60,7 +60,7 @@ def basins(mask: np.ndarray, part: tuple[slice, slice], *, neck_ratio: float) ->
     """The basins of a part of a plane.
 
     Args:
-      mask: bool [H, W], where cell is, with `REACH` pixels around the part, or to the plane's end.
+      mask: bool [H, W], true in cells, with `REACH` pixels around the part, or to the plane's end.
       part: rows and columns of the mask.
       neck_ratio: see `joined`; at 0 each connected piece is a basin of height 0.
     """
@@ -145,7 +145,7 @@ def _passes(labels, height):
 def passes_between(
     labels: np.ndarray, height: np.ndarray, other_labels: np.ndarray, other_height: np.ndarray
 ) -> Passes:
-    """Between pixels and others that touch them, all of one shape; a pair may be there twice."""
+    """The passes between pixels and others that touch them, all of one shape; pairs may repeat."""
     meet = (labels != other_labels) & (labels > 0) & (other_labels > 0)
     # Labels count from 1 on.
     pair = labels[meet].astype(np.int64) - 1, other_labels[meet].astype(np.int64) - 1
@@ -154,7 +154,7 @@ def passes_between(
 
 
 def highest(some: list[Passes]) -> Passes:
-    """The highest pass of each pair, the highest one of all first."""
+    """The highest pass of each pair, from the highest to the lowest."""
     one, other, height = map(np.concatenate, zip(*some, strict=True))
     order = np.lexsort((-height, other, one))
     new = np.ones(order.size, bool)
@@ -167,15 +167,15 @@ def highest(some: list[Passes]) -> Passes:
 def joined(
     summits: np.ndarray, sizes: np.ndarray, between: Passes, *, neck_ratio: float, smallest: int
 ) -> np.ndarray:
-    """Which of n basins are of one cell, int64 [n]: for each the one that stands for its cell.
+    """Which of n basins form one cell, int64 [n]: for each the basin that stands for its cell.
 
-    Over the highest pass first, two cells become one if it is at least `neck_ratio` times as high
-    as the lower one of their summits, or if one of them has fewer than `smallest` pixels.
+    Beginning with the highest pass, two cells become one if it is at least `neck_ratio` times as
+    high as the lower of their summits, or if one of them has fewer than `smallest` pixels.
 
     Args:
       summits: float64 [n], their heights.
       sizes: int64 [n], the pixels of each basin.
-      between: as from `highest`.
+      between: from `highest`.
       neck_ratio: in [0, 1].
       smallest: pixels.
     """

@@ -1,6 +1,6 @@
-"""Settings: frozen dataclasses beside the ideas they belong to, whose values are checked here.
+"""Settings: frozen dataclasses next to the ideas they belong to, whose values are checked here.
 
-A field says once what it is by default and what it may be:
+A field states its default and its allowed values in one place:
 
     sigma: float = setting(5.0, above=0)
 """
@@ -34,19 +34,19 @@ def setting(default: Any, *, wanted: str = "", one_of: tuple[str, ...] = (), **b
     """A field of a settings class.
 
     Args:
-      default: its value where none is given.
-      wanted: what it must be, in words for the user; by default they follow from the rest.
-      one_of: the texts it may be.
-      bounds: of a number: `at_least`, `above`, `at_most`, `below`.
+      default: its value if none is given.
+      wanted: what it must be, in words for the user; by default derived from the rest.
+      one_of: the texts that are allowed.
+      bounds: for a number: `at_least`, `above`, `at_most`, `below`.
     """
     demand = {"wanted": wanted, "one_of": one_of, "bounds": bounds}
     return dataclasses.field(default=default, metadata={"demand": demand})
 
 
 def check(settings: Any) -> None:
-    """Raises InputError, a line for each value that makes no sense; for `__post_init__`.
+    """Raises InputError, with a line for each value that makes no sense; for `__post_init__`.
 
-    A number out of a NumPy array becomes Python's: JSON knows no other.
+    A NumPy number becomes a Python number, because JSON has no other kind.
     """
     for name, value in as_dict(settings).items():
         if isinstance(value, np.generic):
@@ -55,15 +55,15 @@ def check(settings: Any) -> None:
 
 
 def read(kind: type[Settings], values: Mapping[str, Any], name: str) -> Settings:
-    """Settings out of a part of a configuration; what it has not is as by default.
+    """Settings from a part of a configuration; anything it does not give has its default.
 
     Args:
-      kind: a dataclass with fields by `setting`.
-      values: by field; a list, as JSON has it, is taken for a tuple.
-      name: of the part, for messages.
+      kind: a dataclass whose fields come from `setting`.
+      values: by field; a list, as JSON has it, is taken as a tuple.
+      name: the name of the part, for messages.
 
     Raises:
-      InputError: a line for each key that is not known, and each value that makes no sense.
+      InputError: with a line for each unknown key and each value that makes no sense.
     """
     fields = _fields(kind)
     known = ", ".join(fields)

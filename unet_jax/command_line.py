@@ -18,12 +18,12 @@ from unet_jax.errors import InputError, RunFailed, one_line, printable
 
 
 class Outcome(NamedTuple):
-    """What a program tells at its end.
+    """What a program prints at its end.
 
     Attributes:
       text: for standard output; may have several lines.
-      problems: what is missing in the result, a line each on standard error.
-      status: the exit status; 1 by default where there are problems.
+      problems: what is missing from the result, one line each on standard error.
+      status: the exit status; by default 1 if there are problems.
     """
 
     text: str
@@ -38,7 +38,7 @@ def command() -> str:
 
 
 def start(name: str) -> None:
-    """Runs the program of that name in `unet_jax/programs` by the flags given, see `run`."""
+    """Runs the program of that name in `unet_jax/programs` with the flags given, see `run`."""
     program = importlib.import_module(f"unet_jax.programs.{name}")
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(program.__doc__, flags.FLAGS.module_help(program.__name__), sep="\n")
@@ -50,8 +50,8 @@ def run(main: Callable[[], Outcome]) -> None:
     """Parses the flags, calls `main`, prints its outcome and exits the process.
 
     The library's notices go to standard output, its warnings to standard error. Compiled code is
-    kept in the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says.
-    Bad flags and `InputError` exit with 2; `RunFailed`, errors of the operating system and lack of
+    kept in the user's cache folder, or in the folder that JAX_COMPILATION_CACHE_DIR names.
+    Bad flags and `InputError` exit with 2; `RunFailed`, operating system errors and lack of
     memory with 1; Ctrl-C with 130; each with one line on standard error.
     """
     import jax  # takes a second, which --help does not wait for
@@ -92,7 +92,7 @@ def run(main: Callable[[], Outcome]) -> None:
 
 
 def _parse_flags() -> None:
-    """Raises InputError for flags that are not understood, and a --config that is not."""
+    """Raises InputError for flags, or a --config, that cannot be understood."""
     try:
         # What comes with unet_jax is named; the library that reads a configuration wants its file.
         rest = flags.FLAGS(
@@ -126,7 +126,7 @@ def _with_file(option: re.Match) -> str:
 
 
 class _Console(logging.Handler):
-    """A line for each notice, also beside a progress bar."""
+    """Prints a line for each notice, even while a progress bar is shown."""
 
     def emit(self, record):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout

@@ -6,10 +6,10 @@ import numba
 
 
 def compiled(function: Callable) -> Callable:
-    """Compiles a function on its first call; kept on disk for later processes where possible.
+    """Compiles a function on its first call; where possible kept on disk for later processes.
 
-    Compiled functions run without Python's lock. One calls another only in its own file: Numba
-    does not notice that a function it has kept calls one of another file that has changed.
+    Compiled functions run without Python's lock. They call each other only within one file: Numba
+    does not notice when a function in another file, called by one that it has kept, has changed.
     """
     try:
         return numba.njit(nogil=True, cache=True)(function)

@@ -1,7 +1,7 @@
-"""All settings of a training run in one.
+"""All settings of a training run in one place.
 
-Defaults and limits of a part stand in the file of its idea, such as `augmentation.py`; the page of
-all values is `docs/configuration.md`.
+The defaults and limits of a part are in the file of its idea, such as `augmentation.py`;
+`docs/configuration.md` lists all values.
 """
 
 import json
@@ -25,22 +25,22 @@ from unet_jax.weight_map import WeightMapSettings
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and on what a network is trained.
+    """How long a network is trained, and on what.
 
     Attributes:
       seed: another number draws other weights and tiles.
-      steps: of the whole run.
+      steps: the number of steps of the whole run.
       tile_side: pixels, side of the network's input (Fig. 1).
       batch_size: tiles in a step (Sect. 3: large tiles rather than a large batch).
       average_over: share of the steps so far over which the parameters are averaged; the average is
-        validated, saved and predicted with. 0 = the last parameters alone.
+        used for validation, checkpoints and prediction. 0 = only the last parameters.
       validate_every: steps between two validations, each of which saves a checkpoint.
-      start_from: fine-tuning: the --workdir of a run whose best step to begin with, or a network of
-        the package, see `unet_jax.pretrained`; empty = random (Sect. 3). All layers are taken over
-        but the first one for another number of channels, and the last one for another number of
-        classes. Width and depth have to be those of that run.
+      start_from: fine-tuning: the --workdir of a run whose best step to start from, or a network
+        of the package, see `unet_jax.pretrained`; empty = random (Sect. 3). All layers are taken
+        over, except the first one if the number of channels differs, and the last one if the number
+        of classes differs. Width and depth must be those of that run.
       freeze_contracting_path: whether only the expanding path is trained.
-      deterministic: whether a GPU may only use what gives the same bits each time, see
+      deterministic: whether a GPU may use only operations that give the same bits each time, see
         `layers.compiler_options`.
     """
 
@@ -70,17 +70,17 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a run is made of; by default the paper's experiment on electron microscopy (Sect. 4).
+    """All settings of a run; by default the paper's experiment on electron microscopy (Sect. 4).
 
     Attributes:
       model: the network.
       class_names: a name for each class, the background first.
-      class_colours: of pictures, one for each class, such as ("black", "#ff8000"); () = the usual.
+      class_colours: for pictures, one for each class, such as ("black", "#ff8000"); () = the usual.
       data: what it is trained on.
       weight_map: how much a pixel counts.
       augmentation: how tiles are varied.
       optimiser: how far each step goes.
-      train: how long and on what.
+      train: how long, and on what.
     """
 
     model: UNet = UNet()
@@ -93,7 +93,7 @@ class Configuration:
     train: TrainSettings = TrainSettings()
 
     def __post_init__(self):
-        """Raises InputError, a line for each value that does not go with another one."""
+        """Raises InputError, with a line for each value that is incompatible with another one."""
         check(self.model)  # which does not do it itself, being a Flax module
         names, colours, classes = self.class_names, self.class_colours, self.model.classes
         sides = valid_input_sides(self.train.tile_side, self.model.depth)
@@ -134,11 +134,11 @@ class Configuration:
             raise InputError(*problems)
 
     def to_json(self) -> dict[str, Any]:
-        """All values as JSON has them, with lists for tuples."""
+        """All values as JSON types, with lists for tuples."""
         return json.loads(json.dumps(self.to_dict()))
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, as `read_configuration` takes them."""
+        """All values, in the form that `read_configuration` takes."""
         return {n: as_dict(p) if is_dataclass(p) else p for n, p in vars(self).items()}
 
 
@@ -146,7 +146,7 @@ def configuration_file(name: str) -> Path:
     """The file of a configuration that comes with unet_jax, such as `em`.
 
     Raises:
-      InputError: there is none of this name.
+      InputError: there is no configuration of this name.
     """
     here = Path(__file__).parent
     folder = here / "configs"
@@ -155,33 +155,33 @@ def configuration_file(name: str) -> Path:
     file = folder / f"{name}.py"
     if not file.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.py")))
-        raise InputError(f"No configuration {name!r} comes with unet_jax, expected one of {known}.")
+        raise InputError(f"There is no configuration {name!r} in unet_jax; expected one of {known}.")
     return file
 
 
 def named_config(name: str) -> ConfigDict:
-    """A configuration that comes with unet_jax, to be changed and given to `fit`.
+    """A configuration that comes with unet_jax, to be changed and passed to `fit`.
 
         config = unet_jax.named_config("folder")
         config.data.images = "my/images"
 
     Args:
-      name: such as "em", of the files in `configs/`.
+      name: of a file in `configs/`, such as "em".
 
     Raises:
-      InputError: there is none of this name.
+      InputError: there is no configuration of this name.
     """
     return runpy.run_path(str(configuration_file(name)))["get_config"]()
 
 
 def read_configuration(values: Mapping[str, Any] | Configuration) -> Configuration:
-    """The configuration that a `configs/*.py` gives, or that was saved; the rest is as by default.
+    """The configuration given by a `configs/*.py` or by a checkpoint; the rest has its defaults.
 
     A `model.dtype` of "auto" is replaced by what suits this machine's device, so that a record says
     what it was.
 
     Raises:
-      InputError: a line for each key that is not known, and each value that makes no sense.
+      InputError: with a line for each unknown key and each value that makes no sense.
     """
     if isinstance(values, Configuration):
         return values

@@ -1,8 +1,8 @@
-"""Several devices: each computes its part of every batch, all hold the same network.
+"""Several devices: each computes its part of every batch, and all hold the same network.
 
-They are a mesh with one axis, `data`. Of a batch it divides the leading axis; whatever else there
-is lies whole on each device, where XLA adds up loss and gradients. So the result is that of one
-device, but for the order in which numbers are added. None stands for one device without a mesh.
+They form a mesh with one axis, `data`, which divides the leading axis of a batch; everything else
+lies whole on each device, where XLA adds up loss and gradients. So the result is that of one
+device, apart from the order in which numbers are added. None stands for one device without a mesh.
 """
 
 import logging
@@ -25,8 +25,8 @@ _AXIS = "data"
 def data_mesh(batch_size: int) -> Mesh | None:
     """The devices that share a batch, None for a single one.
 
-    In one process as many of its devices as divide the batch evenly; one where the user has chosen
-    it by `jax.default_device`. In several processes (`jax.distributed`) all devices of all of them.
+    In one process, as many of its devices as divide the batch evenly, or one if the user has chosen
+    it with `jax.default_device`. In several processes (`jax.distributed`), all devices of all.
 
     Raises:
       InputError: the devices of several processes do not divide the batch evenly.
@@ -44,7 +44,7 @@ def data_mesh(batch_size: int) -> Mesh | None:
     elif batch_size % count:
         count = max(n for n in range(1, count) if batch_size % n == 0)
         logger.info(
-            "Training on %d of %d devices: config.train.batch_size=%d is no multiple of %d.",
+            "Training on %d of %d devices: config.train.batch_size=%d is not a multiple of %d.",
             *(count, len(devices), batch_size, len(devices)),
         )
     # In this order a process's part of a batch is one piece.
@@ -53,7 +53,7 @@ def data_mesh(batch_size: int) -> Mesh | None:
 
 
 def in_all_processes(condition: bool) -> bool:
-    """Whether it is so in each of them; they wait for each other."""
+    """Whether the condition is true in every process; they wait for each other."""
     return condition if jax.process_count() == 1 else bool(process_allgather(condition).all())
 
 
@@ -67,12 +67,12 @@ def own_part(batch_size: int, mesh: Mesh | None) -> slice:
 
 
 def put_part(batch: Tree, mesh: Mesh | None) -> Tree:
-    """A batch, of which each process gives its `own_part`, divided over the devices."""
+    """A batch divided over the devices; each process gives its `own_part`."""
     return _put(batch, mesh, PartitionSpec(_AXIS))
 
 
 def put_everywhere(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays, the same in each process, whole on each device."""
+    """Puts arrays, the same in each process, whole on each device."""
     return _put(tree, mesh, PartitionSpec())
 
 
@@ -88,19 +88,19 @@ def _put(tree, mesh, spec):
 
 
 def divided(batch: Tree, mesh: Mesh | None) -> Tree:
-    """In a compiled function: the batch is computed by all devices, each its part."""
+    """In a compiled function: lets each device compute its part of the batch."""
     if mesh is None:
         return batch
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(_AXIS)))
 
 
 def whole(mesh: Mesh | None) -> NamedSharding | None:
-    """Of a compiled function's results: whole on each device."""
+    """The sharding of a compiled function's results that are whole on each device."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def local(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Arrays that are whole on each device, as they lie on the first one of this process."""
+    """Arrays that are whole on each device, as stored on the first device of this process."""
     if mesh is None:
         return tree
     return cast(Tree, jax.tree.map(lambda array: array.addressable_data(0), tree))

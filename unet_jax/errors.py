@@ -1,4 +1,4 @@
-"""The errors that are for the user: a line for each problem, printed without a traceback."""
+"""The errors meant for the user: a line for each problem, printed without a traceback."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, *problems: str):
-        """Names of files and the like may hold anything: what steers a terminal is left out."""
+        """Characters that could control a terminal are removed: file names may hold anything."""
         super().__init__(*(printable(" ".join(problem.splitlines())) for problem in problems))
 
     def __str__(self):
@@ -20,22 +20,22 @@ class InputError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run that could not go on after its start; the last good checkpoint is intact.
+    """A run that could not continue after its start; the last good checkpoint is intact.
 
     Each argument is one problem, in one line. The command line programs exit with status 1.
     """
 
 
 class Problems:
-    """Collects what is wrong with an input, so that the user is told everything at once."""
+    """Collects what is wrong with an input, so that everything is reported at once."""
 
     def __init__(self):
-        """Begins without a problem."""
+        """Begins without problems."""
         self._lines = []
 
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:
-        """Notes an InputError raised in the block, which ends there."""
+        """Notes an InputError raised in the block, which ends at that point."""
         try:
             yield
         except InputError as error:
@@ -53,7 +53,7 @@ def one_line(error: object) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without letters that could steer a terminal."""
+    """The text without characters that could control a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

@@ -1,4 +1,4 @@
-"""What every data set is made of: an image with its labels."""
+"""The unit of every data set: an image with its labels."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Example(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """Of the image."""
+        """The number of channels of the image."""
         return 1 if self.image.ndim == 2 else self.image.shape[-1]
 
 
@@ -43,7 +43,7 @@ def sha256(example: Example) -> str:
 
 
 def image_sha256(image: np.ndarray) -> str:
-    """The digest of an image's pixels, with its shape and dtype: known again by nothing else."""
+    """The digest of an image's pixels, shape and dtype, the only way to recognise it again."""
     return _sha256(image)
 
 
@@ -56,7 +56,7 @@ def _sha256(*arrays: np.ndarray) -> str:
 
 
 def annotated_share(labels: Sequence[np.ndarray]) -> float:
-    """The share of pixels that count, of int arrays [H, W] of classes or `IGNORED`."""
+    """The share of pixels that count in int arrays [H, W] of classes or `IGNORED`."""
     counted = sum(int(np.count_nonzero(a != IGNORED)) for a in labels)
     return counted / sum(a.size for a in labels)
 

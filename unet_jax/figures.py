@@ -41,9 +41,9 @@ def save_examples(
     *,
     threshold: float = 0.5,
 ) -> None:
-    """A row for each example: image, truth, what the network finds, and where they disagree.
+    """Draws a row for each example: image, truth, what the network finds, and where they disagree.
 
-    What it finds is the probability of cell of two classes, and of more the most probable class.
+    What it finds is the probability of cell for two classes, the most probable class for more.
 
     Args:
       file: PNG to write.
@@ -51,14 +51,15 @@ def save_examples(
       probabilities: float [H, W, classes] for each.
       class_names: by class.
       colours: of the classes, see `class_colours`.
-      threshold: of the probability of cell, 1 - p(class 0), for the last column of two classes.
+      threshold: of the probability of cell, 1 - p(class 0), for the last column if there are two
+        classes.
     """
     several = len(colours) > 2
     figure = Figure(figsize=(13, 3.4 * len(examples)), layout="constrained")
     rows = figure.subplots(len(examples), 4, squeeze=False)
     titles = ["image", "truth", "probability of cell", "errors: red splits, blue merges"]
     if several:
-        titles[2:] = ["most probable class", "red: another class than in truth"]
+        titles[2:] = ["most probable class", "red: not the true class"]
         _add_legend(figure, class_names, colours)
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title)
@@ -96,7 +97,7 @@ def _add_legend(figure: Figure, names: Sequence[str], colours: np.ndarray) -> No
 
 
 def save_training_curves(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Loss of training and validation, and the validation errors, against the step.
+    """Draws the losses of training and validation, and the validation errors, against the step.
 
     Args:
       file: PNG to write.
@@ -111,7 +112,7 @@ def save_training_curves(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Loss of training and validation against the step, from the rows of a run's log."""
+    """Draws the losses of training and validation against the step, from a run's log."""
     training = [row for row in rows if "loss" in row]
     validation = [row for row in rows if "validation" in row]
     # The loss of single tiles is too noisy to see anything: means of a fiftieth of the run.
@@ -130,7 +131,7 @@ def draw_losses(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_validation_errors(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Errors of the validation split; nothing before the first validation."""
+    """Draws the errors on the validation split; nothing before the first validation."""
     validation = [row for row in rows if "validation" in row]
     if not validation:
         return
@@ -156,7 +157,7 @@ def error_map(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
       predicted: bool [H, W], cell.
 
     Returns:
-      int [H, W]: 0 = rightly background, 1 = rightly cell, 2 = missed background, 3 = false
+      int [H, W]: 0 = correct background, 1 = correct cell, 2 = missed background, 3 = false
       background, 4 = ignored.
     """
     truth = labels > 0
@@ -167,14 +168,14 @@ def error_map(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def error_picture(
     labels: np.ndarray, predicted: np.ndarray, split: np.ndarray, merge: np.ndarray, *, widen: int
 ) -> np.ndarray:
-    """Pale colours where pixels differ, full ones where cells are split or merged.
+    """Pale colours where pixels differ, bright ones where cells are split or merged.
 
     Args:
       labels: int [H, W], the class of each pixel or `IGNORED`.
       predicted: bool [H, W], cell.
       split: bool [H, W], predicted background that splits a cell.
       merge: bool [H, W], predicted cell that merges two.
-      widen: pixels by which the last two are drawn wider on each side.
+      widen: pixels by which splits and merges are drawn wider on each side.
 
     Returns:
       uint8 [H, W, 3].
@@ -222,16 +223,16 @@ def class_colours(classes: int, colours: Sequence[str] = ()) -> np.ndarray:
 
 
 def cell_colours(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of the annotated cells, and those of the found ones that match them.
+    """Colours for the annotated cells, and for the found ones, which match them.
 
     A found cell matches an annotated one as in SEG, by covering more than half of it.
 
     Args:
       true: int [H, W], the cell each pixel belongs to, 0 = none.
-      found: int [H, W], the same of the cells found.
+      found: int [H, W], the same for the cells found.
 
     Returns:
-      Two uint8 [largest number + 1, 3], by the numbers of the cells.
+      Two uint8 [largest number + 1, 3], indexed by the numbers of the cells.
     """
     from unet_jax.metrics.seg import matches  # Numba, slow to load, comes with the metrics
 
@@ -254,14 +255,14 @@ def colours_by_number(cells: np.ndarray) -> np.ndarray:
 
 
 def numbered_picture(instances: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: each cell of `instances`, int [H, W], in a colour of its own, 0 black."""
+    """uint8 [H, W, 3]: each cell of `instances`, int [H, W], in its own colour, 0 black."""
     ids, cells = np.unique(instances, return_inverse=True)
     colours = np.vstack([_rgb("black"), _palette(len(ids))])
     return colours[cells.reshape(instances.shape) + (ids[0] != 0)]
 
 
 def cell_picture(grey: np.ndarray, cells: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """An image with its cells in colours over it.
+    """An image overlaid with its cells in colour.
 
     Args:
       grey: uint8 [H, W].
@@ -287,7 +288,7 @@ def outlined(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def grey_values(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] of an image [H, W] or [H, W, C]: the channels' mean, its contrast stretched."""
+    """uint8 [H, W] from an image [H, W] or [H, W, C]: the channels' mean, contrast stretched."""
     image = image.reshape(*image.shape[:2], -1).mean(-1, dtype=np.float32)
     low, high = np.percentile(image, [0.5, 99.5])
     scaled = (image - low) / max(high - low, np.finfo(np.float32).tiny)

@@ -1,4 +1,4 @@
-"""The grey values of an image: whether they are such, and what the normalisation needs of them.
+"""The grey values of an image: whether they are valid, and what the normalisation needs of them.
 
 Mean and standard deviation are exact, and the same in whatever order the pixels are read.
 """
@@ -36,7 +36,7 @@ def grey_value_statistics(
 
     Args:
       image: real [H, W, C], at most `MAX_GREY_VALUE` in size, taken as float32.
-      percentiles: lower and upper one, in percent.
+      percentiles: the lower and the upper one, in percent.
 
     Returns:
       Two float64 [C]; the standard deviation is 0 where all those pixels are equal.
@@ -50,12 +50,12 @@ def grey_value_statistics(
 def statistics_of_parts(
     parts: Callable[[], Iterable[np.ndarray]], percentiles: tuple[float, float] = PERCENTILES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `grey_value_statistics`, of an image that need not be in memory as a whole.
+    """`grey_value_statistics` of an image that need not be in memory as a whole.
 
     Args:
       parts: gives the parts of the image, real [h, w, C] of one dtype, in any order; it is called
-        once or, of other numbers than integers of up to 16 bits, three times for each channel.
-      percentiles: as there.
+        once for integers of up to 16 bits, and three times for each channel for other numbers.
+      percentiles: as for `grey_value_statistics`.
     """
     first = next(iter(parts()))
     few_values = first.dtype.kind in "biu" and first.dtype.itemsize <= 2
@@ -76,9 +76,9 @@ def _mean_and_std(extremes, low, count, total, squares):
     for extreme in extremes:
         if std > 0 and abs(extreme - low - mean) > _MAX_DISTANCE * std:
             raise ValueError(
-                f"holds a pixel of {extreme:g}, most are about {low + mean:.3g} with a standard "
-                f"deviation of {std:.3g}, expected none beyond {_MAX_DISTANCE:g} of these; replace "
-                "such pixels, by the median for example"
+                f"holds a pixel of {extreme:g}, but most are about {low + mean:.3g} with a "
+                f"standard deviation of {std:.3g}; expected all within {_MAX_DISTANCE:g} standard "
+                "deviations; replace such pixels, for example by the median"
             )
     return low + mean, std
 

@@ -1,4 +1,4 @@
-"""The memory and the processors that there are."""
+"""The memory and the processors of this machine."""
 
 import os
 import re
@@ -15,20 +15,20 @@ _UNTOLD_BYTES = 8 * 2**30
 
 @cache
 def host_memory_bytes() -> int:
-    """All of the machine's memory, whatever is in use now."""
+    """The machine's total memory, in use or not."""
     return psutil.virtual_memory().total
 
 
 @cache
 def device_memory_bytes() -> int:
-    """All of the memory that JAX computes in, whatever is in use now; on a CPU the machine's."""
+    """The total memory that JAX computes in, in use or not; on a CPU the machine's."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     untold = host_memory_bytes() if jax.default_backend() == "cpu" else _UNTOLD_BYTES
     return statistics.get("bytes_limit") or untold
 
 
 def fastest_dtype() -> str:
-    """What the network is fastest in: bfloat16 on an accelerator that has it, else float32."""
+    """The dtype in which the network is fastest: bfloat16 on accelerators with it, else float32."""
     device = jax.devices()[0]
     # Of NVIDIA's GPUs such as "9.0", where it begins with 8; those of other makers have it.
     generation = re.match(r"\d+", getattr(device, "compute_capability", ""))
@@ -37,11 +37,11 @@ def fastest_dtype() -> str:
 
 
 def cpu_cores() -> int:
-    """As many as this process may use."""
+    """The number of cores that this process may use."""
     # It may be confined to some of them; macOS and Windows do not tell.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether the device had not enough memory."""
+    """Whether the device did not have enough memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()

@@ -1,4 +1,4 @@
-"""HTML pages of a single file: their charts and pictures are addresses that hold them."""
+"""HTML pages in a single file: their charts and pictures are embedded as data addresses."""
 
 import base64
 import io
@@ -23,13 +23,13 @@ def save_page(
     values: Mapping[str, Any],
     filters: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Writes a page, which appears when it is complete.
+    """Writes a page, which appears only when it is complete.
 
     Args:
       file: to write, .html.
-      package: in whose folder `templates` the template lies.
+      package: the package whose folder `templates` holds the template.
       template: its name.
-      values: what it is given.
+      values: the values it is given.
       filters: its own functions, by name.
     """
     environment = Environment(
@@ -46,7 +46,7 @@ def save_page(
 
 
 def svg(figure: Figure) -> str:
-    """Of a chart."""
+    """The data address of a chart."""
     buffer = io.BytesIO()
     # The same result gives the same file.
     with matplotlib.rc_context({"svg.hashsalt": "unet_jax"}):
@@ -55,12 +55,12 @@ def svg(figure: Figure) -> str:
 
 
 def jpeg(pixels: np.ndarray) -> str:
-    """Of grey values or colours, uint8 [H, W] or [H, W, 3]."""
+    """The data address of grey values or colours, uint8 [H, W] or [H, W, 3]."""
     return _address(imagecodecs.jpeg_encode(np.ascontiguousarray(pixels), level=85), "jpeg")
 
 
 def png(pixels: np.ndarray) -> str:
-    """Of few colours, uint8 [H, W, 3]."""
+    """The data address of a picture with few colours, uint8 [H, W, 3]."""
     return _address(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=9), "png")
 
 

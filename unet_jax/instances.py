@@ -11,14 +11,14 @@ from unet_jax.checked_settings import check, setting
 
 @dataclass(frozen=True)
 class InstanceSettings:
-    """What `find_cells` goes by; in pixels of the image, but for the first and the third.
+    """The settings of `find_cells`; in pixels of the image, except the first and the third.
 
     Attributes:
-      threshold: cell is where its probability exceeds this.
-      largest_hole: holes of up to so many pixels are filled.
+      threshold: a pixel is cell if its probability of cell exceeds this.
+      largest_hole: holes of up to this many pixels are filled.
       neck_ratio: cells that touch are separated where they are narrower than this share of the
         smaller one, see `basins`; 0 separates none.
-      smallest_cell: what is smaller, without its border, is dropped.
+      smallest_cell: anything smaller, not counting its border, is dropped.
       border: how far a cell grows over the background that separates it from others.
     """
 
@@ -38,14 +38,14 @@ def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarra
 
     Args:
       probability: float [H, W] in [0, 1], of cell, such as `predict_tiled(...)[..., 1]`.
-      settings: see there.
+      settings: see `InstanceSettings`.
 
     Returns:
-      int32 [H, W]: 0 = background, 1 ... n = the cells by their first pixel, no two of which
+      int32 [H, W]: 0 = background, 1 ... n = the cells in the order of their first pixels; no two
       overlap.
 
     Raises:
-      ValueError: a probability of another shape, without pixels, or not in [0, 1].
+      ValueError: a probability that has another shape, has no pixels, or is not in [0, 1].
     """
     return grown(separate_cells(probability, settings), settings)
 
@@ -66,7 +66,7 @@ def separate_cells(probability: np.ndarray, settings: InstanceSettings) -> np.nd
 
 
 def fill_holes(background: np.ndarray, settings: InstanceSettings) -> np.ndarray:
-    """Where cell is, bool [H, W]: all but the background, without the holes that are small."""
+    """Where cells are, bool [H, W]: all but the background, with small holes filled."""
     # Cells are connected by their sides, so the background between them also by its corners.
     holes = ndimage.label(background, np.ones((3, 3)))[0]
     large = np.bincount(holes.ravel()) > settings.largest_hole
@@ -77,9 +77,9 @@ def fill_holes(background: np.ndarray, settings: InstanceSettings) -> np.ndarray
 def number_cells(
     summits: np.ndarray, sizes: np.ndarray, between: Passes, settings: InstanceSettings
 ) -> np.ndarray:
-    """The cell of each basin, int64 [n], numbered from 1 on; 0 where it is too small.
+    """The cell of each basin, int64 [n], numbered from 1; 0 where it is too small.
 
-    Arguments as of `joined`; the basins, and so the cells, are in the order of their first pixels.
+    Arguments as for `joined`; the basins, and so the cells, are in the order of their first pixels.
     """
     smallest = settings.smallest_cell
     cell = joined(summits, sizes, between, neck_ratio=settings.neck_ratio, smallest=smallest)
@@ -93,7 +93,7 @@ def number_cells(
 
 
 def grown(cells: np.ndarray, settings: InstanceSettings) -> np.ndarray:
-    """The cells, int [H, W], with the pixels around that are no farther than the border."""
+    """The cells, int [H, W], grown by the pixels around them up to the width of the border."""
     if settings.border < 1 or not cells.any():  # nothing is that near
         return cells
     nearest, distance = nearest_cells(cells)
@@ -101,9 +101,9 @@ def grown(cells: np.ndarray, settings: InstanceSettings) -> np.ndarray:
 
 
 def nearest_cells(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each pixel the cell that is nearest, as in `cells`, and the distance, float64 [H, W].
+    """For each pixel the nearest cell, as in `cells`, and its distance, float64 [H, W].
 
-    Without any cell neither means anything.
+    If there is no cell, neither means anything.
     """
     distance, nearest = ndimage.distance_transform_edt(cells == 0, return_indices=True)
     return cells[tuple(nearest)], distance

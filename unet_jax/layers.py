@@ -1,7 +1,7 @@
 """The layers of Fig. 1 in the form that compiles to the fastest code.
 
 They compute what `flax.linen.Conv`, `ConvTranspose` and `max_pool` do; only the time differs.
-`python -m benchmarks layers` measures each beside them.
+`python -m benchmarks layers` compares each with them.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ _CPU_OPTIONS: dict[str, str | bool] = {
 
 @cache
 def compiler_options(deterministic: bool = False) -> dict[str, str | bool]:
-    """What `jax.jit` is given as `compiler_options` for a function that runs the network.
+    """The `compiler_options` that `jax.jit` is given for a function that runs the network.
 
     Args:
-      deterministic: whether a GPU may only use what gives the same bits each time, whatever turns
-        out to be fastest when it is compiled. A CPU always does.
+      deterministic: whether a GPU may use only operations that give the same bits each time, rather
+        than those that turn out to be fastest when it is compiled. A CPU always does.
     """
     if jax.default_backend() == "gpu" and deterministic:
         return {"xla_gpu_deterministic_ops": True}
@@ -58,7 +58,7 @@ def _relu_jvp(primals, tangents):
 def max_pool2x2(x: jax.Array) -> jax.Array:
     """The largest of each 2x2 pixels: [N, H, W, C] -> [N, H / 2, W / 2, C], H and W even.
 
-    The gradient goes to the largest pixel, of equal ones to the first, row by row.
+    The gradient goes to the largest pixel, or to the first of equal ones, row by row.
     """
     # The gradient of XLA's own window reduction is a loop over single pixels on a CPU.
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])
@@ -79,9 +79,9 @@ def _max_pool2x2_jvp(primals, tangents):
 
 
 class Conv3x3(nn.Module):
-    """The convolution that is not padded: [N, H, W, C] -> [N, H - 2, W - 2, channels].
+    """The unpadded convolution: [N, H, W, C] -> [N, H - 2, W - 2, channels].
 
-    Attributes as those of `flax.linen.Conv`.
+    Attributes as in `flax.linen.Conv`.
     """
 
     channels: int
@@ -101,7 +101,7 @@ class UpConv2x2(nn.Module):
     """The up-convolution: [N, H, W, C] -> [N, 2 H, 2 W, channels].
 
     Each input pixel gives the 2x2 output pixels at its place, which no other one reaches: one
-    matrix product with the kernel, [2, 2, C, channels]. Attributes as those of `flax.linen.Conv`.
+    matrix product with the kernel, [2, 2, C, channels]. Attributes as in `flax.linen.Conv`.
     """
 
     channels: int
@@ -137,7 +137,7 @@ def _as_declared(kernel):
 
 @jax.custom_vjp
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution that is not padded: [N, H, W, C] -> [N, H - 2, W - 2, D], kernel [3, 3, C, D].
+    """An unpadded convolution: [N, H, W, C] -> [N, H - 2, W - 2, D], kernel [3, 3, C, D].
 
     On a CPU its gradient is written out, which makes a whole training step a tenth faster; that
     gradient can be differentiated again in either mode, but `jax.jvp` of the convolution itself

@@ -30,7 +30,7 @@ def weighted_cross_entropy(
 
 
 def mean_over_pixels(sums: jax.Array, pixels: jax.Array) -> jax.Array:
-    """The loss of a batch from each tile's sum and pixel number [N]; 0 if no pixel counts.
+    """The loss of a batch from the sum and the number of pixels of each tile [N]; 0 if none counts.
 
     Dividing makes the learning rate independent of the size of the tile.
     """

@@ -1,4 +1,4 @@
-"""What is measured of single cells: a table with a row for each."""
+"""The measurements of single cells: a table with a row for each cell."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ def measure(
     *,
     probability: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Measures the cells of one image, by scikit-image's `regionprops_table`.
+    """Measures the cells of one image with scikit-image's `regionprops_table`.
 
     Args:
       image: real [H, W] or [H, W, C].
       cells: int [H, W], the cell each pixel belongs to, 0 = none.
       pixel_size: of a pixel in micrometres, or its width and height; None = unknown.
-      probability: float [H, W, classes] in [0, 1], as of `predict_tiled`, for the last columns.
+      probability: float [H, W, classes] in [0, 1], from `predict_tiled`, for the last columns.
 
     Returns:
       The columns of the table, each [number of cells], in the order of the cells' numbers:
@@ -31,27 +31,26 @@ def measure(
       number.
       centre_x, centre_y, area, perimeter, equivalent_diameter (of the circle of the same area):
         their names end in _um and _um2, or _px and _px2 without a pixel size. The centre of the
-        first pixel lies at half a pixel, as in ImageJ. Where pixels are not square, to 0.1 %, the
-        perimeter is NaN.
-      eccentricity: of the ellipse of the same second moments, 0 for a circle, less than or equal
-        to 1.
-      orientation_degrees: by which its long axis is turned counterclockwise from the x axis, from 0
-        to 180; NaN for a circle.
+        first pixel lies at half a pixel, as in ImageJ. If pixels are not square to within 0.1 %,
+        the perimeter is NaN.
+      eccentricity: of the ellipse with the same second moments, from 0 for a circle to 1.
+      orientation_degrees: the angle by which its long axis is turned counterclockwise from the x
+        axis, from 0 to 180; NaN for a circle.
       solidity: the share of the convex hull that the cell covers.
-      mean, minimum, maximum: of the image; of several channels mean_1 and so on for each.
-      at_border: bool, it touches the image's border, which may cut it off.
-      mean_probability: of cell.
-      class: of more than two classes, the one that is most probable on average, from 1 on.
+      mean, minimum, maximum: of the image; for several channels mean_1 and so on for each.
+      at_border: bool, whether the cell touches the image's border, which may cut it off.
+      mean_probability: the mean probability of cell.
+      class: with more than two classes, the one that is most probable on average, from 1.
 
     Raises:
-      ValueError: shapes that do not fit one another, or a pixel size that is not positive.
+      ValueError: shapes that do not match, or a pixel size that is not positive.
     """
     from skimage.measure import regionprops_table  # slow to load
 
     for name, array in (("image", image), ("probability", probability)):
         if array is not None and array.shape[:2] != cells.shape:
             raise ValueError(
-                f"{name}: expected a shape that begins with {cells.shape} as the cells have, not "
+                f"{name}: expected a shape that begins with {cells.shape}, like the cells', not "
                 f"{array.shape}."
             )
     width, height = np.broadcast_to(1.0 if pixel_size is None else pixel_size, 2)
@@ -104,7 +103,7 @@ def measure(
 def grey_value_columns(
     mean: np.ndarray, minimum: np.ndarray, maximum: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Their columns of a table, for each channel; float [number of cells, C] each."""
+    """The columns of grey values in a table, for each channel; float [number of cells, C] each."""
     channels, columns = mean.shape[1], {}
     for channel in range(channels):
         ending = f"_{channel + 1}" if channels > 1 else ""

@@ -1,4 +1,4 @@
-"""A trained network with all that prediction needs."""
+"""A trained network with everything that prediction needs."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Model:
       network: the architecture.
       params: its parameters, each with a leading axis: the members of an ensemble, or one network.
       channels: channels of the images it was trained on.
-      scale: of the images that the network sees: 0.5 = half the resolution.
+      scale: of the images as the network sees them: 0.5 = half the resolution.
       percentiles: of the grey value normalisation, see `unet_jax.normalisation`.
       record: what the checkpoint says of its run; None for a model that was made in memory.
     """
@@ -34,19 +34,19 @@ class Model:
 
     @property
     def training(self) -> Training | None:
-        """How it was trained, where that is known."""
+        """How it was trained, if that is known."""
         return self.record.training if self.record else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """By class, the background first."""
+        """The names of the classes, the background first."""
         if self.training:
             return self.training.config.class_names
         return tuple(f"class {label}" for label in range(self.network.classes))
 
     @property
     def class_colours(self) -> tuple[str, ...]:
-        """Of pictures, by class; () = the usual ones."""
+        """The colours of the classes in pictures; () = the usual ones."""
         return self.training.config.class_colours if self.training else ()
 
     def sha256(self) -> str:

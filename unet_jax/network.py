@@ -13,14 +13,14 @@ from unet_jax.layers import Conv3x3, UpConv2x2, max_pool2x2, relu
 
 
 def context(depth: int) -> int:
-    """Pixels that one output pixel needs around it on each side: 92 at depth 5."""
+    """Pixels that an output pixel needs around it on each side: 92 at depth 5."""
     return 6 * 2 ** (depth - 1) - 4
 
 
 def valid_input_sides(side: int, depth: int) -> list[int]:
-    """The input sides nearest to `side` that the network takes: itself, or one below and above.
+    """The input sides nearest to `side` that the network takes: itself, or the next below and above.
 
-    A side is valid when every 2x2 max-pooling sees an even size: 16 k + 60 at depth 5, from 188 on.
+    A side is valid if every 2x2 max-pooling sees an even size: 16 k + 60 at depth 5, at least 188.
     """
     grid = 2 ** (depth - 1)
     smallest = 2 * context(depth) + min(grid, 4)
@@ -31,7 +31,7 @@ def valid_input_sides(side: int, depth: int) -> list[int]:
 
 
 def he_normal(incoming_nodes: int) -> nn.initializers.Initializer:
-    """Gaussian with standard deviation sqrt(2 / N), N incoming nodes of one neuron (Sect. 3).
+    """Gaussian with standard deviation sqrt(2 / N) for N incoming nodes of a neuron (Sect. 3).
 
     Not Flax's `he_normal`, which truncates the Gaussian.
     """
@@ -53,11 +53,11 @@ class UNet(nn.Module):
     depth - 1 times.
 
     Attributes:
-      width: channels of the first level; each level down has twice as many.
+      width: channels of the first level; each lower level has twice as many.
       depth: number of levels, the lowest included.
       classes: number of output channels.
       dropout_rate: rate of the drop-out "at the end of the contracting path".
-      dtype: what the convolutions compute in; the parameters are float32.
+      dtype: the dtype that the convolutions compute in; the parameters are float32.
     """
 
     width: int = setting(64, at_least=1, at_most=4096)
@@ -120,12 +120,12 @@ def centre_crop(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def contracting_path(params: dict[str, Any]) -> dict[str, Any]:
-    """Those of the network's layers, or of what is like them, that belong to its left half."""
+    """The network's layers, or a dict with the same keys, that belong to its left half."""
     return {name: layer for name, layer in params.items() if name.startswith("contracting")}
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def init_params(key: jax.Array, network: UNet, channels: int):
-    """Random float32 parameters for images of so many channels."""
+    """Random float32 parameters for images with this many channels."""
     side = valid_input_sides(0, network.depth)[0]
     return network.init(key, jnp.zeros((1, side, side, channels), jnp.float32))["params"]

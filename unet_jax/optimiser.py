@@ -1,4 +1,4 @@
-"""The optimiser of the paper (Sect. 3), SGD with a high momentum; and Adam, for short runs."""
+"""The optimiser of the paper (Sect. 3), SGD with a high momentum, and Adam for short runs."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from unet_jax.errors import InputError
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """How far each step goes; the paper gives the momentum alone.
+    """How far each step goes; the paper gives only the momentum.
 
     Attributes:
-      kind: "sgd", or "adam" with its usual momenta, which learns faster and to which those given
-        here mean nothing.
-      momentum: the final one; the paper's remembers a hundred steps.
-      initial_momentum: from 0.9 on the network leaves the first plateau far sooner.
-      momentum_warmup_steps: in which it rises.
-      peak_learning_rate: of SGD as if the momentum were the final one from the start.
-      warmup_steps: in which the learning rate rises.
+      kind: "sgd", or "adam" with its usual momenta, which learns faster and ignores the momenta
+        given here.
+      momentum: the final momentum; the paper's remembers a hundred steps.
+      initial_momentum: if it starts at 0.9, the network leaves the first plateau far sooner.
+      momentum_warmup_steps: the number of steps over which the momentum rises.
+      peak_learning_rate: for SGD, as if the momentum were the final one from the start.
+      warmup_steps: the number of steps over which the learning rate rises.
     """
 
     kind: str = setting("sgd", one_of=("sgd", "adam"))
@@ -47,9 +47,9 @@ def adam(
     *,
     steps: int | None = None,
 ) -> optax.GradientTransformation:
-    """Adam, whose state holds `learning_rate`; it rises and falls as that of `sgd`.
+    """Adam, whose state holds `learning_rate`; it rises and falls as in `sgd`.
 
-    Args and errors are those of `sgd`.
+    Args and errors as for `sgd`.
     """
     rate = _rise_and_fall(settings, steps)
     return optax.inject_hyperparams(optax.adam)(learning_rate=lambda step: rate(jnp.float32(step)))
@@ -67,9 +67,9 @@ def sgd(
     accumulates gradients before the learning rate multiplies them.
 
     Args:
-      settings: see there.
-      steps: of the whole run, more than warmup_steps; None where its end is not known: the ratio
-        then stays at its peak.
+      settings: see `OptimiserSettings`.
+      steps: of the whole run, more than warmup_steps; None if its end is not known: the ratio then
+        stays at its peak.
 
     Raises:
       InputError: the warm-up would take all steps.
@@ -99,5 +99,5 @@ def _rise_and_fall(settings: OptimiserSettings, steps: int | None) -> optax.Sche
     if steps is None:
         return optax.warmup_constant_schedule(0.0, peak, warmup)
     if steps <= warmup:
-        raise InputError(f"warmup_steps must be below {steps} steps, not {warmup}.")
+        raise InputError(f"warmup_steps must be below steps = {steps}, not {warmup}.")
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)

@@ -10,12 +10,12 @@ from unet_jax.compiled import compiled
 class Polygon(NamedTuple):
     """A piece of a cell, connected by the sides of pixels.
 
-    The corner (x, y) is the upper left one of the pixel in row y and column x, so that a cell of
-    one pixel has an area of 1. No ring touches itself, or repeats its first corner at its end; two
+    The corner (x, y) is the upper left corner of the pixel in row y and column x, so that a cell of
+    one pixel has an area of 1. No ring touches itself or repeats its first corner at its end; two
     rings may touch at a corner.
 
     Attributes:
-      outline: int32 [N, 2], the corners (x, y), clockwise as it is seen.
+      outline: int32 [N, 2], the corners (x, y), clockwise as seen on screen.
       holes: int32 [N, 2] for each hole, counterclockwise.
     """
 
@@ -24,13 +24,13 @@ class Polygon(NamedTuple):
 
 
 def outlines(cells: np.ndarray) -> dict[int, list[Polygon]]:
-    """The polygons of each cell, in which exactly its pixels lie.
+    """The polygons of each cell, which contain exactly its pixels.
 
     Args:
       cells: int [H, W], the cell each pixel belongs to, 0 = none.
 
     Returns:
-      By the number of each cell, its pieces; one for a cell that `find_cells` has found.
+      The pieces of each cell, by its number; a cell that `find_cells` has found has one.
     """
     from skimage.measure import label  # slow to load
 

@@ -56,35 +56,35 @@ def predict_tiled(
     averaging: str = "none",
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Class probabilities for each pixel of one image; a stack is a loop over its slices.
+    """Class probabilities for each pixel of one image; for a stack, call it for each slice.
 
     Args:
       model: from `unet_jax.load`.
       image: real and finite, [H, W] for a model of one channel, else [H, W, C]; any size and range.
       tile_side: pixels, the side of the network's input; `choose_tile_side` by default. The result
-        does not depend on it beyond rounding; where it does not fit the memory, smaller ones are
+        does not depend on it beyond rounding; if it does not fit into memory, smaller ones are
         tried, with a warning.
-      averaging: "none"; "rotations", the 7 of the paper by k 360 / 7 degrees; or "symmetries",
-        the 8 of the square. The probabilities are averaged after turning back.
+      averaging: "none"; "rotations", the paper's 7 rotations by k 360 / 7 degrees; or "symmetries",
+        the 8 symmetries of the square. The probabilities are turned back before they are averaged.
       out: float32 [H, W, classes] to write the result to, such as an array in a file; image and
-        result may then be larger than the memory, but not for a model of another scale than 1.
+        result may then be larger than the memory, but only if the model's scale is 1.
 
     Returns:
       float32 [H, W, classes], summing to 1 over the classes; 0 = background or membrane, 1 = cell.
 
     Raises:
-      ValueError: a masked array; an image of another shape than the model takes, without pixels,
-        not finite, or with a pixel too far from all others; a tile side that the network does not
-        take; an unknown `averaging`; an `out` of another shape or dtype.
+      ValueError: a masked array; an image that does not have the shape the model takes, has no
+        pixels, is not finite, or has a pixel too far from all others; a tile side that the network
+        does not take; an unknown `averaging`; an `out` of the wrong shape or dtype.
       MemoryError: not even the smallest tile fits.
     """
     image = _checked(image, model.channels)
     if averaging not in AVERAGING:
-        raise ValueError(f"averaging is one of {', '.join(AVERAGING)}, not {averaging!r}.")
+        raise ValueError(f"averaging must be one of {', '.join(AVERAGING)}, not {averaging!r}.")
     height, width, _ = image.shape
     shape = height, width, model.network.classes
     if out is not None and (out.shape != shape or out.dtype != np.float32):
-        raise ValueError(f"The result is float32 {shape}, but out is {out.dtype} {out.shape}.")
+        raise ValueError(f"out must be float32 {shape} like the result, not {out.dtype} {out.shape}.")
     if model.scale != 1:
         image = resized(image, scaled_size((height, width), model.scale))
         model = dataclasses.replace(model, scale=1.0)
@@ -127,7 +127,10 @@ def predict_tiled(
             if not is_out_of_memory(error):
                 raise
             logger.warning("Out of memory with %d tile(s) of side %d.", batch_size, fitting)
-    raise MemoryError(f"Not even one tile of side {fitting} fits; a smaller model.width would.")
+    raise MemoryError(
+        f"Not even one tile of side {fitting} fits into memory; a network with a smaller "
+        "model.width needs less."
+    )
 
 
 def predict_block(
@@ -140,24 +143,24 @@ def predict_block(
     tile_side: int,
     averaging: str = "none",
 ) -> np.ndarray:
-    """A block of what `predict_tiled` gives, bit for bit, from no more than its tiles see.
+    """A block of the result of `predict_tiled`, bit for bit, from only the pixels its tiles see.
 
     Args:
       model: of scale 1.
-      plane: the image [H, W, C], real and finite: an array, or what has its `shape` and gives
-        `plane[rows, columns]` of a store.
-      rows: those of the block, with a start and a stop.
-      columns: likewise.
+      plane: the image [H, W, C], real and finite: an array, or an object that has its `shape` and
+        gives `plane[rows, columns]` from a store.
+      rows: the rows of the block, with a start and a stop.
+      columns: its columns, likewise.
       statistics: of the whole plane, from `grey_value_statistics`.
-      tile_side: as of `predict_tiled`. Without averaging no pixel is predicted twice in blocks that
-        begin and end at multiples of its `tile_step`.
+      tile_side: as for `predict_tiled`. Without averaging, no pixel is predicted twice in blocks
+        that begin and end at multiples of its `tile_step`.
       averaging: "none" or "symmetries".
 
     Returns:
       float32 [h, w, classes].
 
     Raises:
-      jax.errors.JaxRuntimeError: the tiles do not fit the memory.
+      jax.errors.JaxRuntimeError: the tiles do not fit into memory.
     """
     depth, classes = model.network.depth, model.network.classes
     step, before = tile_step(tile_side, depth), context(depth)
@@ -188,7 +191,7 @@ def predict_block(
 
 
 def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
-    """Tile sides and numbers of tiles at a time, from what should fit to the least that works."""
+    """Tile sides and numbers of tiles at a time, from what should fit to the smallest possible."""
     batch_size = tiles_per_batch(network, side)
     yield side, batch_size
     if batch_size > 1:
@@ -234,8 +237,8 @@ _normalise_tiles = jax.jit(normalise)
 def tile_probabilities(network: UNet) -> Callable[[Any, jax.Array | np.ndarray], jax.Array]:
     """The compiled predict(params, tiles [N, side, side, C]) -> probabilities, float32.
 
-    Soft-max of the network's output for normalised tiles, and its mean over the ensemble, which is
-    the leading axis of the parameters; its members take turns, so that the memory is that of one.
+    Soft-max of the network's output for normalised tiles, averaged over the ensemble, which is the
+    leading axis of the parameters; its members take turns, so that the memory needed is that of one.
     """
 
     def predict(params, tiles):
@@ -258,12 +261,12 @@ def tile_step(tile_side: int, depth: int) -> int:
 
 
 def side_of_step(step: int, depth: int) -> int:
-    """The least tile side with such a `tile_step`, a multiple of the max-pooling grid."""
+    """The smallest tile side with this `tile_step`, a multiple of the max-pooling grid."""
     return valid_input_sides(step + 2 * context(depth) + 1, depth)[-1]
 
 
 def choose_tile_side(network: UNet, height: int, width: int) -> int:
-    """The tile side that takes the fewest operations for such an image and fits the memory."""
+    """The tile side that needs the fewest operations for an image of this size and fits in memory."""
 
     def input_pixels(step):
         side = side_of_step(step, network.depth)
@@ -300,8 +303,8 @@ def mirror_indices(start: int, stop: int, size: int) -> np.ndarray:
 def _checked(image, channels):
     if _is_masked(image):
         raise ValueError(
-            "The model takes no masked array, whose masked pixels would be taken for measured ones;"
-            " give image.filled(value)."
+            "The model does not take a masked array, because its masked pixels would be treated as"
+            " measured ones; give image.filled(value)."
         )
     image = np.asarray(image)
     expected = "[H, W]" if channels == 1 else f"[H, W, {channels}]"

@@ -1,4 +1,4 @@
-"""What a result depends on beside its inputs: the software, and the device it ran on."""
+"""What a result depends on besides its inputs: the software, and the device it ran on."""
 
 import subprocess
 from importlib.metadata import version
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the checkout that this code lies in, and whether it was changed since."""
+    """The commit of the checkout that contains this code, and whether it was changed since."""
     here = Path(__file__)
 
     def git(*arguments):

@@ -1,4 +1,4 @@
-"""What `checkpoint.json` holds: a typed record of the run, with one way to and from JSON."""
+"""What `checkpoint.json` holds: a typed record of the run, and its conversion to and from JSON."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ _LARGE = ("splits", "data", "images")
 
 @dataclass(frozen=True)
 class StartedFrom:
-    """The run that a network has begun with, see `run.start_from`.
+    """The run that a network started from, see `run.start_from`.
 
     Attributes:
       checkpoint: its folder, as given.
@@ -46,9 +46,9 @@ class Training:
       splits: the names of the images in `train`, `validation` and `test`.
       data: the digests of images with their masks, by name.
       images: the digests of the images alone, by name; empty in older checkpoints.
-      started_from: the run that it began with, if any.
+      started_from: the run that it started from, if any.
       fold: the part that was left out.
-      folds: number of parts; 1 without a cross-validation.
+      folds: the number of parts; 1 without cross-validation.
       command: what the user typed, if it was a command.
       versions: of the packages, and the device.
     """
@@ -67,16 +67,16 @@ class Training:
 
 @dataclass(frozen=True)
 class Record:
-    """What a checkpoint holds beside its arrays.
+    """What a checkpoint holds besides its arrays.
 
     Attributes:
       network: the architecture.
       channels: of the images.
-      scale: of the images that the network sees; 0.5 = half the resolution.
+      scale: of the images as the network sees them; 0.5 = half the resolution.
       percentiles: of the grey value normalisation.
-      step: how many steps the network was trained.
-      validation: `loss` and errors of this step, None where it was not validated.
-      training: how it was trained, None where that is not known.
+      step: how many steps the network was trained for.
+      validation: `loss` and errors of this step, None if it was not validated.
+      training: how it was trained, None if that is not known.
     """
 
     network: UNet
@@ -88,7 +88,7 @@ class Record:
     training: Training | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, as `read_record` takes them."""
+        """JSON values, in the form that `read_record` takes."""
         values: dict[str, Any] = {
             "model": as_dict(self.network),
             "channels": self.channels,
@@ -109,13 +109,13 @@ class Record:
 
 
 def read_record(values: Any) -> Record:
-    """The record of a checkpoint of any version.
+    """The record of a checkpoint written by any version.
 
     Args:
       values: JSON that may come from a stranger.
 
     Raises:
-      InputError: a value that no checkpoint of this program holds, or one that is missing.
+      InputError: a value is missing, or is not one that a checkpoint of this program holds.
     """
     try:
         return _read(values)
@@ -204,7 +204,7 @@ def _has_types(values: Mapping[str, Any], kind: type) -> bool:
 
 
 def _depth(value) -> int:
-    """How often JSON objects and arrays are nested."""
+    """How deeply JSON objects and arrays are nested."""
     if isinstance(value, Mapping | list):
         inner = value.values() if isinstance(value, Mapping) else value
         return 1 + max(map(_depth, inner), default=0)

@@ -1,4 +1,4 @@
-"""Where a run's annotated images come from: what the `data` part of a configuration may hold."""
+"""Where a run's annotated images come from: the `data` part of a configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Isbi2012:
 
     Attributes:
       source: the name of this kind of data.
-      scale: of what the network sees; 0.5 = half the resolution.
+      scale: of the images as the network sees them; 0.5 = half the resolution.
       train: slices to train on: first, last + 1.
-      validation: those that choose the best step.
-      test: those that are opened by `eval.py` only.
+      validation: slices used to choose the best step.
+      test: slices that only `eval.py` opens.
     """
 
     source: str = setting("isbi2012", one_of=("isbi2012",))
@@ -39,17 +39,17 @@ class Isbi2012:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Made-up electron micrographs.
+    """Synthetic electron micrographs.
 
     Attributes:
       source: the name of this kind of data.
-      scale: of what the network sees; 0.5 = half the resolution.
+      scale: of the images as the network sees them; 0.5 = half the resolution.
       seed: another number makes other pictures.
       height: of each picture, in pixels.
       width: of each picture, in pixels.
       train: pictures to train on: first, last + 1.
-      validation: those that choose the best step.
-      test: those that are opened by `eval.py` only.
+      validation: pictures used to choose the best step.
+      test: pictures that only `eval.py` opens.
     """
 
     source: str = setting("synthetic", one_of=("synthetic",))
@@ -72,14 +72,14 @@ class Folder:
 
     Attributes:
       source: the name of this kind of data.
-      scale: of what the network sees; 0.5 = half the resolution.
+      scale: of the images as the network sees them; 0.5 = half the resolution.
       images: the folder of images.
       labels: the folder of masks.
       mask_rule: what the numbers in a mask mean: binary, classes or instances.
       ignore_value: mask pixels that do not count, such as 255; -1 = there are none.
       minus_one: what -1 in a mask means: background or ignored; empty = there is none.
-      validation_fraction: of the files: chooses the best step.
-      test_fraction: of the files: opened by `eval.py` only.
+      validation_fraction: share of the files used to choose the best step.
+      test_fraction: share of the files that only `eval.py` opens.
       split_seed: another number draws other files.
     """
 
@@ -101,18 +101,18 @@ class Folder:
 
 @dataclass(frozen=True)
 class CellTracking:
-    """A data set of the Cell Tracking Challenge: one sequence to train on, one to be tested on.
+    """A data set of the Cell Tracking Challenge: one sequence to train on and one to test on.
 
     Attributes:
       source: the name of this kind of data.
-      scale: of what the network sees; 0.5 = half the resolution.
+      scale: of the images as the network sees them; 0.5 = half the resolution.
       dataset: its published name, or a folder in the challenge's layout.
-      train_sequence: such as "01".
-      test_sequence: opened by `eval.py` only.
-      validation_every: of the annotated frames: they choose the best step.
-      truth: of the training frames: gold, or silver, which is computed, and for all frames.
-      partly_annotated: frames in which cells are left out, or ("all",): background more than 20
-        pixels from any annotated cell is ignored there.
+      train_sequence: the sequence to train on, such as "01".
+      test_sequence: the sequence that only `eval.py` opens.
+      validation_every: every n-th annotated frame is used to choose the best step.
+      truth: of the training frames: gold, or silver, which is computed and covers all frames.
+      partly_annotated: frames in which not all cells are annotated, or ("all",): background more
+        than 20 pixels from any annotated cell is ignored there.
     """
 
     source: str = setting("cell_tracking", one_of=("cell_tracking",))
@@ -133,14 +133,15 @@ Data = Isbi2012 | Synthetic | Folder | CellTracking
 
 
 def read_data(values: Mapping[str, Any]) -> Data:
-    """The settings of one source, by the `source` that `values` name.
+    """The settings of the source that `values` names.
 
     Raises:
-      InputError: no such source; a line for each key that it does not know, and for each value
-        that makes no sense.
+      InputError: there is no such source; with a line for each unknown key and each value that
+        makes no sense.
     """
     name = values.get("source")
     for kind in get_args(Data):
         if kind.source == name:
             return read(kind, values, "config.data")
-    raise InputError(f"data.source is isbi2012, cell_tracking, folder or synthetic, not {name!r}.")
+    known = "isbi2012, cell_tracking, folder or synthetic"
+    raise InputError(f"data.source must be {known}, not {name!r}.")

@@ -17,13 +17,13 @@ from unet_jax.network import UNet, context, contracting_path, init_params
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes from step to step; there is no random key in it.
+    """Everything that changes from step to step; it contains no random key.
 
     Attributes:
-      step: int32, how many have been done.
-      params: what the next step goes on from.
-      opt_state: of the optimiser.
-      average: of the parameters over the last steps, see `make_train_step`; None without one.
+      step: int32, the number of steps done.
+      params: the parameters that the next step continues from.
+      opt_state: the state of the optimiser.
+      average: of the parameters over the last steps, see `make_train_step`; None if not averaged.
     """
 
     step: jax.Array
@@ -33,7 +33,7 @@ class TrainState:
 
     @property
     def result(self) -> Any:
-        """The parameters to predict with: the average, where there is one."""
+        """The parameters to predict with: the average, if there is one."""
         return self.params if self.average is None else self.average
 
 
@@ -45,7 +45,7 @@ def create_train_state(
     *,
     averaged: bool = False,
 ) -> TrainState:
-    """The state before the first step, for images of so many channels; with an average or not."""
+    """The state before the first step for images with this many channels, averaged or not."""
     params = init_params(key, network, channels)
     average = jax.tree.map(jnp.copy, params) if averaged else None
     return TrainState(jnp.int32(0), params, optimiser.init(params), average)
@@ -72,13 +72,13 @@ def make_train_step(
 ) -> TrainStep:
     """The compiled train_step(state, batch, key) -> (state, metrics).
 
-    A batch is a `Crop` whose arrays have a leading axis of the batch. One call augments, computes
-    loss and gradient, and updates; the state passed in is used up. A frozen contracting path stays
-    bit for bit as it is, and has no part in the gradient's norm. For `deterministic` see
+    A batch is a `Crop` whose arrays have a leading batch axis. One call augments, computes loss and
+    gradient, and updates; the state passed in is used up (donated). A frozen contracting path stays
+    as it is, bit for bit, and does not count in the gradient's norm. For `deterministic` see
     `layers.compiler_options`.
 
-    After step t a state's average goes 1 / (1 + average_over t) of the way to the parameters: it
-    remembers this share of the steps so far.
+    After step t a state's average moves 1 / (1 + average_over t) of the way to the parameters: it
+    remembers the share `average_over` of the steps so far.
 
     In a mesh of devices (`jax.set_mesh`) the batch may be sharded along its leading axis, on Auto
     or Explicit axes; state and key are replicated, and so are the results.
@@ -108,7 +108,7 @@ def pure_train_step(
     freeze_contracting_path: bool = False,
     average_over: float = 0.0,
 ) -> TrainStep:
-    """The step of `make_train_step` to be compiled as part of something larger."""
+    """The step of `make_train_step`, not compiled, for use inside a larger compiled function."""
 
     def train_step(state, batch, key):
         dropout_key = jax.random.split(key)[1]

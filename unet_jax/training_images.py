@@ -1,7 +1,7 @@
 """From annotated images to the crops that a training step takes.
 
-The images lie on the device; or, where they do not fit, on the host, which cuts the crops of the
-next step while the device computes; or, where they do not fit there either, they are read for each
+The images lie on the device; if they do not fit there, on the host, which cuts the crops of the
+next step while the device computes; if they do not fit there either, they are read again for each
 step, some steps ahead.
 """
 
@@ -35,10 +35,10 @@ _READ_AHEAD = 4
 
 
 class Draw(NamedTuple):
-    """What chance decides of one step, as a pure function of its number.
+    """What is drawn at random for one step, as a pure function of its number.
 
     Attributes:
-      step: its number, from 1 on.
+      step: its number, from 1.
       indices: int [B], which examples it sees.
       key: the random key of the step.
     """
@@ -52,7 +52,7 @@ class Draw(NamedTuple):
 class AnnotatedImages:
     """All pixels of all training images, image by image and row by row.
 
-    So the memory is that of the pixels, whatever the sizes of the images. All arrays are on the
+    So only the pixels take memory, whatever the sizes of the images. The arrays are all on the
     device, or all on the host.
 
     Attributes:
@@ -61,8 +61,8 @@ class AnnotatedImages:
       weights: float32 [P].
       sizes: int32 [N, 2], height and width of each image.
       first: int32 [N], on the host int64, the number of each image's first pixel.
-      places: of sparsely annotated images int32 [N, 1000, 2], annotated pixels at which tiles are
-        taken, so that none is without; else None.
+      places: for sparsely annotated images, int32 [N, 1000, 2], annotated pixels at which tiles are
+        taken, so that each tile has one; otherwise None.
       largest: height and width that no image exceeds.
     """
 
@@ -85,8 +85,8 @@ def annotated_images(
 ) -> AnnotatedImages:
     """The pixels of the examples, with their weight maps [H, W].
 
-    On the device, or on each one of the mesh; as NumPy arrays if all would take more than half of
-    its memory.
+    On the device, or on each device of the mesh; as NumPy arrays if together they would take more
+    than half of its memory.
     """
     # On the host, where NumPy normalises them in 64 bits.
     images = [np.asarray(e.image).reshape(*e.labels.shape, -1) for e in examples]
@@ -122,11 +122,11 @@ def _places(example):
 
 @dataclass(frozen=True)
 class UnreadImages:
-    """Training images that are read, separated, normalised and weighted for each step anew.
+    """Training images that are read, separated, normalised and weighted again for each step.
 
     Attributes:
-      examples: to be read in several threads at once, such as an `Unread`.
-      facts: of each as it is there after `separated`.
+      examples: such as an `Unread`; they are read in several threads at once.
+      facts: about each example after `separated`.
       class_weight: float32 [classes], see `class_weights`.
       weight_map: w0 and sigma.
     """
@@ -154,14 +154,14 @@ class UnreadImages:
 
     @property
     def on_device(self) -> bool:
-        """They are not."""
+        """Always false: they are read on the host."""
         return False
 
     def read(self, number: int) -> Example:
         """One of them, separated.
 
         Raises:
-          RunFailed: it cannot be read any more, or has another size than before.
+          RunFailed: it cannot be read any more, or its size has changed.
         """
         name, size, *_ = self.facts[number]
         try:
@@ -169,7 +169,7 @@ class UnreadImages:
         except InputError as error:
             raise RunFailed(*error.args) from error
         if example.labels.shape != size:
-            raise RunFailed(f"{name}: has changed since the run began, its size is not {size}.")
+            raise RunFailed(f"{name}: has changed since the run began; its size was {size}.")
         return separated(example)
 
 
@@ -184,8 +184,8 @@ def batches(
 ) -> Iterator[tuple[Draw, Crop]]:
     """The batch of each draw, cut and sent to the device one step ahead in a thread.
 
-    For images on the host; each device of the mesh is sent its part. Those that are to be read are
-    so some steps ahead, in as many threads. Arguments as of `take`.
+    For images on the host; each device of the mesh is sent its part. Images that have to be read
+    are read some steps ahead, in as many threads. Arguments as for `take`.
     """
     ahead = _READ_AHEAD if isinstance(images, UnreadImages) else 1
     geometry = {"tile_side": tile_side, "context": context}
@@ -218,20 +218,20 @@ def take(
     tile_side: int,
     context: int,
 ) -> Crop:
-    """A batch of crops for `augmentation.augment`: of each image what its tile can reach.
+    """A batch of crops for `augmentation.augment`: the part of each image that its tile can reach.
 
     Args:
-      images: see there.
+      images: see `AnnotatedImages` and `UnreadImages`.
       indices: int [B], which of them.
-      keys: random keys [B], those that `augment` will be given: they say where a tile lies.
-      settings: as of `augment`.
-      tile_side: as of `augment`.
-      context: as of `augment`.
+      keys: random keys [B], the same as for `augment`: they decide where a tile lies.
+      settings: as for `augment`.
+      tile_side: as for `augment`.
+      context: as for `augment`.
 
     Returns:
-      `image` [B, h, w, C] and so on, on the device or, of images on the host, there. [h, w] is the
-      size of the largest image, its pixels at the end those of the edge where an image is smaller.
-      Where a tile reaches less than that, [h, w] is what it reaches, with a `corner`.
+      `image` [B, h, w, C] and so on, on the device, or on the host if the images are there. [h, w]
+      is the size of the largest image; smaller images are padded at the end with their edge pixels.
+      If a tile reaches less than that, [h, w] is what it reaches, with a `corner`.
     """
     size, first = images.sizes[indices], images.first[indices]
     places = None if images.places is None else images.places[indices]
@@ -294,7 +294,7 @@ def _corners(keys, sizes, places, settings, **options):
 def batch_indices(step: int, examples: int, batch_size: int, seed: int) -> np.ndarray:
     """Which examples a step sees, int [batch_size]: in each epoch all of them in random order.
 
-    A pure function of the step, so that a run that goes on sees what it would have seen.
+    A pure function of the step, so that a resumed run sees the same examples as without the stop.
     """
     first, end = step * batch_size, (step + 1) * batch_size
     epochs = range(first // examples, (end - 1) // examples + 1)

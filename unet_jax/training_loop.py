@@ -1,4 +1,4 @@
-"""Training on examples, step by step; what a run in a folder adds is in `run.fit`."""
+"""Training on examples, step by step; for a run with a folder, see `run.fit`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,10 +44,10 @@ METRICS = ("loss", "gradient_norm", "learning_rate")
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps done at once.
+    """Steps done in one call.
 
     Attributes:
-      numbers: theirs, from 1 on.
+      numbers: their numbers, from 1.
       values: float32 [at least as many, 3], their `METRICS`, on the device.
     """
 
@@ -55,7 +55,7 @@ class Steps:
     values: jax.Array
 
     def metrics(self) -> list[dict[str, float]]:
-        """Of each step, its `METRICS` by name; waits for the device."""
+        """The `METRICS` of each step by name; waits for the device."""
         rows = np.asarray(self.values)[: len(self.numbers)].tolist()
         return [dict(zip(METRICS, row, strict=True)) for row in rows]
 
@@ -65,9 +65,9 @@ class Progress:
     """Where training is.
 
     Attributes:
-      steps: those done since the `Progress` before, a single one unless `steps_at_once` says more.
-      state: after them; the next step uses it up.
-      network: what is trained.
+      steps: the steps done since the previous `Progress`; one unless `steps_at_once` is larger.
+      state: the state after them; the next step uses it up.
+      network: the network that is trained.
     """
 
     steps: Steps
@@ -76,19 +76,19 @@ class Progress:
 
     @property
     def step(self) -> int:
-        """The number of the last step done, from 1 on."""
+        """The number of the last step done, from 1."""
         return self.steps.numbers[-1]
 
     @property
     def metrics(self) -> dict[str, float]:
         """The last step's `loss` and so on, see `make_train_step`; waits for the device.
 
-        `learning_rate` is NaN if the optimiser does not tell it.
+        `learning_rate` is NaN if the optimiser does not report it.
         """
         return self.steps.metrics()[-1]
 
     def model(self) -> Model:
-        """The network as it is now, for `predict_tiled`; later steps leave it as it is."""
+        """The network as it is now, for `predict_tiled`; later steps do not change it."""
         return Model.of(self.network, self.state.result)
 
 
@@ -101,33 +101,33 @@ def train(
     class_weight: np.ndarray | None = None,
     steps_at_once: int = 1,
 ) -> Iterator[Progress]:
-    """Trains on examples; a step is done when the iterator is asked for the next.
+    """Trains on examples; a step is done each time the iterator is asked for the next item.
 
         for progress in unet_jax.train(examples, configuration):
             if progress.step == 1000:
                 break
         model = progress.model()
 
-    It may be left at any step and runs in any thread. A ridge of background is put between touching
-    cells, see `separated`. Several devices share each batch, see `devices.data_mesh`; of several
-    processes each gives the same examples.
+    You can stop at any step and run it in any thread. A ridge of background is put between touching
+    cells, see `separated`. Several devices share each batch, see `devices.data_mesh`; if there are
+    several processes, each gives the same examples.
 
     Args:
-      examples: to train on, of one number of channels and any sizes. A list or tuple is prepared
-        and kept in memory. Of any other sequence each example is asked for once at the beginning,
-        and again for each step that sees it, some steps ahead and in several threads at once: they
-        may be more than the memory holds, and give the same steps bit for bit.
-      configuration: `model`, `weight_map`, `augmentation`, `optimiser` and `train` of it count;
-        with `train.start_from` the state is to be given.
-      optimiser: another one than the configuration's; there is no last step then.
-      state: to go on from, which is used up; by default a new one, drawn by the seed.
+      examples: to train on, of any sizes but with the same number of channels. A list or tuple is
+        prepared and kept in memory. From any other sequence, each example is requested once at the
+        beginning and again for each step that sees it, some steps ahead and in several threads at
+        once: such examples may exceed the memory, and give the same steps bit for bit.
+      configuration: its `model`, `weight_map`, `augmentation`, `optimiser` and `train` are used; if
+        it has a `train.start_from`, a state must be given.
+      optimiser: to use instead of the configuration's; there is no last step then.
+      state: to continue from, which is used up; by default a new one, drawn with the seed.
       class_weight: float32 [classes], by default `class_weights` of the examples.
-      steps_at_once: more than 1 spares an accelerator the host's time for each of them. They end at
-        multiples of this number and of `train.validate_every`. Steps on images that are too large
-        for the device are done one by one.
+      steps_at_once: more than 1 saves an accelerator from waiting for the host after each step.
+        Blocks end at multiples of this number and of `train.validate_every`. Steps on images that
+        are too large for the device are done one by one.
 
     Raises:
-      InputError: no examples, or such that do not go with each other or with the network; no state
+      InputError: no examples, or examples that do not fit each other or the network; no state
         although the configuration starts from another run.
     """
     settings, network = configuration.train, configuration.model
@@ -149,7 +149,7 @@ def train(
         last = None
     if state is None:
         if settings.start_from:
-            raise InputError("With config.train.start_from a state is to be given; `fit` does it.")
+            raise InputError("With config.train.start_from, give a state; `fit` does this for you.")
         state = initial_state(configuration, optimiser, facts[0].channels)
     if class_weight is None:
         class_weight = balanced(np.sum([f.pixels[:-1] for f in facts], 0))
@@ -197,7 +197,7 @@ def compiled_steps(
 ):
     """The steps(state, given, count, key, images) -> (state, values), which use up the state.
 
-    All that a step needs is computed in there: its key, crops and learning rate.
+    Everything that a step needs is computed in there: its key, crops and learning rate.
     """
     settings = configuration.train
     geometry = _geometry(configuration)
@@ -228,7 +228,7 @@ def compiled_steps(
 
 
 def _blocks(first: int, last: int | None, at_once: int, validate_every: int) -> Iterator[range]:
-    """The steps from the first one on, divided into those that are done at once."""
+    """The steps from the first one, divided into blocks that are done in one call."""
     while last is None or first <= last:
         ends = [-(-first // multiple) * multiple for multiple in (at_once, validate_every)]
         end = min(ends if last is None else [*ends, last])
@@ -243,7 +243,7 @@ def _given(
     configuration: Configuration,
     mesh: Mesh | None,
 ) -> Iterator[tuple[range, np.ndarray | Crop]]:
-    """What each block is trained on: indices [at_once, B] of images on the device, else crops."""
+    """What each block is trained on: indices [at_once, B] of images on the device, or crops."""
     settings, count = configuration.train, len(images.sizes)
     if images.on_device:
         for numbers in blocks:
@@ -267,25 +267,25 @@ def _geometry(configuration: Configuration) -> dict[str, int]:
 def initial_state(
     configuration: Configuration, optimiser: optax.GradientTransformation, channels: int
 ) -> TrainState:
-    """The state before the first step, drawn by the configuration's seed."""
+    """The state before the first step, drawn with the configuration's seed."""
     key = jax.random.split(jax.random.key(configuration.train.seed))[0]
     averaged = configuration.train.average_over > 0
     return create_train_state(key, configuration.model, optimiser, channels, averaged=averaged)
 
 
 def training_key(settings: TrainSettings) -> jax.Array:
-    """The random key that all steps derive theirs from."""
+    """The random key from which the keys of all steps are derived."""
     return jax.random.split(jax.random.key(settings.seed))[1]
 
 
 def draw(key: jax.Array, step: int, examples: int, settings: TrainSettings) -> Draw:
-    """What chance decides of a step, from 1 on, with so many examples and the `training_key`."""
+    """What is drawn for a step, from 1, for this many examples and the `training_key`."""
     indices = batch_indices(step - 1, examples, settings.batch_size, settings.seed)
     return Draw(step, indices, jax.random.fold_in(key, step))
 
 
 def _looked_through(examples: Sequence[Example], classes: int) -> Sequence[Facts]:
-    """What is to be known of examples that are not in memory; each is read once, unless known."""
+    """The facts about examples that are not in memory; each is read once, unless known."""
     if isinstance(examples, Unread):
         return examples.facts
     first = examples[0]
@@ -303,7 +303,7 @@ def _check(example: Example, first: Example, classes: int) -> None:
     if not example.labels.shape == example.instances.shape == expected:
         raise InputError(
             f"{example.name}: labels and instances are {example.labels.shape} and "
-            f"{example.instances.shape}, expected {expected} as the image"
+            f"{example.instances.shape}, expected {expected} like the image"
         )
     if example.channels != first.channels:
         raise InputError(
@@ -312,6 +312,6 @@ def _check(example: Example, first: Example, classes: int) -> None:
         )
     for label in (np.min(example.labels), np.max(example.labels)):
         if not IGNORED <= label < classes:
-            raise InputError(f"{example.name}: holds class {label}, the network has {classes}")
+            raise InputError(f"{example.name}: holds class {label}, but the network has {classes}")
     if not are_grey_values(example.image):
         raise InputError(f"{example.name}: holds NaN, infinite or huge pixels")

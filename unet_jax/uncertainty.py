@@ -1,4 +1,4 @@
-"""How sure a prediction is: several opinions on each pixel, and how far they agree.
+"""How certain a prediction is: several opinions on each pixel, and how far they agree.
 
 Opinions are those of the members of an ensemble, or of one network that sees the image turned and
 mirrored in the 8 ways of the square.
@@ -30,24 +30,24 @@ def predict_with_uncertainty(
     Args:
       model: from `unet_jax.load`.
       image: as for `predict_tiled`.
-      averaging: as for `predict_tiled`. The members of an ensemble, each so averaged, are compared;
-        of a single network the views are, which have to be "symmetries".
+      averaging: as for `predict_tiled`. For an ensemble, its members, each averaged like this, are
+        compared; for a single network, the views, which must be "symmetries".
       out: float32 [H, W, classes] to write the mean to, such as an array in a file.
       uncertainty: float32 [H, W, 2] to write the other result to.
       scratch: float32 [H, W, classes], for each prediction in turn.
 
     Returns:
-      float32 [H, W, classes], the mean, as of `predict_tiled`; and float32 [H, W, 2]: the entropy
+      float32 [H, W, classes], the mean, as from `predict_tiled`; and float32 [H, W, 2]: the entropy
       of the mean, in bits, from 0 to log2(classes), and the spread: for two classes the standard
-      deviation of the probability of cell, from 0 to 0.5, for several the root of half the sum of
-      the classes' variances. What is below 0.001 of it may be rounding.
+      deviation of the probability of cell, from 0 to 0.5; for more, the square root of half the sum
+      of the classes' variances. A spread below 0.001 may be rounding.
 
     Raises:
-      ValueError: there is a single opinion; or as `predict_tiled`.
+      ValueError: there is only one opinion; otherwise as `predict_tiled`.
     """
     if not has_opinions(model, averaging):
         raise ValueError(
-            "A single network has one opinion: uncertainty wants averaging=symmetries, or an "
+            "A single network has only one opinion: uncertainty needs averaging=symmetries, or an "
             "ensemble, such as that of a cross-validation."
         )
     shape = *image.shape[:2], model.network.classes
@@ -78,7 +78,7 @@ def predict_with_uncertainty(
 
 
 def has_opinions(model: Model, averaging: str) -> bool:
-    """Whether there are several to compare, see `predict_with_uncertainty`."""
+    """Whether there are several opinions to compare, see `predict_with_uncertainty`."""
     return _members(model) > 1 or averaging == "symmetries"
 
 

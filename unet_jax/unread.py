@@ -15,17 +15,17 @@ _U = TypeVar("_U")
 
 
 class Facts(NamedTuple):
-    """What is known of an example without its pixels.
+    """What is known about an example without its pixels.
 
     Attributes:
-      name: its own.
+      name: the name of the example.
       size: height and width in pixels.
       channels: of the image.
-      pixels: of each class, and last those ignored.
-      has_cells: whether there is any.
-      sha256: see `example.sha256`; empty where nobody asks for it.
-      image_sha256: see `example.image_sha256`; empty where nobody asks for it.
-      seen: the same as the network sees it, at the run's scale and with touching cells separated.
+      pixels: the number of pixels of each class, and last of the ignored ones.
+      has_cells: whether there is any cell.
+      sha256: see `example.sha256`; empty if it is not needed.
+      image_sha256: see `example.image_sha256`; empty if it is not needed.
+      seen: the same facts as the network sees it: at the run's scale, touching cells separated.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Unread(Sequence[Example]):
     """Examples that are read each time they are asked for."""
 
     def __init__(self, read: Callable[[int], Example], facts: Sequence[Facts]):
-        """Of as many examples as there are facts; `read` is called in several threads at once."""
+        """As many examples as there are facts; `read` is called in several threads at once."""
         self._read, self.facts = read, facts
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of examples."""
         return len(self.facts)
 
     @overload
@@ -59,7 +59,7 @@ class Unread(Sequence[Example]):
         return [*map(self._read, numbers)] if isinstance(index, slice) else self._read(numbers)
 
     def __add__(self, others: "Unread") -> "Unread":
-        """These and then the others."""
+        """These, followed by the others."""
         end = len(self)
         return Unread(
             lambda i: self._read(i) if i < end else others._read(i - end),
@@ -67,7 +67,7 @@ class Unread(Sequence[Example]):
         )
 
     def changed(self, change: Callable[[Example], Example], facts: Sequence[Facts]) -> "Unread":
-        """The same ones, each changed when it has been read."""
+        """The same examples, each changed after it has been read."""
         return Unread(lambda i: change(self._read(i)), facts)
 
     def chosen(self, numbers: Sequence[int]) -> "Unread":
@@ -113,7 +113,7 @@ def image_digests(examples: Examples) -> list[tuple[str, str]]:
 
 
 def pixels_of(examples: Examples, classes: int) -> np.ndarray:
-    """int64 [N, classes + 1]: of each example the pixels of each class, and those ignored."""
+    """int64 [N, classes + 1]: the number of pixels of each class in each example, ignored last."""
     if isinstance(examples, Unread):
         return np.array([facts.pixels for facts in examples.facts])
     return np.array([_pixels(example.labels, classes) for example in examples])
@@ -124,7 +124,7 @@ def _pixels(labels, classes):
 
 
 def facts_of(example: Example, classes: int) -> Facts:
-    """What is to be known of an example, without digests."""
+    """The facts about an example, without digests."""
     height, width = example.labels.shape
     return Facts(
         example.name,
@@ -136,13 +136,13 @@ def facts_of(example: Example, classes: int) -> Facts:
 
 
 def are_sparse(facts: Sequence[Facts]) -> bool:
-    """As `example.is_sparse` of the examples."""
+    """`example.is_sparse` for these examples."""
     pixels = np.sum([f.pixels for f in facts], 0)
     return not any(f.has_cells for f in facts) and pixels[:-1].sum() / pixels.sum() < SPARSE
 
 
 def in_threads(function: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:
-    """The function of each item, in order; a few at a time, as the results may be large."""
+    """The function's result for each item, in order; a few at a time, as they may be large."""
     items, threads = iter(items), cpu_cores()
     with ThreadPoolExecutor(threads) as pool:
         while some := [*islice(items, 4 * threads)]:

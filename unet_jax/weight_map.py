@@ -25,8 +25,8 @@ class WeightMapSettings:
     """How much the background between cells weighs.
 
     Attributes:
-      w0: weight of a border of no width.
-      sigma: how far from the cells it reaches, in pixels.
+      w0: weight of a border of zero width.
+      sigma: how far from the cells the weight reaches, in pixels.
     """
 
     w0: float = setting(10.0, at_least=0)
@@ -45,14 +45,14 @@ def class_weights(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
       classes: K.
 
     Returns:
-      float32 [classes]; 0, with a notice, for a class that does not occur.
+      float32 [classes]; 0, with a warning, for a class that does not occur.
     """
     pixels = [np.bincount(a[a != IGNORED], minlength=classes) for a in labels]
     return balanced(np.sum(pixels, axis=0))
 
 
 def balanced(pixels: np.ndarray) -> np.ndarray:
-    """The `class_weights` of so many pixels of each class, int [classes]."""
+    """The `class_weights` for the number of pixels of each class, int [classes]."""
     for absent in np.flatnonzero(pixels == 0):
         logger.warning("Class %d does not occur in the training labels: its weight is 0.", absent)
     weights = pixels.sum() / (len(pixels) * np.maximum(pixels, 1))
@@ -72,7 +72,7 @@ def weight_map(
 
     Args:
       labels: int [H, W], the class of each pixel, 0 = background, or `IGNORED` (weight 0).
-      instances: int32 [H, W], the cell each pixel belongs to, 0 = none; or, of a block of an image,
+      instances: int32 [H, W], the cell each pixel belongs to, 0 = none; for a block of an image,
         [H + 2 reach(sigma), W + 2 reach(sigma)], with the pixels around the block.
       class_weights: float32 [classes], see `class_weights`.
       settings: w0 and sigma.
@@ -92,15 +92,15 @@ def weight_map(
 
 
 def reach(sigma: float) -> int:
-    """Pixels; how far a cell has any part in the weights."""
+    """Pixels; how far a cell affects the weights."""
     return math.ceil(4 * sigma)
 
 
 def two_nearest_cells(instances: jax.Array, *, reach: int) -> tuple[jax.Array, jax.Array]:
     """Distance of each pixel to the nearest and to the second nearest cell.
 
-    In two passes, along rows and then along columns, each of which keeps the two nearest cells that
-    differ: a third one in a row cannot be among the nearest two of the plane. The cost depends on
+    In two passes, along rows and then along columns, each of which keeps the two nearest different
+    cells: a third one in a row cannot be among the nearest two in the plane. The cost depends on
     `reach`, not on the number of cells.
 
     Args:
@@ -168,8 +168,8 @@ def weight_maps(
 ) -> list[np.ndarray]:
     """Eq. 2 for each example, float32 [H, W], see `weight_map`.
 
-    In blocks of one size, so that it is compiled once for images of any sizes, and takes the memory
-    of some blocks.
+    In blocks of one size, so that it is compiled once for images of any size and takes the memory
+    of only a few blocks.
     """
     whole = np.s_[:, :]
     return [weight_map_part(example, whole, class_weights, settings) for example in examples]
@@ -181,9 +181,9 @@ def weight_map_part(
     class_weights: np.ndarray,
     settings: WeightMapSettings = WeightMapSettings(),
 ) -> np.ndarray:
-    """The rows and columns of a part of one of the `weight_maps`, bit for bit, float32.
+    """A part, given by rows and columns, of one of the `weight_maps`, bit for bit, float32.
 
-    In the blocks of the whole one, but only those that the part reaches.
+    Computed in the blocks of the whole map, but only those that the part reaches.
     """
     around = reach(settings.sigma)
     height, width = example.labels.shape
