@@ -24,5 +24,5 @@ def get_config():
     config.data.partly_annotated = ("01/067", "02/061", "02/067")  # cells are left out there
 
     config.augmentation.zoom_octaves = 0.3
-    config.train.steps = 8000
+    config.train.steps = 5000
     return config
