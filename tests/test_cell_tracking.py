@@ -110,11 +110,14 @@ def test_bad_settings(dataset, tmp_path):
     assert "gold or silver, not 'bronze'" in refused(lambda: read(dataset, truth="bronze"))
     for name in ("01/011", "010"):
         message = refused(lambda n=name: read(dataset, partly_annotated=(n,)))
-        assert f"partly_annotated holds '{name}', but" in message and "01_GT/SEG no such" in message
+        assert (
+            f"partly_annotated holds '{name}', but" in message
+            and "01_GT/SEG has no such" in message
+        )
     for every in (1, 6):
         message = refused(lambda n=every: read_splits(settings(dataset, validation_every=n), 2))
         assert f"between 2 and the 5 annotated frames of sequence 01, not {every}" in message
-    assert "none of the known ones, DIC-" in refused(lambda: find_dataset("DIC-C2DH-Hela"))
+    assert "one of the known sets, DIC-" in refused(lambda: find_dataset("DIC-C2DH-Hela"))
     assert "03_GT/SEG: is not a folder" in refused(lambda: read(dataset, "03")) or "03: is not" in (
         refused(lambda: read(dataset, "03"))
     )
@@ -135,7 +138,7 @@ def test_bad_folders_and_files(dataset):
     write_frame(dataset, "01", "003", made_up_cells())
     tifffile.imwrite(truth / "man_seg003.tif", made_up_cells()[:, 1:])
     message = refused(lambda: read(dataset))
-    assert "man_seg003.tif: is (30, 89) pixels, expected (30, 90) as in t003.tif" in message
+    assert "man_seg003.tif: has (30, 89) pixels, expected (30, 90) as in t003.tif" in message
     tifffile.imwrite(truth / "man_seg003.tif", made_up_cells().astype(np.float32))
     assert "man_seg003.tif: holds float32 pixels" in refused(lambda: read(dataset))
     tifffile.imwrite(truth / "man_seg003.tif", np.stack([made_up_cells()] * 2))
@@ -196,7 +199,7 @@ def test_a_bad_download_leaves_nothing_behind(published, serve_file, monkeypatch
     monkeypatch.setattr(cell_tracking, "ADDRESS", address)
     message = refused(lambda: find_dataset("PhC-C2DH-U373"))
     assert message.startswith(address)
-    says = "SHA-256 of what came is" if damage in ("tampered", "truncated") else "cannot be down"
+    says = "SHA-256 of the download is" if damage in ("tampered", "truncated") else "cannot be down"
     assert says in message
     assert list((tmp_path / "cache" / "unet_jax" / "ctc").iterdir()) == []
 

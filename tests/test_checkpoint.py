@@ -197,7 +197,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
 
 
 def test_a_step_that_is_not_there(workdir):
-    assert "no step 5; there are: best, latest, 4, 7" in refused(workdir, 5)
+    assert "no step 5; the steps are best, latest, 4, 7" in refused(workdir, 5)
     assert "no step newest" in refused(workdir, "newest")
 
 

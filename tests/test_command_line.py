@@ -96,8 +96,8 @@ def test_help(program):
         (["train.py", *TINY, "--workdir=WORK", "--config.model.width=wide"], "wide"),
         (["train.py", *TINY, "--workdir=WORK", "--config.train.batch_size=-3"], "train.batch_size"),
         (["train.py", *TINY, "--workdir=WORK", "stray"], "stray"),
-        (["train.py", *TINY, "--workdir="], "it names no folder"),
-        (["eval.py", "--checkpoint=WORK", "--out="], "it names no file or folder"),
+        (["train.py", *TINY, "--workdir="], "it must name a folder"),
+        (["eval.py", "--checkpoint=WORK", "--out="], "it must name a file or folder"),
         (
             [
                 "train.py",

@@ -47,12 +47,12 @@ def test_scores_side_by_side_and_image_by_image(runs):
     assert differing > 1
     page = (out / "comparison.html").read_text(encoding="utf-8")
     differ = np.not_equal(*(record["values"][k][comparison.metrics[0]] for k in (0, 1))).sum()
-    assert page.count("<figure>") == 4 * differ and "1 other image that not all" in page
-    assert "On 2 images, by 8 symmetries averaged" in page
+    assert page.count("<figure>") == 4 * differ and "1 other image that only some" in page
+    assert "On 2 images, with 8 symmetries averaged" in page
     text = str(comparison)
     assert f"{alone.scores['symmetries'].values()['rand_error']:.4g}" in text
     assert text.endswith(f"Open {out / 'comparison.html'}")
-    with pytest.raises(InputError, match="comparison.html: is there already; --overwrite replaces"):
+    with pytest.raises(InputError, match="comparison.html: exists already; use --overwrite"):
         compare(runs)
 
 
@@ -79,17 +79,19 @@ def test_what_cannot_be_compared(runs, tiny_config, tmp_path):
         compare([runs[0], runs[0]])
     with pytest.raises(InputError, match="^compare: expected two or more different runs, not "):
         compare(runs[:1])
-    with pytest.raises(ValueError, match="averaging is one or some of"):
+    with pytest.raises(ValueError, match="averaging must be one or more of"):
         compare(runs, averaging="all")
     tiny_config.data.test = (7, 8)
     fit(tiny_config, tmp_path / "others")
     with pytest.raises(
-        InputError, match="no image, with the same mask, is left out by all of the runs"
+        InputError, match="there is no image, with the same mask, that all runs left out"
     ):
         compare([runs[0], tmp_path / "others"])
     tiny_config.model.classes, tiny_config.class_names = 3, ("wall", "room", "door")
     fit(tiny_config, tmp_path / "classes")
-    with pytest.raises(InputError, match="have other classes: membrane, cell; wall, room, door.$"):
+    with pytest.raises(
+        InputError, match="have different classes: membrane, cell; wall, room, door.$"
+    ):
         compare([runs[0], tmp_path / "classes"])
     for pair in (["membranes", runs[0]], [runs[0], "membranes"]):
         with pytest.raises(
@@ -104,10 +106,13 @@ def test_the_program(runs):
     result = call("eval.py", *both)
     assert result.returncode == 0 and "comparison.html" in result.stdout
     for options, line in (
-        ([*both, "--tune"], "eval.py: --tune: is for a single run, with --checkpoint."),
-        ([*both, "--averaging=none", "--averaging=symmetries"], "of a comparison there is one"),
-        ([*both, f"--checkpoint={runs[0]}"], "expected --checkpoint, or --compare for each"),
-        ([], "expected --checkpoint, or --compare for each of several runs"),
+        ([*both, "--tune"], "eval.py: --tune works on a single run; use it with --checkpoint."),
+        (
+            [*both, "--averaging=none", "--averaging=symmetries"],
+            "can be given only once for a comparison",
+        ),
+        ([*both, f"--checkpoint={runs[0]}"], "give --checkpoint, or --compare for each"),
+        ([], "give --checkpoint, or --compare for each of several runs"),
     ):
         result = call("eval.py", *options)
         assert result.returncode in (1, 2) and line in result.stderr

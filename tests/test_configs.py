@@ -158,9 +158,10 @@ def test_a_network_is_checked_as_a_part_of_the_configuration():
         ({"scale": 0.5}, "isbi2012, cell_tracking, folder or synthetic, not None."),
         (
             {"source": "isbi2012", "height": 3},
-            "config.data.height is not known, only source, scale, train, validation, test.",
+            "config.data.height is not known; the known keys are source, scale, train, "
+            "validation, test.",
         ),
-        ({"source": "folder", "images": 3}, "config.data.images must be a text, not 3."),
+        ({"source": "folder", "images": 3}, "config.data.images must be text, not 3."),
         (
             {"source": "cell_tracking", "partly_annotated": "all"},
             "config.data.partly_annotated must be names of frames, not all.",
@@ -172,7 +173,7 @@ def test_a_network_is_checked_as_a_part_of_the_configuration():
         ({"source": "synthetic", "seed": 0.5}, "config.data.seed must be a whole number, not 0.5."),
         (
             {"source": "synthetic", "scale": 20},
-            "config.data.scale must be above 0, at most 10, not 20.",
+            "config.data.scale must be above 0 and at most 10, not 20.",
         ),
     ],
 )

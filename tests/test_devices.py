@@ -74,7 +74,9 @@ def test_as_many_devices_share_a_batch_as_divide_it(monkeypatch, caplog, batch_s
     mesh = devices.data_mesh(batch_size)
     assert (mesh is None) == (used == 1)
     assert mesh is None or mesh.size == used
-    told = f"Training on {used} of 4 devices: config.train.batch_size={batch_size} is no multiple"
+    told = (
+        f"Training on {used} of 4 devices: config.train.batch_size={batch_size} is not a multiple"
+    )
     assert (told in caplog.text) == (used < 4)
     with jax.default_device("cpu"):
         assert devices.data_mesh(batch_size) is None

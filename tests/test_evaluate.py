@@ -76,7 +76,7 @@ def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
     assert evaluation.report == workdir / "evaluation" / "report.html"
     assert as_json(evaluation.record()) == result and result["command"] is None
     page = evaluation.report.read_text(encoding="utf-8")
-    assert "Evaluated by" in page and "the command was not recorded" in page
+    assert "Evaluation command" in page and "the command was not recorded" in page
     examples = read_splits(read_data(tiny_config.data), 2)["test"]
     model = load(workdir)
     for averaging in ("none", "symmetries"):
@@ -168,10 +168,10 @@ def test_images_that_are_all_without_a_cell(workdir, own_data, tmp_path):
         assert [scores[metric] for metric in (*METRICS, "seg")] == [None] * 7
     assert result["scores"]["none"]["mean_iou"]["value"] > 0
     assert list(result["baselines"].values()) == [{}, {}]
-    said = "No cell is annotated in these 2 images, so that only IoU is defined; the network finds"
+    said = "No cell is annotated in these 2 images, so only IoU is defined; the network finds"
     assert f"{said} {sum(found)} cell" in summary(evaluation)
     html = (tmp_path / "out" / "report.html").read_text()
-    assert said in html and "Ranked by mean IoU" in html and "by which cells are found" in html
+    assert said in html and "Ranked by mean IoU" in html and "with which cells are found" in html
 
 
 def test_settings_are_tuned_on_the_validation_split_alone(
@@ -185,7 +185,7 @@ def test_settings_are_tuned_on_the_validation_split_alone(
 
     monkeypatch.setattr(images_module, "predict_tiled", predicting)
     tuning = tune_instances(workdir)
-    with pytest.raises(InputError, match="instances.json: is there already; --overwrite"):
+    with pytest.raises(InputError, match="instances.json: exists already; use --overwrite"):
         tune_instances(workdir)
     splits = read_splits(read_data(tiny_config.data), 2)
     validation = splits["validation"]
@@ -203,7 +203,7 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     assert f"{score:.4f}" in tuning_summary(tuning) and capsys.readouterr().out == ""
 
     evaluate(workdir)
-    with pytest.raises(InputError, match="report.html: is there already; --overwrite"):
+    with pytest.raises(InputError, match="report.html: exists already; use --overwrite"):
         evaluate(workdir)
     result = report(workdir / "evaluation")
     assert result["instances"] == {**as_dict(settings), "tuned": True}
@@ -284,10 +284,10 @@ def test_bad_input_writes_nothing(workdir, own_data, tmp_path):
         assert "\n" not in str(refusal.value) and not out.exists()
         return str(refusal.value)
 
-    assert "go together" in refused(images=images)
-    assert "--split without them" in refused(images=images, labels=labels, split="test")
-    assert "for a run on that data" in refused(split="test")
-    assert "--mask_rule with them" in refused(mask_rule="binary")
+    assert "Give --images and --labels together" in refused(images=images)
+    assert "--split only without them" in refused(images=images, labels=labels, split="test")
+    assert "only for runs on that data" in refused(split="test")
+    assert "--mask_rule only with them" in refused(mask_rule="binary")
     assert "no step 3" in refused(step="3")
     assert "mask_rule" in refused(images=images, labels=labels, mask_rule="guess")
     assert "is not a folder" in refused(images=tmp_path / "missing", labels=labels)
@@ -295,9 +295,11 @@ def test_bad_input_writes_nothing(workdir, own_data, tmp_path):
     tifffile.imwrite(images / "1.tif", np.zeros((70, 40, 3), np.uint8) + np.uint8([1, 2, 3]))
     assert "channel" in refused(images=images, labels=labels)
     for averaging in ("all", []):
-        with pytest.raises(ValueError, match="averaging is one or some of none, rotations, symm"):
+        with pytest.raises(ValueError, match="averaging must be one or more of none, rot"):
             evaluate(workdir, averaging=averaging)
-    with pytest.raises(ValueError, match="split is one of held_out, validation, test, not 'all'"):
+    with pytest.raises(
+        ValueError, match="split must be one of held_out, validation, test, not 'all'"
+    ):
         evaluate(workdir, split="all", out=out)
     assert not out.exists()
 

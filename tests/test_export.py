@@ -196,7 +196,7 @@ def test_bad_input_writes_nothing(workdir, tmp_path):
 
     export(workdir, output=out)
     before = (out / "unet_run.onnx").read_bytes()
-    with pytest.raises(InputError, match="unet_run.onnx: is there already; --overwrite"):
+    with pytest.raises(InputError, match="unet_run.onnx: exists already; use --overwrite"):
         export(workdir, output=out)
     export(workdir, output=out, overwrite=True)
     assert (out / "unet_run.onnx").read_bytes() == before

@@ -83,7 +83,7 @@ def one(given, made=None):
 def test_inverted_masks():
     wrong = changed(examples(), lambda labels: 1 - labels)
     assert one(wrong).startswith("8 of 8 masks (disc 0, disc 1, disc 2, ...): 'background' lies in")
-    assert "wrong way round" in one(wrong)
+    assert "as if the two were swapped" in one(wrong)
     assert one([*wrong[:1], *examples()[1:]]).startswith("1 of 8 masks (disc 0): 'background'")
 
 
@@ -108,7 +108,7 @@ def test_cells_with_holes_are_not_inverted():
 def test_masks_that_are_moved_or_turned(turn, words):
     wrong = changed(examples(shape=(90, 90)), turn)
     assert one(wrong) == (
-        f"The masks fit their images better when they are {words}; look at the outlines."
+        f"The masks would fit their images better if {words}; look at the outlines."
     )
 
 
@@ -116,7 +116,7 @@ def test_masks_of_other_images():
     right = examples()
     wrong = [a._replace(image=b.image) for a, b in zip(right, right[1:] + right[:1], strict=True)]
     assert one(wrong) == (
-        "8 of 8 masks (disc 0, disc 1, disc 2, ...): masks of other images fit better, to disc 0 "
+        "8 of 8 masks (disc 0, disc 1, disc 2, ...): masks of other images fit better, for disc 0 "
         "that of disc 1; compare the names of images and masks."
     )
     swapped = [*wrong[:1], right[1]._replace(image=right[0].image), *right[2:]]
@@ -140,7 +140,7 @@ def test_strokes_and_a_few_cells_prove_nothing():
         for a, b in zip(examples(), other, strict=True)
     ]
     for thin in (strokes, few):
-        assert not any("fit" in d or "nothing to do" in d for d in doubts_about(thin))
+        assert not any("fit" in d or "unrelated" in d for d in doubts_about(thin))
 
 
 def test_cells_that_touch_without_a_line_between_them():
@@ -170,12 +170,12 @@ def test_masks_of_one_value_and_a_class_that_is_missing():
     right = examples()
     full = changed(right[:1], np.ones_like)[0]
     numbered = [e._replace(labels=e.labels * 0 + 1, instances=e.instances + 1) for e in right]
-    assert not any("wrong way round" in doubt for doubt in doubts_about(numbered))
+    assert not any("were swapped" in doubt for doubt in doubts_about(numbered))
     assert "1 of 8 masks (disc 0): they hold nothing but 'cell'" in one([full, *right[1:]])
     several = config()
     several.model.classes, several.class_names = 3, ("background", "cell", "nucleolus")
     assert one(right, several) == (
-        "Class 2, 'nucleolus', is in no training mask; none will be found."
+        "Class 2, 'nucleolus', is in no training mask; it will never be found."
     )
     ignored = right[0]._replace(labels=np.full((100, 120), IGNORED, np.int32))
     assert doubts_about([ignored, *right[1:]]) == []
@@ -183,7 +183,7 @@ def test_masks_of_one_value_and_a_class_that_is_missing():
 
 def test_cells_larger_than_what_the_network_sees():
     large = examples(radius=14)
-    assert one(large).startswith("The median width of a cell is 27 pixels, but the network sees no")
+    assert one(large).startswith("The median width of a cell is 27 pixels, but the network sees on")
     scale = float(one(large).rstrip(".").split("=")[1])
     assert scale == pytest.approx(0.4 * 20 / 27, abs=0.02)
     assert doubts_about(large, config(**{"data.scale": scale})) == []
@@ -212,7 +212,7 @@ def test_the_width_of_cells():
 
 def test_few_images():
     few = examples(2, shape=(50, 60))
-    assert one(few).startswith("Only 2 training image(s), with the pixels of 15.0 tiles")
+    assert one(few).startswith("There are only 2 training image(s), with the pixels of 15.0 tiles")
     assert doubts_about(examples(2)) == []
 
 
@@ -276,7 +276,7 @@ def test_the_table_has_a_column_for_each_split():
     cells = sum(e.instances.max() for e in train)
     assert rows["cells"] == [f"{cells}", "13", "0"]
     assert rows["cell diameter, median"][::2] == ["12", "-"]
-    assert rows["smallest gap of two cells"][1:] == ["0, they touch in 1", "-"]
+    assert rows["smallest gap between cells"][1:] == ["0, they touch in 1", "-"]
 
 
 def test_of_many_examples_some_are_looked_at():
@@ -296,8 +296,8 @@ def test_pictures_in_two_splits_are_named():
     shifted = second._replace(name="again", labels=np.roll(second.labels, 1, 0))
     stored = {"train": [first, second, second], "validation": [third], "test": [shifted]}
     assert duplicates(stored) == [
-        "again (test) is the same picture as disc 1 (train): a network is not tested by what it has"
-        " seen; leave one of each out."
+        "again (test) is the same picture as disc 1 (train): a network cannot be tested on images"
+        " that it has seen; leave out one of each pair."
     ]
     assert doubts(stored, config())[-1:] == duplicates(stored)
     four = {"train": examples(4), "validation": examples(2), "test": examples(4)[2:]}
@@ -400,7 +400,7 @@ SPOILT = (moved, inverted, permuted)
 
 def faults(given, made=None):
     """Without what is said of few images and large cells."""
-    hints = "Only", "The median width"
+    hints = "There are only", "The median width"
     return [d for d in doubts_about(given, made or folder.get_config()) if not d.startswith(hints)]
 
 

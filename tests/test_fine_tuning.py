@@ -67,7 +67,7 @@ def test_everything_is_taken_over_from_the_best_step(source, caplog):
         new_layers=[],
         seen=[],
     )
-    assert caplog.messages == [f"Starting from {source}, step 4: takes over 8 layers."]
+    assert caplog.messages == [f"Starting from {source}, step 4: 8 layers are taken over."]
     assert state.average is None
     averaged, _ = begin(source, random.replace(average=random.params))
     assert same_bits(averaged.average, state.params), "it begins with them too"
@@ -76,8 +76,8 @@ def test_everything_is_taken_over_from_the_best_step(source, caplog):
 @pytest.mark.parametrize(
     ("changed", "layer", "reason"),
     [
-        ({"network": NETWORK.clone(classes=3)}, "classes", "it has 2 classes, this run 3"),
-        ({"channels": 3}, "contracting1_conv1", "its images have 1 channel(s), these 3"),
+        ({"network": NETWORK.clone(classes=3)}, "classes", "it has 2 classes, this run has 3"),
+        ({"channels": 3}, "contracting1_conv1", "its images have 1 channel(s), these have 3"),
     ],
 )
 def test_a_layer_that_does_not_fit_begins_at_random_and_is_named(
@@ -88,7 +88,7 @@ def test_a_layer_that_does_not_fit_begins_at_random_and_is_named(
     state, record = begin(source, random, **changed)
     assert record.new_layers == [layer]
     assert caplog.messages == [
-        f"Starting from {source}, step 4: takes over 7 layers.",
+        f"Starting from {source}, step 4: 7 layers are taken over.",
         f"  {layer} begins at random: {reason}.",
     ]
     expected = a_state(4).params | {layer: random.params[layer]}
@@ -114,7 +114,7 @@ def test_another_width_or_depth_is_refused(source, changed):
     with pytest.raises(InputError) as refusal:
         begin(source, None, network=NETWORK.clone(**changed))
     (line,) = refusal.value.args
-    assert f"{source}: its network has width 2 and depth 2, this run's has" in line
+    assert f"{source}: its network has width 2 and depth 2, but this run's has" in line
     assert "give --config.model.width=2 --config.model.depth=2" in line
 
 
@@ -148,7 +148,7 @@ def test_a_first_convolution_at_random_cannot_be_frozen(source):
 def test_another_scale_is_told(source, caplog):
     caplog.set_level(logging.INFO, "unet_jax")
     begin(source, random_state(), scale=0.5)
-    assert "at 1 times their resolution, these are at 0.5" in caplog.messages[-1]
+    assert "at 1 times their resolution, this run sees them at 0.5" in caplog.messages[-1]
 
 
 def test_a_frozen_step_is_a_plain_one_without_the_contracting_path():
@@ -222,7 +222,7 @@ def test_the_report_says_where_the_run_started_from(tiny_config, tmp_path, caplo
     assert record["step"] == 4 and record["seen"] == ["picture 2", "picture 3"]
     page = " ".join((folder / "report.html").read_text(encoding="utf-8").split())
     assert record["manifest_sha256"] in page
-    assert f"a network trained before (step 4 of {tmp_path / 'source'})." in page
+    assert f"a network trained earlier (step 4 of {tmp_path / 'source'})." in page
     assert "Of the validation and test images of this run, 2 had been used" in page
     assert "The contracting path was not trained any further." in page
 

@@ -91,7 +91,9 @@ def test_interrupted_and_continued_ends_with_the_same_bits(
         stopped = fit(tiny_config, parts)
     assert stopped == Run(parts, begun_after=0, step=6, steps=12, stop_signal=number)
     assert stopped.status == 128 + number
-    assert str(stopped) == ("Stopped and saved after step 6. The same command goes on from there.")
+    assert str(stopped) == (
+        "Stopped and saved after step 6. Run the same command again to continue from there."
+    )
     assert checkpoint.saved_steps(parts)[-1] == 6
     with monkeypatch.context() as patch:
         interrupt_at(patch, 9, number)
@@ -168,12 +170,12 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("train.validate_every", 0, "train.validate_every"),
         ("train.seed", -1, "train.seed"),
         ("weight_map.sigma", 0.0, "weight_map.sigma"),
-        ("data.scale", 0.0, "config.data.scale must be above 0, at most 10, not 0.0."),
+        ("data.scale", 0.0, "config.data.scale must be above 0 and at most 10, not 0.0."),
         ("augmentation.shift", -1.0, "augmentation.shift"),
         ("augmentation.mirror_probability", 2.0, "mirror_probability must be at most 1"),
-        ("weight_map.w0", float("inf"), "weight_map.w0 must be finite"),
+        ("weight_map.w0", float("inf"), "weight_map.w0 must be a finite number"),
         ("data.source", "nowhere", "isbi2012, cell_tracking, folder or synthetic, not 'nowhere'"),
-        ("data.test", (9, 9), r"data.test = \(9, 9\) is no range"),
+        ("data.test", (9, 9), r"data.test = \(9, 9\) is not a range"),
         ("data.test", (0, 1, 2, 3), r"config.data.test must be two whole numbers"),
     ],
 )
@@ -259,16 +261,18 @@ def test_every_bad_key_is_told_at_once(tiny_config, tmp_path):
         fit(tiny_config, tmp_path / "run")
     shifts, hight, momentum, seed, w1 = sorted(refusal.value.args)
     assert shifts == (
-        "config.augmentation.shifts is not known, only elastic_pixels, rotation_degrees, "
-        "zoom_octaves, shift, mirror_probability, contrast_std, brightness_std."
+        "config.augmentation.shifts is not known; the known keys are elastic_pixels, "
+        "rotation_degrees, zoom_octaves, shift, mirror_probability, contrast_std, brightness_std."
     )
     assert hight == (
-        "config.data.hight is not known, only source, scale, seed, height, width, train, "
-        "validation, test."
+        "config.data.hight is not known; the known keys are source, scale, seed, height, width, "
+        "train, validation, test."
     )
     assert momentum == "config.optimiser.momentum must be in [0, 1), not 1.0."
-    assert seed.startswith("config.train.sead is not known, only seed, steps, tile_side, ")
-    assert w1 == "config.weight_map.w1 is not known, only w0, sigma."
+    assert seed.startswith(
+        "config.train.sead is not known; the known keys are seed, steps, tile_side, "
+    )
+    assert w1 == "config.weight_map.w1 is not known; the known keys are w0, sigma."
     with tiny_config.unlocked():
         tiny_config.optimizer = tiny_config.optimiser
     with pytest.raises(InputError, match=r"^config\.optimizer is not known, see docs/"):
@@ -287,7 +291,7 @@ def test_every_value_of_another_type_is_told_at_once(tiny_config, tmp_path):
     assert set(refusal.value.args) == {
         "config.train.steps must be a whole number, not 100.",
         "config.train.batch_size must be a whole number, not True.",
-        "config.optimiser.momentum must be finite and a number, not None.",
+        "config.optimiser.momentum must be a finite number, not None.",
         "config.model.width must be a whole number from 1 to 4096, not 2.0.",
     }
 

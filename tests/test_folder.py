@@ -187,7 +187,7 @@ def test_folders_that_cannot_be_used(folders, tmp_path):
     images, labels = folders
     assert f"{images}: holds no image" in refusal(folders)
     (images / "a.jpg").write_bytes(b"")
-    assert f"{images}: holds a.jpg, no image, expected .tif" in refusal(folders)
+    assert f"{images}: holds a.jpg, but no image, expected .tif" in refusal(folders)
     (images / "a.jpg").unlink()
     assert f"{tmp_path / 'none'}: is not a folder" in refusal((tmp_path / "none", labels))
     text = refusal(folders, mask_rule="Binary")
@@ -201,7 +201,7 @@ def test_a_file_or_folders_instead_of_a_folder(folders):
     images, labels = folders
     one_pair(folders, MASK)
     text = refusal((images / "a.tif", labels))
-    assert text == f"{images / 'a.tif'}: is a file, expected the folder that holds it"
+    assert text == f"{images / 'a.tif'}: is a file, expected the folder that contains it"
     (images / "b").mkdir()
     (images / "a.tif").rename(images / "b" / "a.TIF")
     assert refusal(folders).startswith(f"{images}: holds no image itself, but its folder(s) b do")
@@ -213,8 +213,8 @@ def test_files_that_are_left_out_are_named(folders, caplog):
         (folders[0] / name).write_bytes(b"")
     assert len(read(folders)) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folders[0]}: 4 file(s) are left out, as only .tif, .tiff, .png, .zarr are read: b.czi,"
-        " c.nd2, d.jpg, ..."
+        f"{folders[0]}: 4 file(s) are left out, because only .tif, .tiff, .png, .zarr are read:"
+        " b.czi, c.nd2, d.jpg, ..."
     ]
 
 
@@ -265,7 +265,8 @@ def test_masks_are_found_by_the_ending_of_their_names(folders, image, mask, toge
     write(labels / mask, MASK)
     assert_example(*read((images, labels)), Path(image).stem, IMAGE, MASK, INSTANCES)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{labels}: 1 mask(s) are paired without the ending of a name, such as {mask} with {image}"
+        f"{labels}: 1 mask(s) are paired by ignoring the ending of a name, such as {mask} with"
+        f" {image}"
     ]
 
 
@@ -277,7 +278,10 @@ def test_equal_names_come_before_endings(folders, caplog):
     assert [example.labels.any() for example in read(folders)] == [False, True]
     assert not caplog.records
     write(labels / "a_seg.tif", MASK)
-    assert refusal(folders) == f"{labels / 'a_seg.tif'}: a.tif has the mask a.tif, expected one"
+    assert (
+        refusal(folders)
+        == f"{labels / 'a_seg.tif'}: a.tif already has the mask a.tif, expected only one"
+    )
 
 
 def test_one_folder_without_masks_is_refused(folders):
@@ -286,7 +290,7 @@ def test_one_folder_without_masks_is_refused(folders):
     link = images.with_name("link")
     link.symlink_to(images)
     for same in (images, link):
-        assert "is given for images and masks, but no names in" in refusal((images, same))
+        assert "is given for both images and masks, but the names" in refusal((images, same))
     write(images / "b_mask.tif", MASK)
     with pytest.raises(InputError) as caught:
         read((images, images))
@@ -295,7 +299,7 @@ def test_one_folder_without_masks_is_refused(folders):
         f"1 file(s) without an image in {images}: b_mask.tif",
     ]
     (images / "a.tif").unlink()
-    assert "is given for images and masks, but no names in" in refusal((images, images))
+    assert "is given for both images and masks, but the names" in refusal((images, images))
     (images / "b_mask.tif").unlink()
     assert refusal((images, images)).startswith(f"{images}: holds no image, expected")
 
@@ -381,7 +385,7 @@ def test_minus_one_is_the_background_or_ignored(
 
 def test_minus_one_is_never_guessed(folders):
     one_pair(folders, -MASK.astype(np.int8))
-    assert "config.data.minus_one says what -1 means" in refusal(folders)
+    assert "set config.data.minus_one to say what -1 means" in refusal(folders)
     with pytest.raises(InputError, match="minus_one is 'no', expected 'background', 'ignored' or"):
         read_folder(*folders, mask_rule="binary", classes=2, ignore_value=-1, minus_one="no")
 
@@ -560,7 +564,7 @@ def test_nuclei_of_the_data_science_bowl(caplog):
         rgba = np.asarray(Image.open(folder / "images" / f"{example.name}.png"))
         np.testing.assert_array_equal(example.image, rgba[..., 0])
     # The notice of the alpha channel comes once in a process.
-    assert "R, G and B are equal, read as one channel" in caplog.records[-1].getMessage()
+    assert "R, G and B are equal and are read as one channel" in caplog.records[-1].getMessage()
     assert len(caplog.records) <= 2
     split = split_by_stem(examples, 0.2, 0.2, seed=0)
     assert [len(part) for part in split.values()] == [30, 10, 10]

@@ -212,7 +212,9 @@ def test_orientation_is_applied(path, caplog, value, compression):
     for found in (read_image(path), read_image(path, mapped=True), read_mask(path)):
         np.testing.assert_array_equal(found, expected, strict=True)
     assert isinstance(read_image(path, mapped=True), np.memmap) == (compression is None)
-    turned = [] if value not in range(2, 9) else ["images are turned as their Orientation tag says"]
+    turned = (
+        [] if value not in range(2, 9) else ["images are rotated as their Orientation tag says"]
+    )
     assert notices(caplog, path.parent) == turned
     image = Image.fromarray(CORNER)
     image.getexif()[274] = value
@@ -271,7 +273,7 @@ def palette_tiff(indices, colours, bits=8):
 
 RANDOM_COLOURS = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
 FIRE = np.sort(RANDOM_COLOURS, axis=0)  # ever brighter, but not of one hue
-PALETTE_MASK = "masks with a palette: the index of a colour is the mask's value"
+PALETTE_MASK = "masks have a palette; the index of a colour is read as the mask's value"
 
 
 @pytest.mark.parametrize("transparency", [None, b"\0", bytes(range(2))])
@@ -316,7 +318,7 @@ def test_grey_png_masks_of_few_bits_hold_the_numbers_stored(path, caplog, bits):
     in_mask = 255 if bits == 1 else 1
     np.testing.assert_array_equal(read_mask(path)[0, ..., 0], indices * np.uint8(in_mask))
     np.testing.assert_array_equal(read_image(path)[0, ..., 0], indices * np.uint8(scale))
-    expected = ["the numbers in PNG masks of 2 or 4 bits are taken as stored"]
+    expected = ["the numbers in PNG masks of 2 or 4 bits are read as stored"]
     assert notices(caplog, path.parent) == expected * (bits in (2, 4))
 
 
@@ -349,8 +351,8 @@ def test_image_with_another_palette_is_refused(path, caplog, write, colours):
     text = refusal(path, write(STACK[0], colours))
     assert text == (
         f"{path}: holds palette colours, expected plain grey levels or RGB (in Fiji: Image >"
-        " Lookup Tables > Grays if the colours stand for grey levels, else Image > Type > RGB"
-        " Color)"
+        " Lookup Tables > Grays if the colours stand for grey levels, otherwise Image > Type >"
+        " RGB Color)"
     )
     assert not caplog.records
 
@@ -367,7 +369,7 @@ def test_grey_rgb_becomes_one_channel_only_if_all_of_a_set_are_grey(tmp_path, ca
     assert grey_read.shape == (1, 20, 30, 1) and single_read.shape == (2, 20, 30, 1)
     np.testing.assert_array_equal(grey_read[0, ..., 0], STACK[0])
     assert [r.getMessage() for r in caplog.records] == [
-        "folder: R, G and B are equal, read as one channel"
+        "folder: R, G and B are equal and are read as one channel"
     ]
     caplog.clear()
     assert [image.shape[-1] for image in read(grey, colour)] == [3, 3]
@@ -402,7 +404,7 @@ def test_missing_file_and_folder(tmp_path):
             tiff_bytes(
                 STACK, metadata=None, compression="zlib", description="ImageJ=1.54f\nslices=3\n"
             ),
-            "decodes to (5, 20, 30) uint8, expected the (3, 20, 30) uint8",
+            "decodes to (5, 20, 30) uint8, expected (3, 20, 30) uint8",
         ),
         (
             tiff_bytes(STACK, ome=True, metadata={"axes": "ZYX"}).replace(
@@ -528,7 +530,7 @@ def test_preview_whose_image_is_elsewhere_is_refused(path):
     with tifffile.TiffWriter(path) as writer:
         writer.write(SMALL[0], subifds=1, subfiletype=1, metadata=None)
         writer.write(LARGE[0], metadata=None)
-    assert "its pages are previews only" in refusal(path, path.read_bytes())
+    assert "its pages are only previews" in refusal(path, path.read_bytes())
 
 
 IF_SLICES = (
@@ -577,7 +579,7 @@ def test_slices_stored_as_channels_are_named(path, caplog, pixels, options, shap
     path.write_bytes(tiff_bytes(pixels, **options))
     assert read_image(path).shape == shape
     expected = {
-        "slices": [f"the {len(pixels)} channels stored are slices, read as pages"],
+        "slices": [f"the {len(pixels)} channels stored are slices and are read as pages"],
         "channels": [f"pixels have {shape[-1]} channels; {IF_SLICES}"],
         None: [],
     }

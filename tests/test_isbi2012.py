@@ -112,9 +112,9 @@ def test_own_copy_comes_before_the_download(cache, serve, tmp_path, monkeypatch)
     [
         (zip_bytes(FILES | {"train-labels.tif": FILES["test-volume.tif"]}), "MD5 of train-labels"),
         (zip_bytes({"train-volume.tif": FILES["train-volume.tif"]}), "holds no train-labels.tif"),
-        (zip_bytes(FILES)[:-30], "not a whole zip file"),
-        (zip_bytes(FILES)[:200], "not a whole zip file"),
-        (b"<html>Please log in</html>", "not a whole zip file"),
+        (zip_bytes(FILES)[:-30], "not a complete zip file"),
+        (zip_bytes(FILES)[:200], "not a complete zip file"),
+        (b"<html>Please log in</html>", "not a complete zip file"),
     ],
 )
 def test_tampered_or_truncated_zip_leaves_nothing_behind(cache, serve, content, says):
@@ -131,7 +131,7 @@ def test_damage_inside_the_zip_leaves_nothing_behind(cache, serve, byte):
         member = archive.getinfo("challenge/test-volume.tif")
     content[member.header_offset + 30 + len(member.filename) + byte] ^= 0xFF
     serve(content)
-    assert "not a whole zip file" in refusal()
+    assert "not a complete zip file" in refusal()
     assert list(cache.iterdir()) == []
 
 

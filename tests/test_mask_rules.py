@@ -64,18 +64,18 @@ def fan(_):
 
 FROM_1 = "no mask holds 0, the background; all masks fit 'classes' with ignore_value 0"
 THRESHOLD = (
-    "values (also in b.tif, c.tif), as after smoothing, resizing or saving as JPEG; threshold the"
-    " masks, and read them as 'binary'"
+    "(also in b.tif, c.tif), as after smoothing, resizing or saving as JPEG; threshold the masks,"
+    " and read them as 'binary'"
 )
 READ_AS_0_AND_1 = "masks: mask values 0 and 255 are read as classes 0 and 1"
-ONE_CELL = "masks: each mask holds one cell at most; 'binary' finds several"
+ONE_CELL = "masks: each mask holds at most one cell; 'binary' finds several"
 PIECES = "masks: most numbers lie in several pieces, and each is read as one cell"
 CLASSES = f"{PIECES}; 'classes' reads them as classes"
-MARK = "masks: 255 is read as a cell; where it means not annotated, ignore_value is 255"
+MARK = "masks: 255 is read as a cell; if it means not annotated, set ignore_value to 255"
 CELLS = "c.tif; all masks fit 'instances'"
 MINUS_ONE = "what -1 means: 'background' (0 is then the first cell, or class 1) or 'ignored'"
 MINUS_ONE_TOO = "what -1 means: 'ignored' or 'background' (0 is then the first cell, or class 1)"
-NO_RULE = ": like grey values, most of them lie in pieces; no rule fits all masks"
+NO_RULE = ": most of them lie in several pieces, like grey values; no rule fits all masks"
 
 # Each with the end of what is said if it is read as binary, as classes (two) and as instances.
 KINDS = {
@@ -108,7 +108,7 @@ KINDS = {
     ),
     "smooth": (
         lambda cells: np.rint(ndimage.gaussian_filter(255.0 * (cells > 0), 1)),
-        *(3 * [f"a.tif: between 0 and 255 lie 59 {THRESHOLD}"]),
+        *(3 * [f"a.tif: 59 values lie between 0 and 255 {THRESHOLD}"]),
     ),
     "smooth, 16 bit": (
         lambda cells: np.rint(ndimage.gaussian_filter(65535.0 * (cells > 0), 1)),
@@ -208,8 +208,8 @@ def test_masks_that_name_one_thing_by_several_numbers(caplog, numbers, rule):
     """Reading one of them as ignored would throw all cells of some masks away."""
     masks = {s: n * (made_up_cells(n) > 0) for s, n in zip("abc", numbers, strict=True)}
     assert said(caplog, masks, mask_rule=rule).endswith(
-        ": each mask holds one number beside 0, but not the same as others; write the same in all,"
-        " and read them as 'binary'"
+        ": each mask holds one number besides 0, but not the same one in all; write the same"
+        " number in all, and read them as 'binary'"
     )
 
 
@@ -228,13 +228,13 @@ def test_one_smooth_mask_among_good_ones_is_named(caplog):
     masks = {stem: made_up_cells(seed) for seed, stem in enumerate("abc")}
     masks["b"] = np.rint(ndimage.gaussian_filter(255.0 * (masks["b"] > 0), 1))
     text = said(caplog, masks, mask_rule="instances")
-    assert text.startswith("b.tif: between 0 and 255 lie ") and "also" not in text
+    assert text.startswith("b.tif: ") and " values lie between 0 and 255, as after" in text
 
 
 def test_classes_that_fit_but_count_from_1_are_noticed(caplog):
     masks = {"a": 1 + (made_up_cells(0) > 0)}
     assert said(caplog, masks, mask_rule="classes", classes=3) == (
-        "masks: no mask holds 0, the background; where classes begin at 1, ignore_value is 0"
+        "masks: no mask holds 0, the background; if classes begin at 1, set ignore_value to 0"
     )
     caplog.clear()
     assert said(caplog, masks, mask_rule="classes", ignore_value=0) == ""

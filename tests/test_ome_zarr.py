@@ -147,9 +147,9 @@ def test_scale_and_origin_are_those_of_both_transformations(tmp_path):
 
 def test_a_folder_without_an_image_is_told(tmp_path):
     assert problem(open_volume, tmp_path).endswith(
-        f"it has no multiscales; is there one in it, such as {tmp_path}/0?"
+        f"it has no multiscales; does it contain one, such as {tmp_path}/0?"
     )
-    assert problem(open_volume, tmp_path / "none") == f"{tmp_path}/none: is not there."
+    assert problem(open_volume, tmp_path / "none") == f"{tmp_path}/none: does not exist."
     assert "expected a path or s3://" in problem(open_volume, "http://localhost/in.zarr")
 
 
@@ -167,7 +167,7 @@ BAD_METADATA = {
     "scale text": (multiscale("zyx", scale=["a", 1, 1]), "not those of OME-Zarr"),
     "two axes": (multiscale("yx"), "shape (4, 11, 13), expected axes y, x"),
     "no datasets": ({"datasets": []}, "not those of OME-Zarr"),
-    "missing": (multiscale("zyx", "1"), "its array '1' is missing, there is no zarr.json"),
+    "missing": (multiscale("zyx", "1"), "its array '1' is missing; there is no zarr.json"),
 }
 
 
@@ -199,7 +199,7 @@ def test_an_array_outside_of_the_group_is_not_opened(source, path):
     make_source(source.parent / "other")
     shutil.copytree(source / "0", source / "a" / "0")
     write_group(source, "0.5", multiscale("zyx", path))
-    assert f"its array {path!r} is not in it" in problem(open_volume, source)
+    assert f"its array {path!r} is not a path inside it" in problem(open_volume, source)
     write_group(source, "0.5", multiscale("zyx", "a/0"))
     open_volume(source)
 
@@ -211,7 +211,7 @@ def test_a_link_to_elsewhere_is_not_followed(source):
     assert "is a link to elsewhere" in problem(open_volume, source)
     (source / "zarr.json").unlink()
     (source / "zarr.json").symlink_to(source.parent / "other" / "zarr.json")
-    assert "no plain file" in problem(open_volume, source)
+    assert "not a regular file" in problem(open_volume, source)
 
 
 @pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json"])

@@ -75,5 +75,5 @@ def test_adam_is_the_papers_algorithm_at_the_same_rates(steps):
 
 
 def test_adam_refuses_a_warm_up_of_all_steps():
-    with pytest.raises(InputError, match="warmup_steps must be below 10 steps, not 10."):
+    with pytest.raises(InputError, match="warmup_steps must be below steps = 10, not 10."):
         adam(SCHEDULE, steps=10)

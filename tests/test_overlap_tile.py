@@ -337,7 +337,9 @@ MASKED = np.ma.masked_less(np.arange(12.0).reshape(3, 4), 3)
     "image", [MASKED, list(MASKED), tuple(map(list, MASKED)), np.ma.array(np.ones((3, 4)))]
 )
 def test_what_a_masked_array_hides_is_not_taken_for_measured(small, image):
-    with pytest.raises(ValueError, match=r"takes no masked array, .* give image.filled\(value\)"):
+    with pytest.raises(
+        ValueError, match=r"does not take a masked array, .* give image.filled\(value\)"
+    ):
         predict_tiled(small, image)
     assert predict_tiled(small, MASKED.filled(3).tolist()).shape == (3, 4, 2)
 

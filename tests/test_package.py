@@ -72,7 +72,7 @@ def test_a_configuration_is_had_by_its_name(name):
 
 
 def test_an_unknown_configuration_is_refused_with_those_there_are():
-    with pytest.raises(unet_jax.InputError, match="No configuration 'emm' .*, em, em_small, "):
+    with pytest.raises(unet_jax.InputError, match="no configuration 'emm' .*, em, em_small, "):
         unet_jax.named_config("emm")
 
 
@@ -121,5 +121,5 @@ def test_the_command_says_which_programs_there_are():
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "unet-jax: there is no program 'trian', but train, eval, predict and export.\n"
+        "unet-jax: there is no program 'trian'; the programs are train, eval, predict and export.\n"
     )

@@ -18,7 +18,7 @@ from unet_jax.files.hyperstack import Frame, read_frame
 from unet_jax.files.images import read_image, read_mask
 
 ME, SIBLING = "urn:uuid:me", "urn:uuid:sibling"
-ORDER_UNKNOWN = "the OME metadata do not say which channel, slice and time the pages"
+ORDER_UNKNOWN = "the OME metadata do not say which channel, slice and time point the pages"
 
 
 def pages_of(count, height=4, width=5):
@@ -181,7 +181,7 @@ def test_metadata_that_are_damaged_or_count_other_pages_are_refused(tmp_path, xm
         read_image(path)
     assert time.perf_counter() - begun < 1
     text = str(caught.value)
-    assert text.startswith(f"{path}: holds 2 page(s), its description says otherwise (")
+    assert text.startswith(f"{path}: holds 2 page(s), but its description says otherwise (")
     assert says in text and len(text.splitlines()) == 1
 
 

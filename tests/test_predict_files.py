@@ -164,7 +164,7 @@ def test_what_is_finished_is_skipped(predict, tmp_path, monkeypatch):
     out = tmp_path / "out"
     all_there = Predictions(out, files=3, done=3, skipped=3, problems=())
     assert predict() == predict(kinds=["cells"]) == all_there
-    assert str(all_there) == f"{out}: results of 3 of 3 image file(s), 3 there before."
+    assert str(all_there) == f"{out}: results for 3 of 3 image file(s); 3 had them already."
     after = contents(tmp_path / "out")
     for name in (RECORD, TABLE):  # the same, but written again
         assert after.pop(name)[0] == before.pop(name)[0]
@@ -221,8 +221,8 @@ def test_another_image_of_the_same_name_replaces_nothing(
     predict(first)
     before = contents(tmp_path / "out")
     assert predict(second, kinds=["classes"]).problems == (
-        f"{second / other}: {tmp_path / 'out'} holds the results of another image of this name; "
-        "give another --output, or --overwrite.",
+        f"{second / other}: {tmp_path / 'out'} holds the results of another image with this name; "
+        "give another --output, or use --overwrite.",
     )
     after = contents(tmp_path / "out")
     assert after.keys() == before.keys() | {"b_classes.tif"}
@@ -291,7 +291,7 @@ def test_results_of_another_network_are_not_mixed(predict, workdir, images, tmp_
     assert not predict(images / "a.tif", overwrite=True).problems
     assert contents(tmp_path / "out")["a_challenge.tif"][0] != before["a_challenge.tif"][0]
     # Those of the former network are still there, and not known any more.
-    with pytest.raises(InputError, match="b_cells.geojson: is there already; --overwrite"):
+    with pytest.raises(InputError, match="b_cells.geojson: exists already; use --overwrite"):
         predict()
     assert not predict(overwrite=True).problems
 
@@ -304,7 +304,7 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
         predict(images / "a.tif")
     (tmp_path / "out" / name).write_text("my own")
     before = contents(tmp_path / "out")
-    with pytest.raises(InputError, match=f"{name}: is there already; --overwrite replaces it"):
+    with pytest.raises(InputError, match=f"{name}: exists already; use --overwrite to replace it"):
         predict()
     assert contents(tmp_path / "out") == before
 
@@ -314,26 +314,32 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
     [
         (
             "none",
-            "{}: nothing there has this name, {parent} holds a.tif, b.tif, c.tif, ...; expected",
+            "{}: there is nothing with this name; {parent} holds a.tif, b.tif, c.tif, ...;",
         ),
-        ("*.tiff", "{}: nothing there has this name, {parent} holds a.tif, b.tif, c.tif, ...;"),
-        ("no/where/*.tif", "{}: nothing there has this name, {images} holds a.tif, b.tif, c.tif,"),
-        ("x.jpg", "{}: is no TIFF or PNG by its name, expected .tif, .tiff, .png, .zarr"),
+        ("*.tiff", "{}: there is nothing with this name; {parent} holds a.tif, b.tif, c.tif, ...;"),
+        (
+            "no/where/*.tif",
+            "{}: there is nothing with this name; {images} holds a.tif, b.tif, c.tif,",
+        ),
+        (
+            "x.jpg",
+            "{}: is not a TIFF or PNG, judging by its name, expected .tif, .tiff, .png, .zarr",
+        ),
         (
             "*.jpg",
-            "{}: holds x.jpg, no TIFF or PNG, expected .tif, .tiff, .png, .zarr; in Fiji:",
+            "{}: holds x.jpg, but no TIFF or PNG, expected .tif, .tiff, .png, .zarr; in Fiji:",
         ),
-        ("others", "{}: holds 1.czi, 2.czi, 3.JPG, ..., no TIFF or PNG, expected .tif"),
+        ("others", "{}: holds 1.czi, 2.czi, 3.JPG, ..., but no TIFF or PNG, expected .tif"),
         (
             "pl*",
-            "{}: no image there itself, but in its folder(s) plate [1]; for those give --images=",
+            "{}: holds no image itself, but its folder(s) plate [1] do; to predict these, give",
         ),
         (
             "mixed",
-            "{}: no image there itself, but in its folder(s) plate; for those give --images=",
+            "{}: holds no image itself, but its folder(s) plate do; to predict these, give",
         ),
         ("empty", "{}: is an empty folder, expected .tif, .tiff, .png, .zarr"),
-        ("empty/*.tif", "{}: nothing there has this name, {parent} holds nothing; expected"),
+        ("empty/*.tif", "{}: there is nothing with this name; {parent} holds nothing; expected"),
     ],
 )
 def test_images_that_are_not_there_or_none(predict, images, tmp_path, pattern, line):
@@ -362,7 +368,8 @@ def test_what_is_left_out_is_named(predict, images, caplog):
     (images / "gone.tif").symlink_to(images / "nowhere")
     predict(kinds=["classes"])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{images}: 3 file(s) left out, expected .tif, .tiff, .png, .zarr: gone.tif, x.jpg, y.czi"
+        f"{images}: 3 file(s) are left out, expected .tif, .tiff, .png, .zarr: gone.tif, "
+        "x.jpg, y.czi"
     ]
 
 
@@ -390,7 +397,7 @@ def test_the_program_and_its_defaults(workdir, images, tmp_path):
         "predict.py", f"--checkpoint={workdir}", f"--images={images}", f"--output={program}"
     )
     assert done.returncode == 1
-    assert done.stdout == f"{program}: results of 2 of 3 image file(s), 0 there before.\n"
+    assert done.stdout == f"{program}: results for 2 of 3 image file(s); 0 had them already.\n"
     predictions = predict_files(str(workdir), images=str(images), output=str(function))
     (problem,) = predictions.problems
     assert done.stderr.splitlines()[-1] == f"predict.py: {problem}"
@@ -419,8 +426,10 @@ def test_too_large_for_single_cells(predict, images, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "host_memory_bytes", lambda: 2 * 64 * 3000)
     for _ in range(2):  # it is told again, and nothing is predicted for it
         (line,) = predict().problems
-        assert f"{images / 'a.tif'}: has 3,500 pixels a page, too many to find single cells" in line
-        assert line.endswith("expected at most 3,000; the rest is written")
+        assert (
+            f"{images / 'a.tif'}: has 3,500 pixels per page, too many to find single cells" in line
+        )
+        assert line.endswith("expected at most 3,000; the other results are written")
         monkeypatch.setattr(module, "predict_tiled", lambda *_, **__: pytest.fail("again"))
     names = {path.name for path in (tmp_path / "out").glob("a_*")}
     assert names == {f"a_{RESULTS[kind]}" for kind in KINDS if kind not in results.CELL_KINDS}
@@ -605,7 +614,7 @@ def test_zarr_is_predicted_as_the_same_tiff(predict, images, tmp_path):
     (images / "a.zarr").mkdir()
     with pytest.raises(InputError, match="a.zarr: its results would have the same names as"):
         predict()
-    assert "is no image in OME-Zarr" in predict(images / "a.zarr", output=out / "a").problems[0]
+    assert "is not an OME-Zarr image" in predict(images / "a.zarr", output=out / "a").problems[0]
 
 
 def test_uncertainty_is_a_file_of_two_channels(predict, workdir, images, tmp_path):
@@ -624,7 +633,7 @@ def test_uncertainty_is_a_file_of_two_channels(predict, workdir, images, tmp_pat
 
 
 def test_a_single_view_has_no_uncertainty(predict, tmp_path):
-    with pytest.raises(InputError, match="a single network has a single opinion; give --averaging"):
+    with pytest.raises(InputError, match="a single network has only one opinion; give --averaging"):
         predict(kinds=["uncertainty"])
     assert not (tmp_path / "out").exists()
 

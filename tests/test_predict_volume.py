@@ -219,7 +219,8 @@ def test_chunks_that_miss_are_told(tmp_path, caplog):
     for name in ("0/0/0", "0/1/0", "1/3/4"):
         (tmp_path / "in" / "0" / "c" / name).unlink()
     predict_volume(a_model(), tmp_path / "in", tmp_path / "out")
-    says = f"{tmp_path}/in: 3 chunk(s) are missing, in 2 of its images, and read as the fill value"
+    says = f"{tmp_path}/in: 3 chunk(s) are missing, in 2 of its images, and are read as the fill"
+    says += " value"
     assert caplog.messages == [says]
 
 
@@ -246,7 +247,7 @@ def test_parts_and_a_last_call_are_the_whole(tmp_path):
         ({"averaging": "rotations"}, "expected none or symmetries for a volume, not 'rotations'"),
         ({"block_side": 100}, "block_side: expected a multiple of 64, not 100"),
         ({"block_side": 0}, "block_side: expected a multiple of 64, not 0"),
-        ({"part": (3, 3)}, "part: expected such as 3/40, from 0 to 39, not 3/3"),
+        ({"part": (3, 3)}, "part: expected a part such as 3/40, with parts 0 to 39, not 3/3"),
         ({"part": (0, 0)}, "part: expected"),
     ],
 )
@@ -264,11 +265,11 @@ def test_models_and_places_that_do_not_fit(tmp_path):
     call = (predict_volume, a_model(channels=2), tmp_path / "in", tmp_path / "out")
     assert "has 1 channel(s), expected 2 as in training" in problem(*call)
     call = (predict_volume, a_model(), tmp_path / "in", tmp_path / "in" / "out")
-    assert "is in the volume itself" in problem(*call)
+    assert "is inside the volume" in problem(*call)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     call = (predict_volume, a_model(), tmp_path / "in", tmp_path / "other")
-    assert "is there already, and no result" in problem(*call)
+    assert "exists already and is not a result" in problem(*call)
     predict_volume(a_model(), tmp_path / "in", tmp_path / "out")
     call = (predict_volume, a_model(), tmp_path / "in", tmp_path / "out")
     assert "averaging = none, not symmetries" in problem(*call, averaging="symmetries")
@@ -352,14 +353,16 @@ def test_the_program_takes_a_volume_and_tells_what_does_not_fit(tmp_path):
     volume = [*where, f"--output={tmp_path}/out.ome.zarr", "--block_side=64"]
     done = predict(*volume, "--part=half")
     assert done.returncode == 2
-    assert done.stderr == "predict.py: --part: expected such as 3/40, not 'half'.\n"
+    assert done.stderr == "predict.py: --part: expected a part such as 3/40, not 'half'.\n"
     assert not (tmp_path / "out.ome.zarr").exists()
     done = predict(*where, f"--output={tmp_path}/results", "--workers=2")
-    assert done.returncode == 2 and "--workers is for volumes" in done.stderr
+    assert done.returncode == 2 and "--workers is only for volumes" in done.stderr
     done = predict(*volume, "--part=0/2")
-    assert done.returncode == 0 and done.stdout.endswith("12 of 12 block(s), 0 there before.\n")
+    assert done.returncode == 0 and done.stdout.endswith(
+        "12 of 12 block(s) done, 0 of them earlier.\n"
+    )
     done = predict(*volume)
-    assert done.stdout.endswith("out.ome.zarr: 24 of 24 block(s), 12 there before.\n")
+    assert done.stdout.endswith("out.ome.zarr: 24 of 24 block(s) done, 12 of them earlier.\n")
     model = load(tmp_path / "run")
     image = open_volume(tmp_path / "in.zarr").array[0].read().result()
     whole = predict_tiled(model, image, tile_side=side_of_step(64, model.network.depth))

@@ -145,9 +145,9 @@ def test_warnings_are_in_the_picture_and_in_the_text(tmp_path):
     config = folder_config(tmp_path, mask=inverted)
     config.data.mask_rule = "binary"
     found = preview(config, tmp_path / "run")
-    assert any("wrong way round" in doubt for doubt in found.doubts)
+    assert any("were swapped" in doubt for doubt in found.doubts)
     text = (tmp_path / "run" / "preview.txt").read_text()
-    assert "Warning: " in text and "wrong way round" in text
+    assert "Warning: " in text and "were swapped" in text
     assert text == found.text + "\n" and str(found).startswith(text)
     assert contains(pixels(tmp_path / "run" / "preview.png"), (0xB0, 0, 0)) > 100
 
@@ -164,7 +164,7 @@ def test_training_tells_once_what_the_preview_doubts(tmp_path, caplog):
     told = [" ".join(line.split()) for line in str(found).split("\n\n")]
     told = [line for line in told if line.startswith("Warning")]
     assert told == [f"Warning: {doubt}" for doubt in found.doubts]
-    assert "wrong way round" in told[0] and "is the same picture as" in told[-1]
+    assert "were swapped" in told[0] and "is the same picture as" in told[-1]
 
     def warnings(train, **settings):
         caplog.clear()
@@ -176,7 +176,7 @@ def test_training_tells_once_what_the_preview_doubts(tmp_path, caplog):
     assert warnings(fit) == []  # the run goes on
     shutil.rmtree(tmp_path / "run")
     of_folds = warnings(cross_validate, folds=2)
-    assert sum("wrong way round" in line for line in of_folds) == 1
+    assert sum("were swapped" in line for line in of_folds) == 1
 
 
 def test_bad_data_is_refused_as_in_training(tiny_config, tmp_path, caplog):

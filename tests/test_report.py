@@ -258,7 +258,7 @@ def test_cell_report_leads_with_seg_and_colours_cells(tmp_path):
     assert "finds 2 of the 3 annotated cells" in page.text
     assert "0.7756" in page.text and "0.0382" not in page.text
     assert (
-        "Every metric but SEG, AP, F1, panoptic quality, precision, recall, IoU and Dice is"
+        "Every metric except SEG, AP, F1, panoptic quality, precision, recall, IoU and Dice"
         in page.text
     )
     assert "Maška, M. et al. (2023)" in page.text and "Cardona" not in page.text
@@ -309,17 +309,17 @@ def empty(found):
             [empty(0), ONE_CELL, empty(5), row(), empty(2)],
             "3 of 5 images have no annotated cell and are left out of Rand error, V_rand and "
             "V_info; the network finds 7 cells in 2 of them. "
-            "1 of 5 images has one annotated cell only and is left out of V_info.",
+            "1 of 5 images has only one annotated cell and is left out of V_info.",
         ),
-        ([ONE_CELL], "1 of 1 image has one annotated cell only and is left out of V_info."),
+        ([ONE_CELL], "1 of 1 image has only one annotated cell and is left out of V_info."),
         (
             [empty(1), empty(0)],
-            "No cell is annotated in these 2 images, so that only IoU is defined; the network "
+            "No cell is annotated in these 2 images, so only IoU is defined; the network "
             "finds 1 cell in 1 of them.",
         ),
         (
             [empty(4)],
-            "No cell is annotated in this image, so that only IoU is defined; the network finds 4 "
+            "No cell is annotated in this image, so only IoU is defined; the network finds 4 "
             "cells there.",
         ),
     ],
@@ -412,8 +412,8 @@ def test_each_class_has_its_colour_and_row(tmp_path):
     assert "the right one for 97.1 % of the annotated pixels" in text  # 3300 of 3400
     assert "of the 3 classes is 0.8333 (1 = perfect)" in text
     assert "background 3,000 100.0 % 0.0 % 0.0 % cell 400 25.0 % 75.0 % 0.0 % nucleus 0 –" in text
-    assert "background, cell, nucleus. Errors: red: another class than in truth" in text
-    assert "all classes but background are cell" in text
+    assert "background, cell, nucleus. Errors: red: not the true class" in text
+    assert "all classes except background count as cell" in text
     (drawn,) = [i["src"] for i in page.images() if i["alt"] == "most probable class of a"]
     drawn = imagecodecs.png_decode(base64.b64decode(drawn.split(",")[1]))
     assert (drawn == (0xAB, 0xCD, 0xEF)).all()

@@ -10,8 +10,8 @@ from unet_jax.sources import read_data
 REMEDIES = {
     "folder": "annotate more images, or try another config.data.split_seed.",
     "cell_tracking": "give another config.data.train_sequence.",
-    "isbi2012": "give other ranges as config.data.train and config.data.validation.",
-    "synthetic": "give other ranges as config.data.train and config.data.validation.",
+    "isbi2012": "give other ranges for config.data.train and config.data.validation.",
+    "synthetic": "give other ranges for config.data.train and config.data.validation.",
 }
 
 
@@ -57,7 +57,7 @@ def test_other_splits_without_a_cell_are_noticed(run_of, caplog):
     stored, seen = run_of("folder", [0, 1], [0, 0], [0, IGNORED])
     assert [len(part) for part in stored.values()] == [len(part) for part in seen.values()]
     assert [record.getMessage() for record in caplog.records] == [
-        f"No image of the {split} split holds a cell, so its scores say nothing of cells."
+        f"No image of the {split} split holds a cell, so its scores say nothing about cells."
         for split in ("validation", "test")
     ]
     caplog.clear()

@@ -124,13 +124,13 @@ def test_a_class_weight_replaces_that_of_the_examples(examples, expected):
     ("change", "message"),
     [
         (lambda e: {"labels": e.labels[1:]}, "bad: labels and instances are (59, 70) and (60, 70)"),
-        (lambda e: {"instances": e.instances.T}, "expected (60, 70) as the image"),
+        (lambda e: {"instances": e.instances.T}, "expected (60, 70) like the image"),
         (
             lambda e: {"image": np.stack([e.image] * 3, -1)},
             "bad: has 3 channel(s), expected 1 as in picture 0",
         ),
-        (lambda e: {"labels": 2 * e.labels}, "bad: holds class 2, the network has 2"),
-        (lambda e: {"labels": e.labels - 3}, "bad: holds class -3, the network has 2"),
+        (lambda e: {"labels": 2 * e.labels}, "bad: holds class 2, but the network has 2"),
+        (lambda e: {"labels": e.labels - 3}, "bad: holds class -3, but the network has 2"),
         (lambda e: {"image": np.full((60, 70), np.nan)}, "bad: holds NaN, infinite or huge pixels"),
     ],
 )
@@ -153,7 +153,7 @@ def test_no_examples_are_refused():
 def test_another_run_to_start_from_asks_for_its_state(examples):
     settings = dataclasses.replace(CONFIGURATION.train, start_from="runs/other")
     configuration = dataclasses.replace(CONFIGURATION, train=settings)
-    with pytest.raises(InputError, match="a state is to be given"):
+    with pytest.raises(InputError, match="start_from, give a state"):
         train(examples, configuration)
 
 

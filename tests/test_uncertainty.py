@@ -93,5 +93,7 @@ def test_results_may_lie_elsewhere():
 
 @pytest.mark.parametrize("averaging", ["none", "rotations"])
 def test_a_single_opinion_is_refused(averaging):
-    with pytest.raises(ValueError, match="A single network has one opinion: uncertainty wants"):
+    with pytest.raises(
+        ValueError, match="A single network has only one opinion: uncertainty needs"
+    ):
         predict_with_uncertainty(a_model(), np.zeros((40, 40)), averaging=averaging)

@@ -62,7 +62,10 @@ def test_a_sequence_of_ones_own_trains_to_the_same_bits(sparse):
 def test_what_cannot_be_trained_on_is_refused_before_the_first_step():
     (good, *_), _ = examples_of((60, 60))
     for bad, message in (
-        (good._replace(labels=np.full_like(good.labels, 2)), "holds class 2, the network has 2"),
+        (
+            good._replace(labels=np.full_like(good.labels, 2)),
+            "holds class 2, but the network has 2",
+        ),
         (good._replace(image=good.image[..., 0]), r"has 1 channel\(s\), expected 2 as in "),
     ):
         with pytest.raises(InputError, match=message):
@@ -76,7 +79,7 @@ def test_an_image_that_is_another_one_by_now_ends_the_training():
     lazy = Lazy(examples)
     steps = train(lazy, CONFIGURATION)
     lazy.examples = [e._replace(labels=e.labels[:50]) for e in examples]
-    with pytest.raises(RunFailed, match=r"has changed since the run began, its size is not \(60"):
+    with pytest.raises(RunFailed, match=r"has changed since the run began; its size was \(60"):
         metrics(steps)
 
 

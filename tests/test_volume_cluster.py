@@ -68,7 +68,7 @@ def test_a_block_that_kills_its_workers_is_told(tmp_path, monkeypatch):
             # One by one: with so few tries, a neighbour of the one that dies is given up, too.
             problems = {i: problem for i in items for _, _, problem in do(dies_at_the_second, [i])}
     assert problems[items[0]] is None
-    says = "needs more memory or a smaller block; its workers died 2 times"
+    says = "needs more memory or smaller blocks; its workers died 2 times"
     assert problems[items[1]].endswith(f"t 0, z 0, rows 64 to 99, columns 64 to 99: {says}")
 
 

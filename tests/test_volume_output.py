@@ -184,8 +184,8 @@ def test_something_else_is_not_written_into(tmp_path):
     source = tmp_path / "in.ome.zarr"
     make_source(source)
     before = sorted(tmp_path.rglob("*"))
-    assert "no result; give another --output" in problem(create_output, source, {}, an_image())
-    assert "no result; give another --output" in problem(create_output, tmp_path, {}, an_image())
+    assert "not a result; give another --output" in problem(create_output, source, {}, an_image())
+    assert "not a result; give another --output" in problem(create_output, tmp_path, {}, an_image())
     (tmp_path / "file").touch()
     before.append(tmp_path / "file")
     assert f"{tmp_path}/file" in problem(create_output, tmp_path / "file", {}, an_image())
@@ -281,4 +281,4 @@ def test_volumes_lie_in_buckets_too(bucket):
         create_output, f"{bucket}/out", MADE_WITH | {"params": "x"}, an_image()
     )
     tensorstore.KvStore.open(zarr_store.kvstore(f"{bucket}/other")).result()["a"] = b"1"
-    assert "no result" in problem(create_output, f"{bucket}/other", {}, an_image())
+    assert "is not a result" in problem(create_output, f"{bucket}/other", {}, an_image())

@@ -188,5 +188,5 @@ def test_all_membrane_scores_0():
 
 
 def test_unknown_setting():
-    with pytest.raises(ValueError, match="^Expected setting '2015' or '2016', found 2015.$"):
+    with pytest.raises(ValueError, match="^setting must be '2015' or '2016', not 2015.$"):
         warping_error(*some_stack(), setting=2015)

@@ -96,7 +96,7 @@ def test_missing_chunks_are_told(tmp_path, caplog, monkeypatch):
         f"{tmp_path}/images/{name}.zarr: 3 chunk(s) are missing and read as the fill value: "
         "1/0, 1/1, 1/2"
         for name in "ab"
-    ] + [f"{tmp_path}/masks: masks lack chunks, which are read as the fill value"]
+    ] + [f"{tmp_path}/masks: some masks lack chunks, which are read as the fill value"]
 
 
 def test_what_is_too_large_is_told_what_to_do(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_what_is_too_large_is_told_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(zarr_image, "MAX_BYTES", size - 1)
     assert problem(read_image, tmp_path / "a.zarr") == (
         f"{tmp_path}/a.zarr: has {size:,} bytes of pixels in 36 chunks, expected at most "
-        f"{size - 1:,} in 4,194,304 of an image; predict.py --output=NAME.ome.zarr segments it "
+        f"{size - 1:,} bytes in 4,194,304 chunks; predict.py --output=NAME.ome.zarr segments it "
         "block by block"
     )
     monkeypatch.setattr(zarr_image, "MAX_BYTES", size)
@@ -118,9 +118,9 @@ def test_what_is_too_large_is_told_what_to_do(tmp_path, monkeypatch):
 def test_bad_directories_are_refused_by_name(tmp_path):
     bad = tmp_path / "images/a.zarr"
     bad.mkdir(parents=True)
-    assert problem(read_images, bad.parent, 1).startswith(f"{bad}: is no image in OME-Zarr")
-    assert "a.zarr: is no image in OME-Zarr" in problem(read_image, bad)
-    assert "is a file, expected the folder that holds it" in problem(
+    assert problem(read_images, bad.parent, 1).startswith(f"{bad}: is not an OME-Zarr image")
+    assert "a.zarr: is not an OME-Zarr image" in problem(read_image, bad)
+    assert "is a file, expected the folder that contains it" in problem(
         read_folder, bad, bad, mask_rule="binary", classes=2, ignore_value=-1
     )
     save(bad, np.ones((40, 70), np.uint8))
@@ -129,7 +129,7 @@ def test_bad_directories_are_refused_by_name(tmp_path):
     assert problem(read_image, bad).startswith(f"{bad}: cannot be read (")
     (bad / "0/c/0/1").unlink()
     os.mkfifo(bad / "0/c/0/1")
-    assert problem(read_image, bad) == f"{bad}/0/c/0/1: is no plain file"
+    assert problem(read_image, bad) == f"{bad}/0/c/0/1: is not a regular file"
     save(bad.parent / "c.zarr", np.full((40, 70), np.nan))
     assert "c.zarr: page 0 holds NaN" in problem(read_image, bad.parent / "c.zarr")
     (bad.parent / "b.zarr").write_bytes(b"PK")
@@ -145,4 +145,4 @@ def test_files_that_differ_in_their_suffix_are_refused(tmp_path, other):
         save(tmp_path / other, np.ones((40, 70), np.uint8))
     else:
         tifffile.imwrite(tmp_path / other, np.ones((40, 70), np.uint8))
-    assert "has the same name, expected one" in problem(read_images, tmp_path, 1)
+    assert "has the same name, expected only one of them" in problem(read_images, tmp_path, 1)

@@ -25,7 +25,7 @@ def test_small_objects_lie_in_folders(tmp_path):
     (tmp_path / "file").touch()
     assert "file/a: cannot be written (" in problem(write_object, f"{tmp_path}/file", "a", b"1")
     os.mkfifo(tmp_path / "pipe")
-    assert "no plain file" in problem(read_object, str(tmp_path), "pipe")
+    assert "not a regular file" in problem(read_object, str(tmp_path), "pipe")
 
 
 @pytest.mark.parametrize("region", ["given", "left to the service"])

@@ -26,8 +26,8 @@ class AugmentationSettings:
       elastic_pixels: standard deviation of the displacements at the nodes of the 3x3 grid, in
         pixels, see `elastic_displacement`.
       rotation_degrees: the angle is uniform between minus and plus this; 180 allows any angle.
-      zoom_octaves: tiles are enlarged or shrunk by a factor of up to 2 to the power of this; 1 means
-        from half to twice the size.
+      zoom_octaves: tiles are enlarged or shrunk by a factor of up to 2 to the power of this; 1
+        means from half to twice the size.
       shift: 1 moves the tile's centre anywhere in the image, 0 leaves it in the middle; in sparsely
         annotated images, 1 moves it anywhere near the annotated pixel, 0 leaves it there.
       mirror_probability: the probability that a tile is mirrored.

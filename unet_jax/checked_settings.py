@@ -18,9 +18,9 @@ Settings = TypeVar("Settings")
 
 _TYPES: dict[Any, str] = {
     int: "a whole number",
-    float: "finite and a number",
+    float: "a finite number",
     bool: "True or False",
-    str: "a text",
+    str: "text",
 }
 _BOUNDS = {
     "at_least": ("at least", lambda value, bound: value >= bound),
@@ -67,7 +67,13 @@ def read(kind: type[Settings], values: Mapping[str, Any], name: str) -> Settings
     """
     fields = _fields(kind)
     known = ", ".join(fields)
-    _raise([f"{name}.{key} is not known, only {known}." for key in values if key not in fields])
+    _raise(
+        [
+            f"{name}.{key} is not known; the known keys are {known}."
+            for key in values
+            if key not in fields
+        ]
+    )
     _raise(_problems(kind, values, f"{name}."))
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 

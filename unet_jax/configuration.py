@@ -155,7 +155,9 @@ def configuration_file(name: str) -> Path:
     file = folder / f"{name}.py"
     if not file.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.py")))
-        raise InputError(f"There is no configuration {name!r} in unet_jax; expected one of {known}.")
+        raise InputError(
+            f"There is no configuration {name!r} in unet_jax; expected one of {known}."
+        )
     return file
 
 

@@ -18,7 +18,7 @@ def context(depth: int) -> int:
 
 
 def valid_input_sides(side: int, depth: int) -> list[int]:
-    """The input sides nearest to `side` that the network takes: itself, or the next below and above.
+    """The valid input sides nearest to `side`: itself, or the next ones below and above.
 
     A side is valid if every 2x2 max-pooling sees an even size: 16 k + 60 at depth 5, at least 188.
     """

@@ -84,7 +84,9 @@ def predict_tiled(
     height, width, _ = image.shape
     shape = height, width, model.network.classes
     if out is not None and (out.shape != shape or out.dtype != np.float32):
-        raise ValueError(f"out must be float32 {shape} like the result, not {out.dtype} {out.shape}.")
+        raise ValueError(
+            f"out must be float32 {shape} like the result, not {out.dtype} {out.shape}."
+        )
     if model.scale != 1:
         image = resized(image, scaled_size((height, width), model.scale))
         model = dataclasses.replace(model, scale=1.0)
@@ -238,7 +240,7 @@ def tile_probabilities(network: UNet) -> Callable[[Any, jax.Array | np.ndarray],
     """The compiled predict(params, tiles [N, side, side, C]) -> probabilities, float32.
 
     Soft-max of the network's output for normalised tiles, averaged over the ensemble, which is the
-    leading axis of the parameters; its members take turns, so that the memory needed is that of one.
+    leading axis of the parameters; its members take turns, so that memory is needed for only one.
     """
 
     def predict(params, tiles):
@@ -266,7 +268,7 @@ def side_of_step(step: int, depth: int) -> int:
 
 
 def choose_tile_side(network: UNet, height: int, width: int) -> int:
-    """The tile side that needs the fewest operations for an image of this size and fits in memory."""
+    """The tile side that fits in memory and needs the fewest operations for such an image."""
 
     def input_pixels(step):
         side = side_of_step(step, network.depth)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from unet_jax.checked_settings import check, read, setting
 from unet_jax.errors import InputError
 
-_SCALE = "above 0, at most 10"
+_SCALE = "above 0 and at most 10"
 _RANGE = "two whole numbers, first and last + 1"
 _FRACTION = "a number between 0 and 1"
 

@@ -35,7 +35,9 @@ def test_the_step_that_failed_is_named_recorded_and_replayed(failing_config, tmp
     config.train.validate_every = 12
     # So little that it takes but a part of each image.
     config.train.tile_side, config.augmentation.elastic_pixels = 24, 0.5
-    with pytest.raises(RunFailed, match=r"Step \d+: the loss is .* the steps are too large") as end:
+    with pytest.raises(
+        RunFailed, match=r"Step \d+: the loss is .* the steps are probably too large"
+    ) as end:
         fit(config, workdir)
     record = json.loads((workdir / "failure.json").read_text())
     step = record["step"]
@@ -99,7 +101,7 @@ def test_the_same_command_meets_the_same_failure_after_the_last_good_step(
             fit(config, workdir)
         errors.append(str(end.value))
     assert errors[0] == errors[1]
-    assert caplog.messages.count("Going on after step 1.") == 1
+    assert caplog.messages.count("Continuing after step 1.") == 1
     assert checkpoint.saved_steps(workdir) == [1]
 
 
@@ -113,7 +115,7 @@ def failure(tmp_path, norms):
 
 def test_the_likely_cause_is_the_learning_rate_if_the_gradient_grew(tmp_path):
     message = failure(tmp_path, [1.0] * 20 + [3.0, 12.0, 80.0])
-    assert "the steps are too large" in message and "step 40 is kept" in message
+    assert "the steps are probably too large" in message and "step 40 is kept" in message
     assert "learning rate of 0.1" in message and "\n" not in message
 
 
@@ -134,15 +136,15 @@ def test_collapse_to_one_class_is_said():
     only_cell = np.array([[[0.1, 0.9], [0.4, 0.6]]])
     both = np.array([[[0.1, 0.9], [0.6, 0.4]]])
     names = ["membrane", "cell"]
-    assert "is taken for 'cell'" in collapse([mixed], [only_cell], names)
+    assert "gets the class 'cell'" in collapse([mixed], [only_cell], names)
     assert collapse([mixed], [both], names) is None
     assert collapse([mixed, mixed], [only_cell, both], names) is None
     assert collapse([ignored], [only_cell], names) is None, "there is but one class to find"
 
 
 def test_collapse_is_said_during_training(tiny_config, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("unet_jax.run.fit.collapse", lambda *_: "every pixel is taken for 'cell'")
+    monkeypatch.setattr("unet_jax.run.fit.collapse", lambda *_: "every pixel gets the class 'cell'")
     fit(tiny_config, tmp_path / "run")
-    said = [r.levelname for r in caplog.records if "every pixel is taken" in r.getMessage()]
+    said = [r.levelname for r in caplog.records if "every pixel gets" in r.getMessage()]
     assert said == ["WARNING"] * 3
-    assert "Step 4: every pixel is taken for 'cell'" in caplog.messages
+    assert "Step 4: every pixel gets the class 'cell'" in caplog.messages

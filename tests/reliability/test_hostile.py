@@ -283,12 +283,12 @@ for key, value, says in [
 
 
 for where, says in {
-    "params/_METADATA": "is no plain file",
-    "params/d": "is no plain file",
-    "params": "is no plain file",
-    "new": "is no plain file",
-    "sha256.json": "is no plain file",
-    "checkpoint.json": "is no plain file",
+    "params/_METADATA": "is not a regular file",
+    "params/d": "is not a regular file",
+    "params": "is not a regular file",
+    "new": "is not a regular file",
+    "sha256.json": "is not a regular file",
+    "checkpoint.json": "is not a regular file",
     "": "is a link",
     "..": "is a link",
 }.items():
@@ -328,27 +328,27 @@ for folds, says in {2: "holds 1 of 2 folds", -1: "holds 1 of -1 folds", None: "l
         shutil.move(workdir / "checkpoints", workdir / "fold0" / "checkpoints")
 
 
-@attack("is no plain file")
+@attack("is not a regular file")
 def link_in_a_circle(step, outside):
     (step / "params" / "circle").symlink_to("..")
 
 
 for where in ("sha256.json", "checkpoint.json", "params/_METADATA", "params/d/pipe"):
 
-    @attack("is no plain file", sealed=True, name=f"pipe_{where.replace('/', '_')}")
+    @attack("is not a regular file", sealed=True, name=f"pipe_{where.replace('/', '_')}")
     def pipe(step, outside, where=where):
         (step / where).unlink(missing_ok=True)
         os.mkfifo(step / where)
 
 
-@attack("is no plain file")
+@attack("is not a regular file")
 def local_socket(step, outside):
     # Its address has room for 100 letters.
     with contextlib.chdir(step), socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket")
 
 
-@attack("is no plain file")
+@attack("is not a regular file")
 def device(step, outside):
     try:
         os.mknod(step / "zeros", stat.S_IFCHR | 0o600, os.makedev(1, 5))
@@ -358,8 +358,8 @@ def device(step, outside):
 
 for where, says in {
     "params/d/hole": "has holes",
-    "sha256.json": "is no plain file of at most",
-    "checkpoint.json": "is no plain file of at most",
+    "sha256.json": "is not a regular file of at most",
+    "checkpoint.json": "is not a regular file of at most",
 }.items():
 
     @attack(says, sealed=where != "params/d/hole", name=f"holes_{where.replace('/', '_')}")
@@ -503,7 +503,7 @@ def nested(depth):
     return value
 
 
-NO_CHECKPOINT = "is no checkpoint of this program"
+NO_CHECKPOINT = "is not a checkpoint of this program"
 SPLITS = ("train", "validation", "test")
 SOURCE = StartedFrom("runs/a", 3, "0" * 64, ["classes"], ["picture 1"])
 for name, keys, value, says in [
@@ -520,7 +520,7 @@ for name, keys, value, says in [
     ("newline_in_a_field", ["model", "a\nb\x1b[2J"], 1, NO_CHECKPOINT),
     ("model_that_is_a_list", ["model"], [2, 2], NO_CHECKPOINT),
     ("channels", ["channels"], 10**9, NO_CHECKPOINT),
-    ("channels_of_another", ["channels"], 1000, "is of another network"),
+    ("channels_of_another", ["channels"], 1000, "belongs to another network"),
     ("channels_that_are_text", ["channels"], "1", NO_CHECKPOINT),
     ("scale", ["scale"], 1e9, NO_CHECKPOINT),
     ("scale_that_fills_the_memory", ["scale"], 99, NO_CHECKPOINT),
@@ -592,12 +592,12 @@ for name, text in {
     "not_text": "\ud800",
 }.items():
 
-    @attack("is damaged|is no checkpoint of this program", name=f"described_as_{name}")
+    @attack("is damaged|is not a checkpoint of this program", name=f"described_as_{name}")
     def described_as(step, outside, text=text):
         (step / "checkpoint.json").write_bytes(text.encode(errors="surrogatepass"))
 
 
-@attack("bytes of parameters and holds")
+@attack("bytes of parameters, but holds only")
 def width_that_nothing_is_behind(step, outside):
     """The largest network that is allowed, 50 TB: each array declared, none there."""
     model = FIELDS | {"width": 4096, "depth": 8}
@@ -739,13 +739,13 @@ def zstd_bomb(values):
     values["classes.bias/0"] = zstd_zeros(2**33)
 
 
-@functools.partial(bomb, says="is of another network")
+@functools.partial(bomb, says="belongs to another network")
 def shape_beyond_the_memory(values):
     edit_array(values, "classes.bias", shape=[2**40], chunks=[2**40], fill_value=0.0)
     del values["classes.bias/0"]
 
 
-@functools.partial(bomb, says="is of another network")
+@functools.partial(bomb, says="belongs to another network")
 def dtype_of_a_gigabyte(values):
     edit_array(values, "classes.bias", dtype=f"|V{2**30}", fill_value=None)
 

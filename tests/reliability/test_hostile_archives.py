@@ -152,23 +152,23 @@ ARCHIVES = {
     "declares": (lambda: zip_bytes({"train-volume.tif": bytes(LARGE)}), "declares 268,435,463 b"),
     "inflates": (
         lambda: declaring(zip_bytes({"train-volume.tif": bytes(LARGE)}), LARGE, 100),
-        "not a whole zip",
+        "not a complete zip",
     ),
     "inflates_otherwise": (
         lambda: declaring(
             zip_bytes({"train-volume.tif": bytes(LARGE)}, zipfile.ZIP_BZIP2), LARGE, 100
         ),
-        "is compressed by method 12",
+        "is compressed with method 12",
     ),
     "entries": (lambda: entries(10**6), "holds more than 1,000 files"),
-    "overlapping": (lambda: overlapping(zip_bytes(FILES)), "not a whole zip"),
+    "overlapping": (lambda: overlapping(zip_bytes(FILES)), "not a complete zip"),
     "unknown_method": (
         lambda: zip_bytes(FILES).replace(b"\x14\0\0\0\x08\0", b"\x14\0\0\0\x63\0"),
-        "is compressed by method 99",
+        "is compressed with method 99",
     ),
     "encrypted": (
         lambda: zip_bytes(FILES).replace(b"\x14\0\0\0\x08\0", b"\x14\0\1\0\x08\0"),
-        "not a whole zip",
+        "not a complete zip",
     ),
 }
 
@@ -208,7 +208,7 @@ def test_an_archive_of_another_sum_is_not_opened(cache, serve_file, monkeypatch,
     monkeypatch.setattr(cell_tracking, "ADDRESS", address)
     monkeypatch.setattr(cell_tracking.zipfile, "ZipFile", None)
     text = refusal(lambda: cell_tracking.find_dataset("PhC-C2DH-U373"))
-    assert "SHA-256 of what came is" in text
+    assert "SHA-256 of the download is" in text
     assert left_over(tmp_path) == ["secret"]
 
 
@@ -297,7 +297,7 @@ def test_a_server_that_sends_without_end_is_stopped(name, tmp_path):
     head, endless = ENDLESS[name]()
     with answering(head, endless) as (address, sent):
         text = refusal(lambda: download(address, tmp_path / "file", max_bytes=limit))
-    assert text == f"{address}: sends more than 4,194,304 bytes, not loaded."
+    assert text == f"{address}: sends more than 4,194,304 bytes; not downloaded."
     assert (tmp_path / "file").stat().st_size < limit + 2**20
     assert sent[0] < 2**25  # what has room on the way
 

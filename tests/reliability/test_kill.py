@@ -106,7 +106,7 @@ def test_sigkill_loses_nothing_that_was_saved(start, run, tmp_path, kills, durin
         output, _ = process.communicate()
         killed_in_a_save += saving(workdir)
         if before:
-            assert f"Going on after step {before}." in output
+            assert f"Continuing after step {before}." in output
             resumed_at.append(before)
     assert killed_in_a_save >= during_save * 5 // 6
     assert len(resumed_at) == kills - 1 and resumed_at == sorted(set(resumed_at))
@@ -114,8 +114,8 @@ def test_sigkill_loses_nothing_that_was_saved(start, run, tmp_path, kills, durin
     left_behind = unfinished(workdir)
     status, output, errors = run("train.py", *options(workdir, steps))
     assert status == 0, errors
-    assert f"Going on after step {resumed_at[-1]}" not in output
-    assert ("a save that was never finished" in output) == left_behind
+    assert f"Continuing after step {resumed_at[-1]}" not in output
+    assert ("removed an incomplete save" in output) == left_behind
     assert not unfinished(workdir)
     assert run("train.py", *options(whole, steps))[0] == 0
     assert_same_run(workdir, whole)
@@ -180,7 +180,7 @@ def test_full_disk_ends_the_run_with_the_last_step_intact(start, run, small_disk
     process = start("train.py", *options(workdir, steps=5000), env=UNBUFFERED)
     wait_for(lambda: newest(workdir) > kept, process)
     process.kill()
-    assert f"Going on after step {kept}." in process.communicate()[0]
+    assert f"Continuing after step {kept}." in process.communicate()[0]
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(30, marks=pytest.mark.slow)])

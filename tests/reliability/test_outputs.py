@@ -75,7 +75,7 @@ def test_no_output_is_replaced_unasked(tiny_config, tmp_path, name):
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text("my own")
-    with pytest.raises(InputError, match=f"{name}: is there already; --overwrite replaces it"):
+    with pytest.raises(InputError, match=f"{name}: exists already; use --overwrite to replace it"):
         evaluate(tmp_path / "run", out=out)
     assert (out / name).read_text() == "my own" and len(list(out.iterdir())) == 1
 

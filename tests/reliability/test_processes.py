@@ -25,7 +25,7 @@ ONE_DEVICE_EACH = os.environ | {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
     "PYTHONUNBUFFERED": "1",
 }
-ENDED = "Another process has ended, so that this one ends too; the same command, started in all"
+ENDED = "Another process has ended, so this one ends too; start the same command again in all"
 
 
 @pytest.fixture
@@ -94,7 +94,8 @@ def test_a_signal_to_one_stops_all_at_a_common_step_and_one_process_goes_on(
     status, outputs, errors = ended(two)
     step = checkpoint.saved_steps(workdir)[-1]
     assert status == [143, 143] and step < 100, errors
-    stopped = f"Stopped and saved after step {step}. The same command goes on from there.\n"
+    stopped = f"Stopped and saved after step {step}. Run the same command again to continue"
+    stopped += " from there.\n"
     assert outputs == [stopped, ""]
     assert "step/s" not in errors[1] and "Warning" not in errors[1]
     assert {p.name for p in workdir.iterdir()} == {
@@ -122,7 +123,7 @@ def test_a_kill_of_one_ends_the_other_and_the_same_command_goes_on(start_two, tm
     for folder in (workdir, whole):
         status, outputs, errors = ended(start_two(folder))
         assert status == [0, 0], errors
-    assert "Going on after step" not in outputs[0]
+    assert "Continuing after step" not in outputs[0]
     np.testing.assert_array_equal(latest(workdir), latest(whole))
 
 
@@ -137,7 +138,7 @@ def test_an_error_in_one_ends_all_with_its_message(start_two, tmp_path):
 @pytest.mark.slow
 def test_another_command_in_one_is_refused_in_all(start_two, tmp_path):
     status, _, errors = ended(start_two(tmp_path, second=["--config.train.seed=5"]))
-    told = "train.py: Process 1 has other settings than process 0; start all by the same command"
+    told = "train.py: Process 1 differs from process 0 in its settings; start all with the same"
     assert status == [2, 2], errors
     assert all(line.startswith(told) for line in last_lines(errors))
     assert not checkpoint.saved_steps(tmp_path)
@@ -157,9 +158,18 @@ def test_a_save_that_fails_ends_all(start_two, tmp_path):
     ("other", "message"),
     [
         ({"state": {"a": [np.float32(1), np.int32(2)]}, "b": "text"}, None),
-        ({"state": {"a": [np.float32(1), np.int32(3)]}, "b": "text"}, "1 has other state than"),
-        ({"state": {"c": [np.float32(1), np.int32(2)]}, "b": "text"}, "1 has other state than"),
-        ({"state": {"a": [np.float32(1), np.int32(2)]}, "b": "words"}, "1 has other b than"),
+        (
+            {"state": {"a": [np.float32(1), np.int32(3)]}, "b": "text"},
+            "1 differs from process 0 in its state",
+        ),
+        (
+            {"state": {"c": [np.float32(1), np.int32(2)]}, "b": "text"},
+            "1 differs from process 0 in its state",
+        ),
+        (
+            {"state": {"a": [np.float32(1), np.int32(2)]}, "b": "words"},
+            "1 differs from process 0 in its b",
+        ),
     ],
 )
 def test_what_is_not_the_same_in_all_is_named(monkeypatch, other, message):
@@ -200,8 +210,8 @@ def test_a_port_that_is_taken_is_refused():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--distributed", "give --distributed=HOST:PORT,COUNT,INDEX, as neither Slurm nor Open"),
-        ("--distributed=a:1,1,0 --preview", "--preview is made by one process"),
+        ("--distributed", "give --distributed=HOST:PORT,COUNT,INDEX, because neither Slurm nor"),
+        ("--distributed=a:1,1,0 --preview", "--preview runs in one process"),
     ],
 )
 def test_without_others_it_is_one_line(run, tmp_path, option, message):

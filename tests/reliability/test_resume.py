@@ -73,7 +73,7 @@ def test_a_change_named_as_wanted_is_made_and_told(tiny_config, workdir, caplog)
     wanted = ["config.augmentation.shift"]
     assert "w0" in " ".join(refused(tiny_config, workdir, allow_change=wanted))
     assert fit(tiny_config, workdir, allow_change=[*wanted, "config.weight_map"]).step == 12
-    assert caplog.messages[-4] == "Going on after step 8."
+    assert caplog.messages[-4] == "Continuing after step 8."
     assert sorted(caplog.messages[-3:]) == [
         "  with config.augmentation.shift = 0.5 instead of 1.0",
         "  with config.train.steps = 12 instead of 8",
@@ -97,14 +97,16 @@ def test_more_steps_are_no_conflict_and_fewer_are(tiny_config, workdir, caplog):
     assert [r["step"] for r in rows(workdir) if "loss" in r] == list(range(1, 13))
     tiny_config.train.steps = 10
     lines = refused(tiny_config, workdir, allow_change=["config.train.steps"])
-    assert lines == (f"{workdir}: this run is at step 12 already.",)
+    assert lines == (f"{workdir}: this run is already at step 12.",)
 
 
 def test_another_network_is_refused_by_its_first_difference(tiny_config, workdir):
     tiny_config.train.steps = 12
     tiny_config.model.width = 4
     (line,) = refused(tiny_config, workdir, allow_change=["config.model"])
-    assert "is of another network: classes" in line and "kernel is (1, 1, 2, 2) float32" in line
+    assert (
+        "belongs to another network: classes" in line and "kernel is (1, 1, 2, 2) float32" in line
+    )
     assert "expected (1, 1, 4, 2) float32" in line
 
 
@@ -132,7 +134,7 @@ def test_other_pixels_are_other_data(tiny_config, folder_data, tmp_path):
 def test_many_differences_are_counted(tiny_config, workdir):
     tiny_config.data.seed = 99
     lines = refused(tiny_config, workdir)
-    assert len(lines) == 6 and "more differences of that kind" in lines[-1]
+    assert len(lines) == 6 and "more differences of this kind" in lines[-1]
 
 
 def test_a_damaged_newest_step_stops_and_names_the_last_good_one(tiny_config, workdir):
@@ -161,7 +163,7 @@ def test_an_unfinished_step_is_removed_with_a_message(tiny_config, workdir, capl
     (workdir / "checkpoints" / "000009" / "params").mkdir(parents=True)
     tiny_config.train.steps = 12
     assert fit(tiny_config, workdir).step == 12
-    assert "000009: removed, a save that was never finished." in caplog.text
+    assert "000009: removed an incomplete save." in caplog.text
     assert not (workdir / "checkpoints" / "000009").exists()
 
 

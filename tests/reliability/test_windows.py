@@ -59,7 +59,7 @@ def test_the_programs_run_on_windows(run, tmp_path):
     assert status == 0 and "Traceback" not in errors, errors
     for said in (
         f"Finished: {workdir}.",
-        "Going on after step 4.",
+        "Continuing after step 4.",
         f"{workdir / 'instances.json'}: SEG",
         f"Open {workdir / 'evaluation' / 'report.html'}",
         f"{folder / 'all'}: results of 1 of 1 image file(s)",

@@ -1,13 +1,13 @@
-"""Checkpoints: a folder for each step, with all that prediction and going on need.
+"""Checkpoints: a folder for each step, with everything that prediction and resuming need.
 
     checkpoints/000400/params/        the network's parameters (Orbax)
-    checkpoints/000400/unaveraged/    those to go on from, where they are averaged
+    checkpoints/000400/unaveraged/    those to continue from, if the former are averaged
     checkpoints/000400/opt_state/     the optimiser's state (Orbax)
     checkpoints/000400/checkpoint.json   configuration, normalisation, class names, versions, ...
     checkpoints/000400/sha256.json    the manifest: the other files' digests, written last
 
-A step exists when its manifest does, and is read only if the files are those of the manifest.
-Nothing in it is ever executed, and nothing outside its folder is opened.
+A step exists if its manifest does, and is read only if its files match the manifest. Nothing in
+it is ever executed, and nothing outside its folder is opened.
 """
 
 from unet_jax.checkpoint.integrity import manifest_sha256

@@ -1,14 +1,14 @@
 """The arrays of a checkpoint: Orbax writes them, TensorStore reads them.
 
-Orbax's own way of reading cannot be used for what may come from a stranger: `_METADATA`, a file
-beside the arrays, chooses among layouts, in one of which the name of an array is the path of its
-files, and absolute if it likes; and Orbax makes room for a chunk as large as is declared.
+Orbax's own way of reading is unsafe for files that may come from a stranger: `_METADATA`, a file
+next to the arrays, chooses among layouts, in one of which the name of an array is the path of its
+files, possibly an absolute one; and Orbax allocates a chunk as large as is declared.
 
-So one layout is asked for by Orbax's options, and only that one is read, as Orbax's "Checkpoint
-Format Guide" shows under "Working with TensorStore": a folder is an OCDBT database, which holds
-for each leaf of the tree an array of Zarr 2, called by the keys that lead to it: `classes.bias`. No
-other file is looked at. Orbax 0.11.0 to 0.12.8 write it; a version that wrote another one would
-end a run at its first checkpoint, since what is written is opened at once as it will be read.
+So Orbax's options request one layout, and only that one is read, as Orbax's "Checkpoint Format
+Guide" shows under "Working with TensorStore": a folder is an OCDBT database that holds a Zarr 2
+array for each leaf of the tree, named by the keys that lead to it: `classes.bias`. No other file is
+looked at. Orbax 0.11.0 to 0.12.8 write this layout; a version that wrote another one would end a
+run at its first checkpoint, because what is written is opened at once as it will be read.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ Tree = TypeVar("Tree")
 def write_arrays(folder: Path, tree: Any) -> None:
     """Writes a tree of arrays, none of them spread over devices, to a new folder.
 
-    What goes wrong raises many kinds of exceptions.
+    Failures raise many kinds of exceptions.
     """
     # Where there are several processes, Orbax would otherwise wait for the others.
     this = jax.process_index()
@@ -45,7 +45,7 @@ def read_arrays(folder: Path, like: Tree) -> Tree:
     """The arrays of a folder with the structure, shapes and dtypes of `like`.
 
     Raises:
-      InputError: the arrays there are others, or cannot be read.
+      InputError: the arrays there do not match, or cannot be read.
     """
     try:
         stored = _open(folder, like)
@@ -61,9 +61,9 @@ def read_arrays(folder: Path, like: Tree) -> Tree:
 
 
 def _open(folder: Path, like: Any) -> dict[str, tensorstore.TensorStore]:
-    """The stored arrays by name, once it is sure that names, shapes and dtypes are those of `like`.
+    """The stored arrays by name, after checking that names, shapes and dtypes match `like`.
 
-    Each has one chunk: TensorStore makes room for one as large as declared, or seeks billions.
+    Each has one chunk: otherwise TensorStore would allocate whatever is declared, or seek billions.
     """
     expected = {
         _name(path): f"{x.shape} {_declared(x.dtype)}"
@@ -86,23 +86,24 @@ def _open(folder: Path, like: Any) -> dict[str, tensorstore.TensorStore]:
             found = f"{array.shape} {_declared(array.dtype.numpy_dtype)}"
         if found != wanted:
             raise InputError(
-                f"{folder}: is of another network: {one_line(name)} is {found}, expected {wanted}."
+                f"{folder}: belongs to another network: {one_line(name)} is {found}, expected "
+                f"{wanted}."
             )
         chunk = arrays[name].chunk_layout.read_chunk_template.shape
         if chunk != arrays[name].shape:
-            raise ValueError(f"{name} is in chunks of {chunk}")
+            raise ValueError(f"{name} is stored in chunks of {chunk}")
     return arrays
 
 
 def _declared(dtype: np.dtype) -> np.dtype:
     """The dtype that an array should have been saved in.
 
-    Earlier versions saved some as float64 where JAX was set to 64 bits (`jax_enable_x64`).
+    Earlier versions saved some as float64 if JAX was set to 64 bits (`jax_enable_x64`).
     """
     return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """How Orbax calls a leaf: by the keys of dicts, fields of named tuples, indices of tuples."""
+    """Orbax's name of a leaf: the keys of dicts, fields of named tuples and indices of tuples."""
     keys = [getattr(k, "key", getattr(k, "name", getattr(k, "idx", None))) for k in path]
     return ".".join(map(str, keys))

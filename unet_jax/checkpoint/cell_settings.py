@@ -1,4 +1,4 @@
-"""How the single cells of a run are found: what `eval.py --tune` has chosen."""
+"""How the single cells of a run are found: the settings that `eval.py --tune` has chosen."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ SETTINGS = "instances.json"
 
 
 def read_settings(workdir: str | Path) -> tuple[InstanceSettings, bool]:
-    """What `eval.py --tune` has chosen for a run, or else the defaults; and whether it has.
+    """The settings that `eval.py --tune` has chosen for a run, or the defaults, and if it has.
 
-    Those of a network of the package come with it.
+    The networks of the package come with their settings.
 
     Raises:
-      InputError: what is there is damaged.
+      InputError: the file is damaged.
     """
     file = run_folder(workdir) / SETTINGS
     try:

@@ -1,4 +1,4 @@
-"""How damage is found: the manifest of a step holds the SHA-256 digests of its files."""
+"""How damage is detected: the manifest of a step holds the SHA-256 digests of its files."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def verify(folder: Path) -> None:
     """Raises one of `UNREADABLE` unless the files of a step are exactly those of its manifest."""
     manifest = json.loads(read_small(folder / MANIFEST))
     if not isinstance(manifest, dict) or RECORD not in manifest:
-        raise ValueError(f"{MANIFEST} is no manifest")
+        raise ValueError(f"{MANIFEST} is not a manifest")
     files = files_of(folder)
     for name in sorted(manifest.keys() ^ files.keys()):
         raise ValueError(f"{name} is missing" if name in manifest else f"{name} was not saved")
@@ -44,7 +44,7 @@ def verify(folder: Path) -> None:
 
 
 def verified(workdir: Path, step: int) -> Path:
-    """The folder of a step, whose files are those that were saved; otherwise InputError."""
+    """The folder of a step; InputError unless its files are those that were saved."""
     folder = step_folder(workdir, step)
     try:
         verify(folder)
@@ -54,7 +54,7 @@ def verified(workdir: Path, step: int) -> Path:
 
 
 def read_verified_record(folder: Path) -> bytes:
-    """The record of a step, without a look at the files beside it.
+    """The record of a step, without checking the other files.
 
     Raises:
       one of `UNREADABLE`: it is not what was saved.
@@ -67,18 +67,18 @@ def read_verified_record(folder: Path) -> bytes:
 
 
 def manifest_sha256(workdir: Path, step: int) -> str:
-    """The digest of a step's manifest, which stands for all that was saved."""
+    """The digest of a step's manifest, which stands for everything that was saved."""
     return hashlib.sha256(read_small(step_folder(workdir, step) / MANIFEST)).hexdigest()
 
 
 def damaged(workdir: Path, step: int, reason: Exception) -> InputError:
-    """The error for a damaged step, which names the last good one: nobody chooses it in silence."""
+    """The error for a damaged step, which names the last good one: it is never used silently."""
     folder = step_folder(workdir, step)
     others = (other for other in reversed(saved_steps(workdir)) if other != step)
     good = next((other for other in others if _is_good(step_folder(workdir, other))), None)
     remedy = "no other step is good."
     if good is not None:
-        remedy = f"the last good step is {good}; remove the damaged folder to go on from it."
+        remedy = f"the last good step is {good}; remove the damaged folder to continue from it."
     return InputError(f"{folder}: the checkpoint is damaged ({one_line(reason)}); {remedy}")
 
 
@@ -88,7 +88,7 @@ def files_of(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{name} is no plain file")
+            raise ValueError(f"{name} is not a regular file")
         if path.is_file() and name != MANIFEST:
             files[name] = path
     return files
@@ -103,7 +103,7 @@ def _is_good(folder: Path) -> bool:
 
 
 def _has_holes(opened: BinaryIO) -> bool:
-    """Whether zeros of an open file take no space: there can be terabytes of them to read."""
+    """Whether an open file has zeros that take no space: there may be terabytes of them to read."""
     try:
         return opened.seek(0, os.SEEK_HOLE) < os.fstat(opened.fileno()).st_size
     except (OSError, AttributeError):  # Windows and some file systems do not tell

@@ -1,4 +1,4 @@
-"""Loading of checkpoints: a trained model for prediction, a state for training to go on."""
+"""Loading of checkpoints: a trained model for prediction, a state to continue training from."""
 
 import dataclasses
 from pathlib import Path
@@ -24,10 +24,10 @@ _MAX_RATIO = 100
 def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
     """The state saved at a step, with the structure, shapes and dtypes of `like`.
 
-    An average that was not kept begins with the parameters; one that `like` lacks is left.
+    If no average was saved, it begins with the parameters; if `like` has none, it is ignored.
 
     Raises:
-      InputError: the checkpoint is damaged, or of another network.
+      InputError: the checkpoint is damaged, or belongs to another network.
     """
     folder = verified(workdir, step)
     result, unaveraged = folder / "params", folder / "unaveraged"
@@ -40,22 +40,22 @@ def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
 
 
 def load(workdir: str | Path, step: str | int = "best") -> Model:
-    """The trained model in a run's folder; of a cross-validation, the ensemble of its folds.
+    """The trained model in a run's folder; for a cross-validation, the ensemble of its folds.
 
     Args:
-      workdir: what was given to `train.py --workdir`, or a network of the package, see
+      workdir: the folder given to `train.py --workdir`, or a network of the package, see
         `unet_jax.pretrained`.
       step: "best" by validation, "latest", or the number of a step that was kept.
 
     Raises:
-      InputError: no checkpoint there, or none of that step, or one that cannot be read; a fold is
+      InputError: there is no checkpoint, or none of that step, or it cannot be read; a fold is
         missing.
     """
     return ensemble(load_members(workdir, step))
 
 
 def load_members(workdir: str | Path, step: str | int = "best") -> list[Model]:
-    """The network of a run, or those of a cross-validation by fold; arguments as of `load`."""
+    """The network of a run, or those of a cross-validation by fold; arguments as for `load`."""
     workdir = run_folder(workdir)
     folds = [own(f) for f in workdir.glob("fold*") if f.name.removeprefix("fold").isdecimal()]
     folds.sort(key=lambda folder: int(folder.name.removeprefix("fold")))
@@ -89,7 +89,7 @@ def _load_one(workdir: Path, step: str | int) -> Model:
         step = steps[-1]
     elif not str(step).isdecimal() or int(step) not in steps:
         kept = ", ".join(map(str, steps))
-        raise InputError(f"{workdir}: no step {step}; there are: best, latest, {kept}.")
+        raise InputError(f"{workdir}: has no step {step}; the steps are best, latest, {kept}.")
     folder = verified(workdir, int(step))
     record = describe(workdir, int(step))
     network, channels = record.network, record.channels
@@ -100,8 +100,10 @@ def _load_one(workdir: Path, step: str | int) -> Model:
 
 
 def _check_plausible(folder: Path, params: dict[str, Any]) -> None:
-    """InputError if the parameters are so many that the files cannot hold them."""
+    """InputError if there are more parameters than the files can hold."""
     declared = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     held = sum(file.stat().st_size for file in files_of(folder).values())
     if declared > _MAX_RATIO * held:
-        raise InputError(f"{folder}: declares {declared:,} bytes of parameters and holds {held:,}.")
+        raise InputError(
+            f"{folder}: declares {declared:,} bytes of parameters, but holds only {held:,}."
+        )

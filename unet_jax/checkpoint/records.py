@@ -1,4 +1,4 @@
-"""Reading `checkpoint.json`, which may come from a stranger; `run_record` says what it holds."""
+"""Reading `checkpoint.json`, which may come from a stranger; for its content see `run_record`."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from unet_jax.weight_map import WeightMapSettings
 
 
 class Measured(NamedTuple):
-    """What the steps of a run are compared by.
+    """The error by which the steps of a run are compared.
 
     Attributes:
-      error: on the validation images, None where it was not validated: 1 - mean IoU of the classes,
-        or else the pixel error. The loss goes up again in long trainings while these still go
-        down, as the network becomes surer; it counts where there is nothing else.
-      of: the weight map's settings, and a digest of the images: with the names of many, each step
-        would hold megabytes.
+      error: on the validation images, None if the step was not validated: 1 - mean IoU of the
+        classes, or else the pixel error. In long trainings the loss rises again while these still
+        fall, as the network becomes more certain; it counts only if there is nothing else.
+      of: the weight map's settings, and a digest of the images: with the names of many images, each
+        step would hold megabytes.
     """
 
     error: float | None
@@ -31,7 +31,7 @@ def describe(workdir: Path, step: int) -> Record:
     """The record that was saved with a step.
 
     Raises:
-      InputError: it is not what was saved, or not of this program.
+      InputError: it is not what was saved, or was not written by this program.
     """
     folder = step_folder(workdir, step)
     try:
@@ -41,17 +41,17 @@ def describe(workdir: Path, step: int) -> Record:
     try:
         return read_record(values)
     except InputError as error:
-        raise InputError(f"{folder}: is no checkpoint of this program ({error}).") from error
+        raise InputError(f"{folder}: is not a checkpoint of this program ({error}).") from error
 
 
 def best_step(workdir: Path, measured: dict[int, Measured] | None = None) -> int:
     """The step with the lowest validation error; the latest, if none has been validated.
 
-    Where a run went on with other data or weights, only the errors since then are compared.
+    If a run continued with other data or weights, only the errors since then are compared.
 
     Args:
       workdir: the run's folder.
-      measured: of steps whose records need not be read; the others' are added.
+      measured: the errors of steps whose records need not be read; the others are added.
     """
     measured = {} if measured is None else measured
     steps = saved_steps(workdir)
@@ -68,7 +68,7 @@ def best_step(workdir: Path, measured: dict[int, Measured] | None = None) -> int
 
 
 def measured_on(record: Record) -> Measured:
-    """The validation error of a step, and what it is of."""
+    """The validation error of a step, and what it was measured on."""
     error = None
     if record.validation:
         scores = record.validation

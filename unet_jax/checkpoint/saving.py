@@ -22,7 +22,7 @@ from unet_jax.train_step import TrainState
 class Saver:
     """Saves checkpoints in the background, one at a time, while training goes on.
 
-    Used in a `with` block, whose end waits for the last one.
+    Used in a `with` block, which waits for the last one at its end.
     """
 
     def __init__(self, workdir: Path):
@@ -37,16 +37,16 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits; raises RunFailed if the last save failed, unless another error is on its way."""
+        """Waits; raises RunFailed if the last save failed, unless another error is being raised."""
         self._background.shutdown()
         if kind is None:
             self.wait()
 
     def save(self, state: TrainState, record: Record) -> None:
-        """Begins to save as `save` does, after the one before, and waits only for that.
+        """Begins to save, see the function `save`, after waiting for the previous save.
 
         Raises:
-          RunFailed: the one before failed.
+          RunFailed: the previous save failed.
         """
         self.wait()
         # A copy, which the device makes: the next step uses up the state.
@@ -55,7 +55,7 @@ class Saver:
         )
 
     def raise_error(self) -> None:
-        """Raises RunFailed if a save has failed meanwhile."""
+        """Raises RunFailed if a save has failed in the meantime."""
         if self._saving and self._saving.done():
             self.wait()
 
@@ -79,17 +79,17 @@ def save(
 
     Args:
       workdir: the run's folder.
-      state: what to save, of the record's step.
-      record: whose validation error, where there is one, decides which step is best.
-      measured: of earlier steps, see `best_step`; this one's is added.
+      state: the state to save, at the record's step.
+      record: its validation error, if there is one, decides which step is best.
+      measured: the errors of earlier steps, see `best_step`; this step's is added.
 
     Raises:
-      RunFailed: it cannot be written, or is not finite; the steps before are as they were.
+      RunFailed: it cannot be written, or is not finite; earlier steps are left as they were.
     """
     folder = step_folder(workdir, record.step)
     state = jax.device_get(state)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(state)):
-        raise RunFailed(f"{folder}: is not saved, the parameters are no longer finite.")
+        raise RunFailed(f"{folder}: not saved because the parameters are no longer finite.")
     remove_step(folder)
     try:
         folder.mkdir(parents=True)

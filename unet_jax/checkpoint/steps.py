@@ -16,7 +16,7 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def remove_unfinished(workdir: Path) -> list[Path]:
-    """Removes the steps without a manifest, which a kill left behind; returns their folders."""
+    """Removes steps without a manifest, left behind by a kill; returns their folders."""
     steps = [f for f in _steps_folder(workdir).glob("*") if f.is_dir() and f.name.isdecimal()]
     folders = [folder for folder in steps if not (folder / MANIFEST).exists()]
     for folder in folders:
@@ -32,12 +32,12 @@ def remove_step(folder: Path) -> None:
 
 
 def step_folder(workdir: Path, step: int) -> Path:
-    """Where a step is saved; InputError if that is elsewhere, by a link."""
+    """The folder in which a step is saved; InputError if a link leads elsewhere."""
     return own(_steps_folder(workdir) / f"{step:06d}")
 
 
 def own(folder: Path) -> Path:
-    """The folder; InputError for a link: what is elsewhere is neither read nor cleared up."""
+    """The folder; InputError for a link: nothing elsewhere is read or deleted."""
     if folder.is_symlink():
         raise InputError(f"{folder}: is a link, expected a folder.")
     return folder

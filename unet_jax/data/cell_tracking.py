@@ -4,7 +4,7 @@
     01_GT/SEG/man_seg002.tif    gold truth of some frames: 0 = background, n = cell n
     01_ST/SEG/man_seg000.tif    silver truth, computed from many programs' results
 
-Free for work that is related to the challenge (celltrackingchallenge.net); cite Maska et al. 2023
+Free for work related to the challenge (celltrackingchallenge.net); cite Maska et al. 2023
 (doi 10.1038/s41592-023-01879-y). The images of DIC-C2DH-HeLa are by G. van Cappellen, those of
 PhC-C2DH-U373 by S. Kumar.
 """
@@ -42,8 +42,8 @@ def find_dataset(dataset: str) -> Path:
     """The folder of a data set, downloaded on first use.
 
     Args:
-      dataset: "DIC-C2DH-HeLa" or "PhC-C2DH-U373", sought in ``$UNET_JAX_DATA/ctc``, then in the
-        user's cache folder; or the path of a folder in the challenge's layout.
+      dataset: "DIC-C2DH-HeLa" or "PhC-C2DH-U373", looked for in ``$UNET_JAX_DATA/ctc``, then in
+        the user's cache folder; or the path of a folder in the challenge's layout.
 
     Raises:
       InputError: there is no such folder, or the download fails or is not what was published.
@@ -51,7 +51,7 @@ def find_dataset(dataset: str) -> Path:
     if dataset not in SHA256:
         if not Path(dataset).is_dir():
             known = ", ".join(SHA256)
-            raise InputError(f"{dataset}: is not a folder, and none of the known ones, {known}.")
+            raise InputError(f"{dataset}: is neither a folder nor one of the known sets, {known}.")
         return Path(dataset)
     own = os.environ.get("UNET_JAX_DATA")
     if own and (Path(own) / "ctc" / dataset).is_dir():
@@ -71,18 +71,19 @@ def read_sequence(
       dataset: a folder in the challenge's layout.
       sequence: such as "01".
       truth: "gold" or "silver".
-      partly_annotated: names of the frames in which not every cell is annotated; ("all",) = each
+      partly_annotated: names of the frames in which not every cell is annotated; ("all",) = every
         frame. Their background farther than `ANNOTATED_REACH` from annotated cells is ``IGNORED``.
 
     Returns:
-      Examples named "01/002" in the order of time; class 1 = cell, instances = the cells' numbers.
+      Examples in order of time, with names like "01/002"; class 1 = cell, instances = the cells'
+      numbers.
 
     Raises:
-      InputError: a folder is missing or holds no frame with a cell; each frame that has no image,
-        or one of another size, or cannot be read.
+      InputError: a folder is missing or holds no frame with a cell; a frame has no image or one of
+        another size, or cannot be read, with a line for each.
     """
     if truth not in _TRUTHS:
-        raise InputError(f"data.truth is gold or silver, not {truth!r}.")
+        raise InputError(f"data.truth must be gold or silver, not {truth!r}.")
     folder = dataset / f"{sequence}_{_TRUTHS[truth]}" / "SEG"
     problems = Problems()
     images = _numbered(dataset / sequence, r"t(\d+)\.tif", problems)
@@ -94,7 +95,7 @@ def read_sequence(
         with problems.collected():
             if name not in known and (name.startswith(f"{sequence}/") or "/" not in name):
                 raise InputError(
-                    f"data.partly_annotated holds {name!r}, but {folder} no such frame."
+                    f"data.partly_annotated holds {name!r}, but {folder} has no such frame."
                 )
     examples = []
     for number, path in masks.items():
@@ -113,7 +114,7 @@ def read_sequence(
 
 
 def _numbered(folder: Path, pattern: str, problems: Problems) -> dict[str, Path]:
-    """Files of a folder by the number in their names, ascending; none is a problem."""
+    """Files of a folder by the number in their names, ascending; a problem if there are none."""
     files = {}
     with problems.collected():
         if not folder.is_dir():
@@ -141,7 +142,8 @@ def _read_frame(image_file: Path, mask_file: Path) -> tuple[np.ndarray, np.ndarr
     problems.raise_all()
     if image.shape != cells.shape:
         raise InputError(
-            f"{mask_file}: is {cells.shape} pixels, expected {image.shape} as in {image_file.name}."
+            f"{mask_file}: has {cells.shape} pixels, expected {image.shape} as in "
+            f"{image_file.name}."
         )
     return image, cells.astype(np.int32)
 
@@ -165,7 +167,7 @@ def _read_plane(path: Path) -> np.ndarray:
 
 
 def _download(dataset: str, folder: Path) -> None:
-    """Makes the folder out of the published zip file, once that is verified and unpacked."""
+    """Creates the folder from the published zip file, once that is verified and unpacked."""
     address = ADDRESS.format(dataset)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -176,8 +178,8 @@ def _download(dataset: str, folder: Path) -> None:
             found = pooch.file_hash(str(archive), alg="sha256")
             if found != SHA256[dataset]:
                 raise InputError(
-                    f"{address}: SHA-256 of what came is {found}, expected {SHA256[dataset]}; "
-                    "try again."
+                    f"{address}: the SHA-256 of the download is {found}, expected "
+                    f"{SHA256[dataset]}; try again."
                 )
             with zipfile.ZipFile(archive) as sequences:
                 sequences.extractall(temporary)

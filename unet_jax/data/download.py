@@ -14,10 +14,10 @@ def download(address: str, file: Path, *, max_bytes: int) -> None:
     Args:
       address: of the file.
       file: where to put it, in an existing folder.
-      max_bytes: more is refused as soon as it comes, whatever the server announced.
+      max_bytes: more is refused as soon as it arrives, whatever the server announced.
 
     Raises:
-      InputError: more came.
+      InputError: the server sent more.
       OSError: the download failed.
     """
 
@@ -27,7 +27,7 @@ def download(address: str, file: Path, *, max_bytes: int) -> None:
 
         def update(self, n: float | None = 1) -> bool | None:
             if file.stat().st_size > max_bytes:
-                raise InputError(f"{address}: sends more than {max_bytes:,} bytes, not loaded.")
+                raise InputError(f"{address}: sends more than {max_bytes:,} bytes; not downloaded.")
             return super().update(n)
 
     try:

@@ -1,4 +1,4 @@
-"""What is found in a run's images and masks: a table, and what looks wrong in it."""
+"""What is found in a run's images and masks: a table, and anything that looks wrong in it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _LOOKED_AT = 50 * 512**2
 
 
 class Finding(NamedTuple):
-    """What one example holds.
+    """The facts about one example.
 
     Attributes:
       name: of the example.
@@ -31,13 +31,14 @@ class Finding(NamedTuple):
       dtype: of the image.
       low: smallest grey value.
       high: largest grey value.
-      like_a_mask: the image holds at most two values, is its mask, or is 0 exactly where that is.
-      pixels: int64 [classes + 1], of each class, and ignored ones.
-      diameters: float [cells], in pixels: that of a circle of the same area.
+      like_a_mask: the image holds at most two values, equals its mask, or is 0 exactly where the
+        mask is 0.
+      pixels: int64 [classes + 1], the number of pixels of each class, and of ignored ones.
+      diameters: float [cells], in pixels: those of circles of the same area.
       widths: float [cells], in pixels, see `cell_widths`.
       lost: share of the cells' pixels that `separated` takes from them.
-      pieces: of background, specks left out, once touching cells are separated.
-      all_sides: a cell reaches all four sides of the image.
+      pieces: of background, without specks, once touching cells are separated.
+      all_sides: whether a cell reaches all four sides of the image.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Finding(NamedTuple):
 
 
 def finding(example: Example, classes: int) -> Finding:
-    """Looks at one example, as it is stored."""
+    """Examines one example, as it is stored."""
     image, labels, instances = example[1:]
     shown = separated(example).labels
     pieces = ndimage.label(shown <= 0, np.ones((3, 3)))[0]
@@ -98,7 +99,7 @@ def table(
     stored: Mapping[str, Examples],
     class_names: Sequence[str],
 ) -> str:
-    """What was found in the splits, with a column for each, as text of several lines."""
+    """What was found in the splits, with a column for each, as text with several lines."""
     rows = {split: _rows(findings[split], stored[split], class_names) for split in findings}
     titles = next(iter(rows.values()))
     columns = [["", *titles], *([split, *cells.values()] for split, cells in rows.items())]
@@ -112,7 +113,7 @@ def table(
 def _rows(
     findings: list[Finding], examples: Examples, class_names: Sequence[str]
 ) -> dict[str, str]:
-    """The table's cells of one split by their titles."""
+    """The table's entries for one split, by their titles."""
     pixels = np.sum([f.pixels for f in findings], 0)
     sizes = sorted((f.size for f in findings), key=np.prod)
     diameters = np.concatenate([f.diameters for f in findings])
@@ -133,15 +134,15 @@ def _rows(
         "cells": f"{len(diameters):,}",
         "cell diameter, median": "-",
         "    smallest to largest": "-",
-        "smallest gap of two cells": "-",
+        "smallest gap between cells": "-",
     }
     if len(diameters):
         rows["cell diameter, median"] = f"{np.median(diameters):.0f}"
         rows["    smallest to largest"] = _span(f"{diameters.min():.0f}", f"{diameters.max():.0f}")
     if 0 in gaps:
-        rows["smallest gap of two cells"] = f"0, they touch in {gaps.count(0)}"
+        rows["smallest gap between cells"] = f"0, they touch in {gaps.count(0)}"
     elif np.isfinite(min(gaps)):
-        rows["smallest gap of two cells"] = f"{min(gaps):.0f}"
+        rows["smallest gap between cells"] = f"{min(gaps):.0f}"
     return rows
 
 
@@ -152,13 +153,13 @@ def _span(low: str, high: str) -> str:
 def doubts(
     stored: Mapping[str, Examples], config: Configuration, findings: list[Finding] | None = None
 ) -> list[str]:
-    """What looks wrong in a run's data, a plain sentence each.
+    """What looks wrong in a run's data, one plain sentence each.
 
     Args:
       stored: the examples of its splits.
       config: of the run.
-      findings: of the training split; by default those of some of its examples, as many as take a
-        second.
+      findings: of the training split; by default those of some of its examples, as many as can be
+        examined in a second.
     """
     names, classes = config.class_names, config.model.classes
     train = stored["train"]
@@ -183,13 +184,13 @@ def doubts(
 def _strange_values(
     findings: list[Finding], scattered: list[Finding], names: Sequence[str]
 ) -> list[str]:
-    """Images that may be masks, masks that may be images, and those of one class."""
+    """Images that may be masks, masks that may be images, and masks of only one class."""
     found = _said_of(
         [f for f in findings if f.like_a_mask],
         findings,
         "images",
-        "they hold two grey values at most, are equal to their mask, or are 0 exactly where it is; "
-        "are they masks, or empty?",
+        "they hold at most two grey values, are equal to their mask, or are 0 exactly where it is "
+        "0; are they masks, or empty?",
     )
     found += _said_of(
         scattered,
@@ -203,7 +204,7 @@ def _strange_values(
             [f for f in findings if f.pixels[label] and f.pixels[label] == f.pixels[:-1].sum()],
             findings,
             "masks",
-            f"they hold nothing but {name!r}; right only if their images do, too.",
+            f"they hold nothing but {name!r}; this is right only if their images do, too.",
         )
     return found
 
@@ -215,7 +216,7 @@ def _absent_classes(findings: list[Finding], train: Examples, names: Sequence[st
         return any((e.labels == label).any() for e in train)
 
     return [
-        f"Class {label}, {names[label]!r}, is in no training mask; none will be found."
+        f"Class {label}, {names[label]!r}, is in no training mask; it will never be found."
         for label, pixels in enumerate(_class_pixels(findings))
         if pixels == 0 and not is_there(label)
     ]
@@ -224,27 +225,27 @@ def _absent_classes(findings: list[Finding], train: Examples, names: Sequence[st
 def _joined_cells(
     findings: list[Finding], inverted: list[Finding], merged: list[Finding], names: Sequence[str]
 ) -> list[str]:
-    """Masks with the two classes the wrong way round, or with one cell instead of many."""
+    """Masks in which the two classes are swapped, or with one cell instead of many."""
     found = _said_of(
         inverted,
         findings,
         "masks",
-        f"{names[0]!r} lies in pieces surrounded by {names[-1]!r}, as if the two were the wrong "
-        f"way round, or all cells touched; in a mask, {names[0]!r} is 0, and cells that touch need "
-        "a line of it between them, or masks that number them (mask_rule 'instances').",
+        f"{names[0]!r} lies in pieces surrounded by {names[-1]!r}, as if the two were swapped or "
+        f"all cells touched; in a mask, {names[0]!r} is 0, and cells that touch need a line of it "
+        "between them, or masks that number them (mask_rule 'instances').",
     )
     return found + _said_of(
         merged,
         findings,
         "masks",
-        f"one {names[-1]!r} reaches all four sides of the image, as background does; cells that "
+        f"one {names[-1]!r} reaches all four sides of the image, like background; cells that "
         "touch need a line of background between them, or masks that number them (mask_rule "
         "'instances').",
     )
 
 
 def _large_cells(findings: list[Finding], config: Configuration) -> list[str]:
-    """That the network cannot see a whole cell at once."""
+    """A warning if the network cannot see a whole cell at once."""
     scale, reach = config.data.scale, context(config.model.depth)
     # Not the diameter: where long thin cells are made so small, no background is left between them.
     widths = np.concatenate([f.widths for f in findings])
@@ -254,31 +255,31 @@ def _large_cells(findings: list[Finding], config: Configuration) -> list[str]:
     if width <= reach:
         return []
     return [
-        f"The median width of a cell is {width:.0f} pixels, but the network sees no farther than "
-        f"{reach} pixels from each pixel: try "
+        f"The median width of a cell is {width:.0f} pixels, but the network sees only {reach} "
+        "pixels around each pixel; try "
         f"--config.data.scale={0.4 * reach / width * scale:.2g}."
     ]
 
 
 def _few_pixels(findings: list[Finding], images: int, config: Configuration) -> list[str]:
-    """That so many training images show little."""
+    """A warning if the training images hold too little to learn from."""
     side = config.train.tile_side - 2 * context(config.model.depth)
     tiles = _class_pixels(findings).sum() * config.data.scale**2 / side**2
     if images >= 5 or tiles >= 20:
         return []
     return [
-        f"Only {images} training image(s), with the pixels of {tiles:.1f} tiles: little to learn "
-        "from."
+        f"There are only {images} training image(s), with the pixels of {tiles:.1f} tiles: little "
+        "to learn from."
     ]
 
 
 def _class_pixels(findings: list[Finding]) -> np.ndarray:
-    """int64 [classes], all of them together."""
+    """int64 [classes], the number of pixels in all of them together."""
     return np.sum([f.pixels[:-1] for f in findings], 0)
 
 
 def _said_of(which: list[Finding], findings: list[Finding], kind: str, text: str) -> list[str]:
-    """A sentence such as "2 of 8 masks (c3, c4): ...", or none if it is true of none."""
+    """A sentence such as "2 of 8 masks (c3, c4): ...", or none if it applies to none."""
     if not which:
         return []
     names = listed([f.name[:_NAME_SHOWN] for f in which], 3)
@@ -288,7 +289,7 @@ def _said_of(which: list[Finding], findings: list[Finding], kind: str, text: str
 def duplicates(stored: Mapping[str, Examples]) -> list[str]:
     """Pictures that are in several splits under two names, in one sentence if there are any.
 
-    They are known by their pixels after reading, all of them and exactly; masks may differ.
+    They are recognised by their pixels after reading, which must all be equal; masks may differ.
     """
     earlier: dict[str, str] = {}
     repeated: list[str] = []
@@ -305,21 +306,21 @@ def duplicates(stored: Mapping[str, Examples]) -> list[str]:
         return []
     more = f", and {len(repeated) - 3} more" if len(repeated) > 3 else ""
     return [
-        f"{', '.join(repeated[:3])}{more}: a network is not tested by what it has seen; leave one "
-        "of each out."
+        f"{', '.join(repeated[:3])}{more}: a network cannot be tested on images that it has seen; "
+        "leave out one of each pair."
     ]
 
 
 def cell_diameters(instances: np.ndarray) -> np.ndarray:
-    """float64 [cells], in pixels: of circles as large as the cells of `instances`, int [H, W]."""
+    """float64 [cells], in pixels: diameters of circles as large as the cells of int [H, W]."""
     areas = np.unique(instances[instances > 0], return_counts=True)[1]
     return 2 * np.sqrt(areas / np.pi)
 
 
 def cell_widths(instances: np.ndarray) -> np.ndarray:
-    """float64 [cells], to a pixel: of the largest circle in each cell of `instances`, int [H, W].
+    """float64 [cells], to within a pixel: the diameter of the largest circle in each cell.
 
-    The image's border ends no cell.
+    Cells are taken to continue beyond the image's border. `instances` is int [H, W].
     """
     widths = []
     for cell, box in enumerate(ndimage.find_objects(instances), 1):
@@ -332,7 +333,7 @@ def cell_widths(instances: np.ndarray) -> np.ndarray:
 
 
 def smallest_gap(instances: np.ndarray) -> float:
-    """Pixels of background between the nearest two cells, 0 where they touch by their sides.
+    """Pixels of background between the two nearest cells, 0 if they touch side by side.
 
     Args:
       instances: int [H, W], the cell each pixel belongs to, 0 = none.

@@ -51,42 +51,44 @@ def read_folder(
 ) -> list[Example] | Unread:
     """Reads images with their masks, one example for each page of each file.
 
-    Where training would take more than a quarter of the machine's memory, each is read whenever it
-    is asked for. Then all files are read twice to begin with, and what they told is kept in the
-    user's cache until one of them changes.
+    If training would take more than a quarter of the machine's memory, each example is read
+    whenever it is needed. Then all files are read twice at the beginning, and what was learnt about
+    them is kept in the user's cache until one of them changes.
 
     An image and its mask have the same name up to the suffix, .tif, .tiff, .png, .zarr or
-    .ome.zarr, and the same pages and shape. Where they have not, an ending of the mask's name such
-    as _mask, and one of the image's such as _img, is left out of the comparison. Hidden files are
+    .ome.zarr, and the same pages and shape. If the names differ, an ending of the mask's name such
+    as _mask, and one of the image's such as _img, is ignored in the comparison. Hidden files are
     left out.
 
     Args:
-      images: the folder of images, all of the same number of channels.
-      labels: the folder of masks, of one channel and whole numbers; the same folder, if their
-        names end like a mask's.
+      images: the folder of images, all with the same number of channels.
+      labels: the folder of masks, with one channel and whole numbers; may be the same folder if
+        their names end like a mask's.
       mask_rule: what the numbers of a mask mean.
         'binary': 0 and one other number, such as 255, in all masks; the other is class 1.
-        'classes': the class of a pixel, below ``classes``. With an ``ignore_value`` of 0 they
+        'classes': the class of a pixel, below ``classes``. With an ``ignore_value`` of 0, classes
         begin at 1, as programs for scribbles write them: 1 is class 0.
         'instances': 0 = background, n = cell n, which is class 1.
-        Under the first two rules a cell is a 4-connected component of classes other than 0. A
-        mask that ignores most of its pixels holds strokes, and no cells.
+        Under the first two rules, a cell is a 4-connected component of classes other than 0. A
+        mask that ignores most of its pixels holds strokes, not cells.
       classes: the number of classes, background included.
       ignore_value: mask pixels of this number are labelled ``IGNORED``; -1 = there are none.
-      minus_one: what -1 means where masks hold it. 'background': the other numbers count from
-        there, 0 = the first cell, or class 1. 'ignored': such pixels are labelled ``IGNORED``.
+      minus_one: what -1 means if masks hold it. 'background': the other numbers count from there,
+        0 = the first cell, or class 1. 'ignored': such pixels are labelled ``IGNORED``.
         '': masks that hold it are refused.
-      channels: what a trained network takes; by default what the first image has. Grey images
-        stored as RGB fit 1 channel and 3; by default they are read as 1 if all are grey.
-      scale: what a run will see of them, for the facts of examples that do not fit into memory.
+      channels: the number that a trained network takes; by default that of the first image. Grey
+        images stored as RGB fit both 1 and 3 channels; by default they are read as 1 if all are
+        grey.
+      scale: at which a run will see them, for the facts about examples that do not fit into memory.
 
     Returns:
       The examples in the order of file names, then pages, named ``stem``, or ``stem page k`` with
-      k from 0 for files of several pages.
+      k from 0 for files with several pages.
 
     Raises:
-      InputError: a folder is missing or holds no image; each file that cannot be read, has no
-        partner, or does not fit it; the masks break their rule, or look like those of another.
+      InputError: a folder is missing or holds no image; a file cannot be read, has no partner or
+        does not fit it, with a line for each; the masks break their rule, or look as if another
+        rule were meant.
     """
     check_settings(mask_rule, ignore_value, minus_one)
     problems = Problems()
@@ -130,7 +132,7 @@ def read_folder(
     read, count = _reader(pictures, masks, mask_rule, background, ignored)
     if pictures.in_memory:
         return [read(number) for number in range(count)]
-    logger.warning("%s: does not fit into memory, each image is read when it is needed", images)
+    logger.warning("%s: does not fit into memory, so each image is read when it is needed", images)
     facts = in_threads(lambda number: _facts(read(number), classes, scale), range(count))
     progress = tqdm(facts, "Looking at images", count, unit="image", delay=3, leave=False)
     known = KnownFolder([*pictures.shapes.values()], background, [*progress])
@@ -141,7 +143,7 @@ def read_folder(
 def _reader(
     pictures: Pixels, masks: Pixels, mask_rule: str, background: int, ignored: list[int]
 ) -> tuple[Callable[[int], Example], int]:
-    """What makes the example of each page of each file, by its number, and how many there are."""
+    """A function that makes the example of each page of each file, by number, and their count."""
     pages = [
         (name, stem, page)
         for stem, shape in pictures.shapes.items()
@@ -157,7 +159,7 @@ def _reader(
 
 
 def _facts(example: Example, classes: int, scale: float) -> Facts:
-    """All that a run asks of an example before it trains on it."""
+    """Everything that a run needs to know about an example before it trains on it."""
     return facts_of(example, classes)._replace(
         sha256=sha256(example),
         image_sha256=image_sha256(example.image),
@@ -168,7 +170,7 @@ def _facts(example: Example, classes: int, scale: float) -> Facts:
 def _labels_and_cells(
     mask: np.ndarray, mask_rule: str, background: int, ignored: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a mask that keeps its rule means, int32 [H, W] each."""
+    """The labels and cells of a mask that follows its rule, int32 [H, W] each."""
     is_ignored = np.isin(mask, ignored)
     cells = np.where(is_ignored, 0, mask - np.int32(background))
     labels = cells if mask_rule == "classes" else (cells > 0).astype(np.int32)
@@ -185,14 +187,15 @@ def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.nd
 
     Args:
       path: a file, or a folder as in ``read_folder``.
-      channels: what the network takes. Grey images stored as RGB fit 1 channel and 3.
+      channels: the number that the network takes. Grey images stored as RGB fit both 1 and 3
+        channels.
 
     Returns:
       (name, number [H, W] or, for several channels, [H, W, C]) for each page of each file, named
-      and ordered as by ``read_folder``.
+      and ordered as in ``read_folder``.
 
     Raises:
-      InputError: nothing is there, a file cannot be read, or has other channels.
+      InputError: there is no image, a file cannot be read, or its number of channels differs.
     """
     path = Path(path)
     problems = Problems()
@@ -208,13 +211,13 @@ def read_images(path: str | os.PathLike, channels: int) -> list[tuple[str, np.nd
 
 
 def connected_cells(labels: np.ndarray) -> np.ndarray:
-    """Numbers the 4-connected components of all classes but the background.
+    """Numbers the 4-connected components of all classes except the background.
 
-    Touching classes are one cell, such as a nucleus in its cytoplasm: so the metrics and
-    `find_cells`, which know the probability of cell alone, take them too.
+    Touching classes are one cell, such as a nucleus in its cytoplasm: the metrics and `find_cells`,
+    which know only the probability of cell, also treat them like this.
 
     Args:
-      labels: int [H, W], classes; 0 and below are no cell.
+      labels: int [H, W], classes; 0 and below are not cell.
 
     Returns:
       int32 [H, W], the cell each pixel belongs to, 1..n, 0 = none.

@@ -1,4 +1,4 @@
-"""Examples divided at random into those for training, for validation and for the test."""
+"""Divides examples at random into those for training, validation and test."""
 
 import logging
 
@@ -19,24 +19,24 @@ def split_by_stem(
 ) -> dict[str, Examples]:
     """Splits examples at random so that the pages of a file stay together.
 
-    The pages of a single file are cut into three blocks of neighbours: training, validation, test;
-    if there are fewer than three, or two files, so is each page, along its longer side. Where
-    training, validation or test would be without a cell, a file is swapped for one with cells.
-    The order of the examples does not matter.
+    The pages of a single file are divided into three blocks of neighbours: training, validation,
+    test. If it has fewer than three pages, or if there are two files, each page is cut like this
+    along its longer side. If training, validation or test would have no cell, a file is swapped for
+    one with cells. The order of the examples does not matter.
 
     Args:
-      examples: as named by ``read_folder``.
+      examples: named as by ``read_folder``.
       validation_fraction: share of the files, in (0, 1), rounded to at least one file.
       test_fraction: share of the files, in (0, 1), rounded to at least one file.
       seed: of the shuffle.
 
     Returns:
-      The examples of 'train', 'validation' and 'test', none of them empty; blocks of an image are
-      named such as ``stem rows 0 to 179``.
+      The examples of 'train', 'validation' and 'test', none of them empty; blocks of an image have
+      names like ``stem rows 0 to 179``.
 
     Raises:
-      InputError: too few files, or pixels of the only ones; blocks in which nothing is annotated; a
-        fraction or seed out of range.
+      InputError: there are too few files, or too few pixels in the only ones; blocks in which
+        nothing is annotated; a fraction or seed out of range.
     """
     if not (0 < validation_fraction < 1 and 0 < test_fraction < 1 and seed >= 0):
         raise InputError(
@@ -76,7 +76,8 @@ def _divided(
     if train < 1:
         raise InputError(
             f"{len(groups)} {kind} cannot be split into training, validation_fraction"
-            f" {validation_fraction} and test_fraction {test_fraction}, expected at least one each"
+            f" {validation_fraction} and test_fraction {test_fraction}; expected at least one for"
+            " each"
         )
     return {
         "train": groups[:train],
@@ -112,7 +113,7 @@ def _share_cells(parts: dict[str, list[list[int]]], examples: Examples) -> None:
 def _cut(
     pages: list[Example], files: int, validation_fraction: float, test_fraction: float
 ) -> dict[str, list[Example]]:
-    """Cuts each page along its longer side into a block for each part, with a notice."""
+    """Cuts each page along its longer side into a block for each part, with a warning."""
     parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     for page in pages:
         side = max(page.labels.shape)
@@ -125,7 +126,7 @@ def _cut(
             raise InputError(
                 f"{page.name}: {height} x {width} pixels are too few to be cut into training,"
                 f" validation_fraction {validation_fraction} and test_fraction {test_fraction},"
-                f" expected at least {_LEAST} rows or columns each, or at least 3 files"
+                f" expected at least {_LEAST} rows or columns for each, or at least 3 files"
             )
         for blocks, start, end in zip(parts.values(), (0, *ends), ends, strict=False):
             blocks.append(_block(page, start, end))
@@ -133,8 +134,8 @@ def _cut(
     for part, blocks in parts.items():
         if all((block.labels == IGNORED).all() for block in blocks):
             raise InputError(
-                f"Nothing is annotated in {names[part]}, the {part} split of {files} file(s),"
-                " expected something there, or at least 3 files"
+                f"Nothing is annotated in {names[part]}, the {part} split of {files} file(s);"
+                " expected some annotation there, or at least 3 files"
             )
     logger.warning(
         "%d annotated file(s) are too few to be divided, so each image is cut: %s for training,"

@@ -1,8 +1,8 @@
 """The EM segmentation challenge of ISBI 2012: 30 slices of a fly's ventral nerve cord.
 
 Cite Cardona et al. 2010 (doi 10.1371/journal.pbio.1000502) and Arganda-Carreras et al. 2015
-(doi 10.3389/fnana.2015.00142). The terms forbid redistribution: everybody downloads it from its
-home.
+(doi 10.3389/fnana.2015.00142). The terms forbid redistribution: every user downloads the data from
+its original site.
 """
 
 import hashlib
@@ -58,16 +58,16 @@ def read_isbi2012() -> list[Example]:
 
 
 def read_isbi2012_test() -> list[Example]:
-    """Reads the 30 slices of the challenge's hidden test, as `read_isbi2012` does the others.
+    """Reads the 30 slices of the challenge's hidden test, as `read_isbi2012` reads the others.
 
     Raises:
-      InputError: as there; or there are no labels, or they do not fit.
+      InputError: as there; the labels are missing, or do not fit.
     """
     images = _read_volume("test-volume.tif")
     path = _find("test-volume.tif").with_name(TEST_LABELS)
     if not path.is_file():
         raise InputError(
-            f"{path}: is missing. The organisers' archive, {ADDRESS}, holds it; put it there."
+            f"{path}: is missing. The organisers' archive, {ADDRESS}, contains it; put it there."
         )
     pixels = read_image(path)
     if pixels.shape != (*images.shape, 1):
@@ -113,7 +113,7 @@ def _find(name: str) -> Path:
 
 
 def _download(folder: Path) -> None:
-    """Puts the files of the zip into a folder once all of them are verified."""
+    """Puts the files of the zip into a folder, once all of them are verified."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Inside the folder, so that moving out of it is a rename.
@@ -132,7 +132,7 @@ def _download(folder: Path) -> None:
 
 
 def _unpack(archive: Path) -> None:
-    """Puts the files beside their zip, wherever they lie inside it, and verifies them."""
+    """Puts the files next to their zip, wherever they lie inside it, and verifies them."""
     try:
         # Each entry takes half a kilobyte of memory; the archive holds a handful.
         if archive.read_bytes().count(b"PK\1\2") > _MAX_ENTRIES:
@@ -146,7 +146,7 @@ def _unpack(archive: Path) -> None:
                 path.write_bytes(_member(challenge, members[name]))
                 found = pooch.file_hash(str(path), alg="md5")
                 if found != md5:
-                    raise InputError(f"{ADDRESS}: MD5 of {name} is {found}, expected {md5}")
+                    raise InputError(f"{ADDRESS}: the MD5 of {name} is {found}, expected {md5}")
             if TEST_LABELS in members:
                 labels = _member(challenge, members[TEST_LABELS])
                 archive.with_name(TEST_LABELS).write_bytes(labels)
@@ -154,12 +154,12 @@ def _unpack(archive: Path) -> None:
         raise
     except Exception as error:  # a damaged zip file raises many kinds
         raise InputError(
-            f"{ADDRESS}: what came is not a whole zip file ({one_line(error)}), try again"
+            f"{ADDRESS}: the download is not a complete zip file ({one_line(error)}); try again"
         ) from error
 
 
 def _member(challenge: zipfile.ZipFile, name: str) -> bytes:
-    """A file of the zip; never more than it declares, and that must be plausible."""
+    """A file of the zip; never more than it declares, which must be plausible."""
     member = challenge.getinfo(name)
     if member.file_size > _MAX_BYTES:
         raise InputError(
@@ -167,6 +167,6 @@ def _member(challenge: zipfile.ZipFile, name: str) -> bytes:
         )
     # The other methods, and `read`, inflate all there is before they look at the size.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise InputError(f"{ADDRESS}: {name} is compressed by method {member.compress_type}")
+        raise InputError(f"{ADDRESS}: {name} is compressed with method {member.compress_type}")
     with challenge.open(member) as file:
         return file.read(member.file_size)

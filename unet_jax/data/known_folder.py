@@ -1,4 +1,4 @@
-"""What is known of a folder too large for the memory, kept for the next start."""
+"""What is known about a folder too large for the memory, kept for the next start."""
 
 import contextlib
 import hashlib
@@ -19,12 +19,12 @@ _FORMAT = 1  # another one where the same files would give other facts
 
 @dataclass(frozen=True)
 class KnownFolder:
-    """What reading all files once has told.
+    """What was learnt by reading all files once.
 
     Attributes:
-      shapes: of each image file, pages, height, width and channels.
-      background: the number in masks that means it.
-      facts: of each example.
+      shapes: pages, height, width and channels of each image file.
+      background: the number in masks that means background.
+      facts: about each example.
     """
 
     shapes: list[tuple[int, ...]]
@@ -33,7 +33,7 @@ class KnownFolder:
 
 
 def kept_in(files: Iterable[Path], settings: Iterable[Any]) -> Path:
-    """The file for it: another one as soon as a file has another name, size or time of change."""
+    """The file to keep it in; it changes with the name, size or time of change of any file."""
     digest = hashlib.sha256(json.dumps([_FORMAT, *settings]).encode())
     # An image of OME-Zarr is a folder.
     parts = ([file, *sorted(file.rglob("*"))] if file.is_dir() else [file] for file in files)
@@ -46,7 +46,7 @@ def kept_in(files: Iterable[Path], settings: Iterable[Any]) -> Path:
 
 
 def load(file: Path) -> KnownFolder | None:
-    """What was kept; None if nothing was."""
+    """What was kept; None if there is nothing."""
     try:
         with file.open(encoding="utf-8") as lines:  # one by one, as they are many
             shapes, background = json.loads(next(lines))
@@ -57,7 +57,7 @@ def load(file: Path) -> KnownFolder | None:
 
 
 def save(file: Path, known: KnownFolder) -> None:
-    """Keeps it, where that can be written."""
+    """Keeps it, if the file can be written."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with complete(file) as unfinished:

@@ -1,4 +1,4 @@
-"""Whether masks fit their images, seen from what the images show inside and outside the cells."""
+"""Whether masks fit their images, judging by what the images show inside and outside the cells."""
 
 import numpy as np
 from scipy import fft, ndimage
@@ -24,13 +24,13 @@ _EVIDENCE, _FEW_CELLS = 0.03, 10
 
 
 def misfits(examples: list[Example]) -> list[str]:
-    """Says that masks would fit other images better, or their own elsewhere, or do not fit at all.
+    """Reports masks that would fit other images, or another place, better, or do not fit at all.
 
-    Cells may be as bright as what is around them, as in phase contrast: a mask fits where its
-    zones, inside and outside, near an edge and far from it, differ in what `_features` sees.
+    Cells may be as bright as their surroundings, as in phase contrast: a mask fits if its zones,
+    inside and outside, near an edge and far from it, differ in what `_features` sees.
 
     Args:
-      examples: as they are stored; some of them are looked at.
+      examples: as they are stored; only some of them are examined.
 
     Returns:
       One sentence, or none.
@@ -54,7 +54,7 @@ def misfits(examples: list[Example]) -> list[str]:
         image, mask = mixed[0]
         return [
             f"{len(mixed)} of {len(compared)} masks ({listed([names[i] for i, _ in mixed], 3)}): "
-            f"masks of other images fit better, to {names[image]} that of {names[mask]}; compare "
+            f"masks of other images fit better, for {names[image]} that of {names[mask]}; compare "
             "the names of images and masks."
         ]
     cells = [_middle(e.instances, step) for e in compared]
@@ -67,7 +67,7 @@ def misfits(examples: list[Example]) -> list[str]:
 def _mixed_up(
     features: list[np.ndarray], zones: list[np.ndarray], own: list[float]
 ) -> list[tuple[int, int]]:
-    """Which images another's mask explains much better than their own does at best, and whose."""
+    """Images that another image's mask explains much better than their own, with that image."""
     whole = [z.any(0).all() for z in zones]  # no pixel is ignored: the same ones are compared
     mixed = []
     for i in range(len(zones)):
@@ -83,12 +83,12 @@ def _mixed_up(
 
 
 def _misplaced(moved: np.ndarray, turned: dict[str, float], step: int) -> list[str]:
-    """Says where else masks would fit better, or that they fit nowhere.
+    """Reports where masks would fit better, or that they fit nowhere.
 
     Args:
       moved: what they explain on the whole, see `_explained_when_moved`.
-      turned: the same where they are turned.
-      step: pixels for each one that they are moved by.
+      turned: the same when they are turned.
+      step: pixels of the image for each pixel that they are moved by.
     """
     # Who draws a mask may be a pixel off.
     here, best = moved[_MOVED - 1 : _MOVED + 2, _MOVED - 1 : _MOVED + 2].max(), moved.max()
@@ -97,13 +97,13 @@ def _misplaced(moved: np.ndarray, turned: dict[str, float], step: int) -> list[s
     way = max(fit, key=lambda way: fit[way])
     others = np.mean([turned[w] for w in turned if w != way])
     if here < _BETTER * fit[way] and fit[way] > max(_CLEARLY * others, _EVIDENCE):
-        return [f"The masks fit their images better when they are {way}; look at the outlines."]
+        return [f"The masks would fit their images better if {way}; look at the outlines."]
     in_place = here > _BETTER * best and here > 1.1 * np.median(moved)
     by_chance = np.array([*turned.values()])
     if here < by_chance.mean() + 2 * by_chance.std() and not in_place:
         return [
-            "The masks have nothing to do with what the images show, as if they belonged to other "
-            "images; look at the outlines."
+            "The masks are unrelated to what the images show, as if they belonged to other images; "
+            "look at the outlines."
         ]
     return []
 
@@ -120,7 +120,7 @@ def explained(features: np.ndarray, zones: np.ndarray) -> float:
 
 
 def _tells(labels: np.ndarray) -> bool:
-    """Whether a mask can be compared with its image: strokes lie where one likes."""
+    """Whether a mask can be compared with its image: strokes may lie anywhere."""
     counted = labels[labels != IGNORED]
     return (
         min(labels.shape) >= 4 * _MOVED
@@ -132,7 +132,7 @@ def _tells(labels: np.ndarray) -> bool:
 def _middle(array: np.ndarray, step: int) -> np.ndarray:
     """The square in the middle of [H, W, ...], every `step`-th pixel of it.
 
-    Turned with the whole array, it is turned in itself.
+    If the whole array is turned, this square is turned within itself.
     """
     array = array[::step, ::step]
     side = min(*array.shape[:2], _SIDE)
@@ -141,10 +141,10 @@ def _middle(array: np.ndarray, step: int) -> np.ndarray:
 
 
 def _features(image: np.ndarray) -> np.ndarray:
-    """float32 [2, H, W]: how far a grey value is from those around, and how rough they are there.
+    """float32 [2, H, W]: how far a grey value is from those around it, and their roughness.
 
-    Brighter is as far as darker, for a cell under DIC has a bright side and a dark one. Ranks, of
-    mean 0 and variance 1: no streak rules.
+    Brighter counts like darker, because a cell under DIC has a bright side and a dark one. The
+    values are ranks, with mean 0 and variance 1, so that no streak dominates.
     """
     grey = image.reshape(*image.shape[:2], -1).mean(-1, dtype=np.float64)
     # The square of 1e30 is no float32.
@@ -160,7 +160,7 @@ def _features(image: np.ndarray) -> np.ndarray:
 
 
 def _zones(labels: np.ndarray) -> np.ndarray:
-    """float32 [zones, H, W]: each class farther than 6 pixels from any other, up to 6, up to 2."""
+    """float32 [zones, H, W]: each class more than 6, up to 6 and up to 2 pixels from any other."""
     counted = labels != IGNORED
     zone = 3 * labels
     for width in (5, 13):
@@ -171,7 +171,7 @@ def _zones(labels: np.ndarray) -> np.ndarray:
 
 
 def _between(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The share of the variance between zones [zones, ...], of features of mean 0, variance 1."""
+    """The share of the variance between zones [zones, ...], for features with variance 1."""
     total = np.maximum(counts.sum(0), 1)
     squares = np.square(sums) / np.maximum(counts, 1)
     return squares.sum(0) / total - np.square(sums.sum(0) / total)
@@ -194,7 +194,7 @@ def _explained_when_moved(features: np.ndarray, zones: np.ndarray) -> np.ndarray
 
 
 def _turned(zones: np.ndarray) -> dict[str, np.ndarray]:
-    """Squares [zones, H, W], turned as a mask may be, by the way."""
+    """Squares [zones, H, W], turned in each way a mask may be, by the name of the way."""
     transposed = zones.swapaxes(1, 2)
     return {
         "turned by 180 degrees": zones[:, ::-1, ::-1],
@@ -208,7 +208,7 @@ def _turned(zones: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _moved(y: int, x: int) -> str:
-    """In words: by so many pixels down and to the right."""
+    """In words: moved by y pixels down and x pixels to the right."""
     steps = [
         f"{abs(n)} pixel{'s' if abs(n) > 1 else ''} {forwards if n > 0 else back}"
         for n, forwards, back in ((y, "down", "up"), (x, "to the right", "to the left"))

@@ -1,4 +1,4 @@
-"""What the numbers in masks mean, and what they look like where that cannot be."""
+"""What the numbers in masks mean, and what they may mean if they break their rule."""
 
 import logging
 import os
@@ -23,10 +23,10 @@ _SPECK = 5  # pixels; fewer are connected by chance
 
 
 def check_settings(mask_rule: str, ignore_value: int, minus_one: str) -> None:
-    """Refuses settings that mean nothing, whatever the masks hold; for these see ``read_folder``.
+    """Refuses settings that make no sense, whatever the masks hold; see ``read_folder`` for them.
 
     Raises:
-      InputError: one is unknown, or the background would be ignored.
+      InputError: a setting is unknown, or the background would be ignored.
     """
     if mask_rule not in MASK_RULES:
         raise InputError(f"mask_rule is {mask_rule!r}, expected one of {', '.join(MASK_RULES)}")
@@ -34,8 +34,8 @@ def check_settings(mask_rule: str, ignore_value: int, minus_one: str) -> None:
         raise InputError(f"minus_one is {minus_one!r}, expected 'background', 'ignored' or ''")
     if ignore_value == 0 and mask_rule != "classes" and minus_one != "background":
         raise InputError(
-            f"ignore_value is 0, the background under mask_rule {mask_rule!r}; expected another, or"
-            " mask_rule 'classes', whose classes then begin at 1"
+            f"ignore_value is 0, which is the background under mask_rule {mask_rule!r}; expected"
+            " another value, or mask_rule 'classes', whose classes then begin at 1"
         )
 
 
@@ -50,12 +50,12 @@ def check_masks(
     ignore_value: int,
     minus_one: str,
 ) -> int:
-    """Refuses masks that break their rule, or that look as if another one were meant.
+    """Refuses masks that break their rule, or look as if another rule were meant.
 
     Args:
       files: the masks' files by stem.
       masks: int32 [pages, H, W] by stem.
-      pixels: the number of those of each value, by stem.
+      pixels: the number of pixels of each value, by stem.
       folder: where the masks are, for messages.
       mask_rule: what the numbers mean; for this and the following see ``read_folder``.
       classes: the number of classes, background included.
@@ -66,7 +66,7 @@ def check_masks(
       The number of the background, -1, 0 or 1.
 
     Raises:
-      InputError: with what the masks may be instead, the most plausible first.
+      InputError: with the other rules that the masks may follow, the most plausible first.
     """
     ignored = ignored_numbers(ignore_value, minus_one)
     counts = {
@@ -91,7 +91,7 @@ def check_masks(
     if min(values) == -1 and background != -1:
         ways = ["'background' (0 is then the first cell, or class 1)", "'ignored'"]
         raise InputError(
-            f"{misfit}; config.data.minus_one says what -1 means:"
+            f"{misfit}; set config.data.minus_one to say what -1 means:"
             f" {' or '.join(ways[:: -1 if 0 in values else 1])}"
         )
     no_cells = [*ignored, background]
@@ -100,8 +100,8 @@ def check_masks(
     each_one = all(len(numbers) <= 1 for numbers in alone)
     if not fits and each_one and min(values) >= background and len(set().union(*alone)) > 1:
         raise InputError(
-            f"{misfit}: each mask holds one number beside {background}, but not the same as others;"
-            " write the same in all, and read them as 'binary'"
+            f"{misfit}: each mask holds one number besides {background}, but not the same one in"
+            " all; write the same number in all, and read them as 'binary'"
         )
     connected = _are_connected(masks, masks, no_cells)
     as_classes = mask_rule == "classes" and top == classes
@@ -124,7 +124,7 @@ def ignored_numbers(ignore_value: int, minus_one: str) -> list[int]:
 
 
 def _fits(rule: str, values: Collection[int], classes: int, background: int) -> bool:
-    """Whether the rule has a meaning for all of these numbers."""
+    """Whether all of these numbers mean something under the rule."""
     if min(values, default=background) < background:
         return False
     return {
@@ -142,7 +142,7 @@ def _misfit(
     classes: int,
     background: int,
 ) -> str:
-    """Which masks hold what, and that their rule has no meaning for it."""
+    """A sentence saying which masks hold which values that do not fit their rule."""
     # Each mask may keep the rule, as 0/1 and 0/255 do, and all together break it.
     breaking = [s for s in counts if not _fits(mask_rule, counts[s], classes, background)]
     source, shown = folder, {value for numbers in counts.values() for value in numbers}
@@ -174,8 +174,9 @@ def _refuse_soft_edges(
         others = [files[stem].name for stem in soft[1:]]
         also = f" (also in {listed(others, 3)})" if others else ""
         raise InputError(
-            f"{files[soft[0]]}: between {low} and {high} lie {len(between)} values{also}, as after"
-            " smoothing, resizing or saving as JPEG; threshold the masks, and read them as 'binary'"
+            f"{files[soft[0]]}: {len(between)} values lie between {low} and {high}{also}, as"
+            " after smoothing, resizing or saving as JPEG; threshold the masks, and read them as"
+            " 'binary'"
         )
 
 
@@ -223,13 +224,13 @@ def _advice(remedies: list[str], values: set[int], connected: bool) -> str:
             "; no rule fits all masks; if they are classes, number them from 0 to"
             f" {len(values) - 1}"
         )
-    return ": like grey values, most of them lie in pieces; no rule fits all masks"
+    return ": most of them lie in several pieces, like grey values; no rule fits all masks"
 
 
 def _notice_classes(
     folder: str | os.PathLike, values: set[int], mask_rule: str, background: int, from_one: bool
 ) -> None:
-    """Tells where numbers that are read as classes are not those of the classes, or seem not to."""
+    """Warns if numbers that are read as classes are not the class numbers, or seem not to be."""
     if mask_rule == "binary" and values - {background, background + 1}:
         logger.warning(
             "%s: mask values %d and %d are read as classes 0 and 1",
@@ -237,7 +238,7 @@ def _notice_classes(
         )
     elif mask_rule == "classes" and from_one:
         logger.warning(
-            "%s: no mask holds 0, the background; where classes begin at 1, ignore_value is 0",
+            "%s: no mask holds 0, the background; if classes begin at 1, set ignore_value to 0",
             folder,
         )
 
@@ -245,13 +246,13 @@ def _notice_classes(
 def _notice_cells(
     folder: str | os.PathLike, values: set[int], connected: bool, each_one: bool
 ) -> None:
-    """Tells where numbers that are read as cells look as if they meant something else."""
+    """Warns if numbers that are read as cells look as if they meant something else."""
     top = max(values)
     if not connected and each_one:
-        logger.warning("%s: each mask holds one cell at most; 'binary' finds several", folder)
+        logger.warning("%s: each mask holds at most one cell; 'binary' finds several", folder)
     elif _is_mark(top, values):
         logger.warning(
-            "%s: %d is read as a cell; where it means not annotated, ignore_value is %d",
+            "%s: %d is read as a cell; if it means not annotated, set ignore_value to %d",
             *(folder, top, top),
         )
     elif not connected:
@@ -263,14 +264,14 @@ def _notice_cells(
 
 
 def _is_mark(top: int, values: set[int]) -> bool:
-    """Whether the highest number stands for what is not annotated, far above a few others."""
+    """Whether the highest number marks what is not annotated, far above a few others."""
     return top in _MARKS and 0 < max(values - {top}, default=0) < _FEW
 
 
 def _may_have_soft_edges(counts: Mapping[int, int]) -> bool:
-    """Whether most pixels are about as dark or as bright as can be, and not few are bright.
+    """Whether most pixels are about as dark or as bright as possible, and many are bright.
 
-    In images few pixels are as bright as the brightest.
+    In images, few pixels are as bright as the brightest.
 
     Args:
       counts: the number of pixels of each value that counts.
@@ -285,9 +286,9 @@ def _may_have_soft_edges(counts: Mapping[int, int]) -> bool:
 
 
 def _has_soft_edges(mask: np.ndarray, counts: Mapping[int, int]) -> bool:
-    """Whether grey values lead from one frequent number to another one at the borders of cells.
+    """Whether grey values lead from one frequent number to another at the borders of cells.
 
-    In masks that number the cells, a number is seldom between a lower and a higher neighbour.
+    In masks that number the cells, a number rarely lies between a lower and a higher neighbour.
 
     Args:
       mask: int32 [pages, H, W].
@@ -300,9 +301,9 @@ def _has_soft_edges(mask: np.ndarray, counts: Mapping[int, int]) -> bool:
 
 
 def _are_connected(masks: Pixels, stems: Iterable[str], others: list[int]) -> bool:
-    """Whether most numbers on a page are one piece each, but for a tenth of its pixels.
+    """Whether most numbers on a page form one piece each, except for a tenth of their pixels.
 
-    Numbers of a few pixels do not count.
+    Numbers with only a few pixels do not count.
 
     Args:
       masks: int32 [pages, H, W] by stem.

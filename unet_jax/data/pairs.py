@@ -1,4 +1,4 @@
-"""Which mask belongs to which image of a folder, by their names."""
+"""Which mask belongs to which image of a folder, judging by their names."""
 
 import logging
 import os
@@ -27,12 +27,12 @@ _IMAGE_ENDING = re.compile(r"[ _.-]+(images?|img|raw)$", re.IGNORECASE)
 
 
 def find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]:
-    """The images of a folder by their stem, sorted; if there are none, that is a problem."""
+    """The images of a folder by their stem, sorted; it is a problem if there are none."""
     folder = Path(folder)
     files: dict[str, Path] = {}
     with problems.collected():
         if folder.is_file() or is_zarr(folder):
-            raise InputError(f"{folder}: is a file, expected the folder that holds it")
+            raise InputError(f"{folder}: is a file, expected the folder that contains it")
         if not folder.is_dir():
             raise InputError(f"{folder}: is not a folder, expected one with {', '.join(SUFFIXES)}")
         present = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -43,14 +43,16 @@ def find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]
             with problems.collected():
                 if stem in files:
                     other = files[stem].name
-                    raise InputError(f"{path}: {other} has the same name, expected one")
+                    raise InputError(
+                        f"{path}: {other} has the same name, expected only one of them"
+                    )
             files[stem] = path
         others = sorted(
             path.name for path in present if not has_image_suffix(path) and path.is_file()
         )
         if files and others:
             logger.warning(
-                "%s: %d file(s) are left out, as only %s are read: %s",
+                "%s: %d file(s) are left out, because only %s are read: %s",
                 *(folder, len(others), ", ".join(SUFFIXES), listed(others, 3)),
             )
         if not files:
@@ -60,7 +62,7 @@ def find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]
                     f"{folder}: holds no image itself, but its folder(s)"
                     f" {listed(sorted(folders), 3)} do; expected such a folder"
                 )
-            found = f"holds {listed(others, 3)}, no image" if others else "holds no image"
+            found = f"holds {listed(others, 3)}, but no image" if others else "holds no image"
             raise InputError(f"{folder}: {found}, expected {', '.join(SUFFIXES)}")
     return files
 
@@ -68,7 +70,7 @@ def find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]
 def find_pairs(
     images: str | os.PathLike, labels: str | os.PathLike, problems: Problems
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The images of a folder by their stem, and by the same stem their masks."""
+    """The images of a folder by their stem, and their masks by the same stem."""
     image_files = find_files(images, problems)
     if os.path.realpath(images) != os.path.realpath(labels):
         mask_files = find_files(labels, problems)
@@ -77,8 +79,8 @@ def find_pairs(
         with problems.collected():
             if not (image_files and mask_files):
                 raise InputError(
-                    f"{images}: is given for images and masks, but no names in it tell which are"
-                    " which; expected another folder for the masks, or x_mask.tif beside x.tif"
+                    f"{images}: is given for both images and masks, but the names do not show which"
+                    " are which; expected another folder for the masks, or x_mask.tif next to x.tif"
                 )
     else:
         mask_files = {}
@@ -92,8 +94,8 @@ def find_pairs(
         with problems.collected():
             if stem is not None:
                 raise InputError(
-                    f"{path}: {image_files[stem].name} has the mask {pairs[stem].name}, expected"
-                    " one"
+                    f"{path}: {image_files[stem].name} already has the mask {pairs[stem].name},"
+                    " expected only one"
                 )
     images_alone = [path for stem, path in image_files.items() if stem not in pairs]
     masks_alone = [path for path in alone if _without_both_endings(path) not in masked]
@@ -121,7 +123,7 @@ def _part(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
 def _pair(
     image_files: dict[str, Path], mask_files: dict[str, Path], labels: str | os.PathLike
 ) -> tuple[dict[str, Path], list[Path]]:
-    """The masks by the stem of their image, exact names first, and those that have none."""
+    """The masks by the stem of their image, exact names first, and the masks without an image."""
     pairs: dict[str, Path] = {}
     alone = list(mask_files.values())
     for of_image, of_mask in (
@@ -141,7 +143,7 @@ def _pair(
     if found:
         stem, mask = next(iter(found.items()))
         logger.warning(
-            "%s: %d mask(s) are paired without the ending of a name, such as %s with %s",
+            "%s: %d mask(s) are paired by ignoring the ending of a name, such as %s with %s",
             *(labels, len(found), mask.name, image_files[stem].name),
         )
     return pairs, alone
@@ -154,6 +156,7 @@ def _refuse_alone(alone: list[Path], files: dict[str, Path], missing: str) -> No
     if names:
         raise InputError(
             f"{len(names)} file(s) without {missing}: {listed(names, 3)}; expected the same names"
+            " in both"
         )
 
 
@@ -162,5 +165,5 @@ def _without_image_ending(path: Path) -> str:
 
 
 def _without_both_endings(path: Path) -> str:
-    """The name of a mask without its ending and that of its image, as of x_img_mask.tif."""
+    """The name of a mask without its ending and that of its image, as in x_img_mask.tif."""
     return _IMAGE_ENDING.sub("", _MASK_ENDING.sub("", file_stem(path)))

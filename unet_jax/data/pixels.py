@@ -1,4 +1,4 @@
-"""The pixels of a folder's files: in memory, or read again each time where they are too many."""
+"""The pixels of a folder's files: in memory, or read again each time if there are too many."""
 
 import logging
 import os
@@ -30,12 +30,12 @@ class Pixels(Mapping[str, np.ndarray]):
         read: Callable[[str], np.ndarray],
         kept: Mapping[str, np.ndarray] | None = None,
     ):
-        """Of these shapes; without those kept, each is read by its stem when it is asked for."""
+        """Arrays of these shapes; if none are kept, each is read by its stem when it is needed."""
         self.shapes, self._read, self._kept = shapes, read, kept
 
     @property
     def in_memory(self) -> bool:
-        """Whether nothing is read any more."""
+        """Whether all arrays are in memory."""
         return self._kept is not None
 
     def __getitem__(self, stem: str) -> np.ndarray:
@@ -43,7 +43,7 @@ class Pixels(Mapping[str, np.ndarray]):
         return self._read(stem) if self._kept is None else self._kept[stem]
 
     def __contains__(self, stem: object) -> bool:
-        """Whether there is such a file; it is not read."""
+        """Whether there is such a file, without reading it."""
         return stem in self.shapes
 
     def __iter__(self) -> Iterator[str]:
@@ -56,12 +56,12 @@ class Pixels(Mapping[str, np.ndarray]):
 
 
 def bytes_in_training(pixels: int, channels: int, itemsize: int) -> int:
-    """What images in memory take: as stored and normalised, labels and cells twice, weights."""
+    """Bytes that images take: stored and normalised pixels, labels and cells twice, weights."""
     return pixels * (channels * (itemsize + 4) + 2 * 8 + 4)
 
 
 def memory_for_images() -> int:
-    """Bytes; of more images than that each is read when a training step sees it."""
+    """Bytes; if images need more, each is read when a training step sees it."""
     return host_memory_bytes() // 4
 
 
@@ -78,17 +78,17 @@ def read_pictures(
     problems: Problems,
     memory: float = np.inf,
 ) -> Pixels:
-    """Images [pages, H, W, C], C the same for all; without those that have problems.
+    """Images [pages, H, W, C], with the same C for all; without those that have problems.
 
-    Grey images stored as RGB are read as one channel where all RGB images are grey, with a notice:
-    one coloured image keeps the three channels of all.
+    Grey images stored as RGB are read as one channel if all RGB images are grey, with a warning:
+    if one image is coloured, all keep three channels.
 
     Args:
       files: by stem.
-      source: where they come from, for the notice.
-      channels: what a trained network takes; None = what the first image has.
-      problems: where they are noted.
-      memory: bytes; those that would take more in training are not kept.
+      source: where they come from, for the warning.
+      channels: the number that a trained network takes; None = that of the first image.
+      problems: where problems are noted.
+      memory: bytes; images that would take more in training are not kept.
     """
 
     def look(path: Path, picture: np.ndarray) -> _Picture:
@@ -103,7 +103,7 @@ def read_pictures(
     rgb = [look.is_grey for look in looks.values() if look.shape[-1] == 3]
     as_one = channels in (None, 1) and bool(rgb) and all(rgb)
     if as_one:
-        logger.warning("%s: R, G and B are equal, read as one channel", source)
+        logger.warning("%s: R, G and B are equal and are read as one channel", source)
     reason = "that the network takes"
     shapes = {}
     for stem, (shape, _, problem) in looks.items():
@@ -128,19 +128,19 @@ def pictures_of(
     shapes: Mapping[str, tuple[int, ...]],
     kept: Mapping[str, np.ndarray] | None = None,
 ) -> Pixels:
-    """Images of known shapes; what is grey has one channel there."""
+    """Images of known shapes; if a shape has one channel, the image is grey."""
     return Pixels(shapes, lambda stem: read_image(files[stem])[..., : shapes[stem][-1]], kept)
 
 
 def read_masks(
     files: Mapping[str, Path], problems: Problems, memory: float
 ) -> tuple[Pixels, dict[str, dict[int, int]]]:
-    """Masks int32 [pages, H, W], without those that have problems, and how often each number is.
+    """Masks int32 [pages, H, W], without those that have problems, and the count of each number.
 
     Args:
       files: by stem.
-      problems: where they are noted.
-      memory: as of `read_pictures`.
+      problems: where problems are noted.
+      memory: as for `read_pictures`.
     """
 
     def look(path: Path, mask: np.ndarray) -> tuple[tuple[int, ...], dict[int, int]]:
@@ -165,7 +165,7 @@ def _read_numbers(path: Path) -> np.ndarray:
     """int32 [pages, H, W]."""
     mask = read_mask(path)
     if is_grey(mask):
-        notice(path.parent, "R, G and B are equal, read as one channel")
+        notice(path.parent, "R, G and B are equal and are read as one channel")
         mask = mask[..., :1]
     if mask.shape[-1] != 1:
         raise InputError(
@@ -176,7 +176,7 @@ def _read_numbers(path: Path) -> np.ndarray:
     if low < -(2**31) or high >= 2**31 or has_fractions:
         remedy = "; threshold probabilities and soft edges" if has_fractions else ""
         raise InputError(
-            f"{path}: mask values from {low:g} to {high:g}, expected whole numbers of 32 bits"
+            f"{path}: holds mask values from {low:g} to {high:g}, expected whole numbers of 32 bits"
             f"{remedy}"
         )
     return mask[..., 0].astype(np.int32)
@@ -189,7 +189,7 @@ def _read_all(
     problems: Problems,
     memory: float,
 ) -> tuple[dict[str, _Look], dict[str, np.ndarray] | None]:
-    """What a look at each file tells, and the pixels of all, None where they exceed the memory.
+    """The facts about each file, and the pixels of all files, None if they exceed the memory.
 
     Files that cannot be read are left out.
     """

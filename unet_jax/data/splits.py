@@ -27,8 +27,8 @@ def read_run(
 ) -> tuple[dict[str, Examples], dict[str, Examples]]:
     """The splits of a run twice: as they are stored, and as the network sees them.
 
-    The latter are at the run's scale, with touching cells separated. Of a folder that does not fit
-    into memory they are `Unread`, but for the validation split that the network sees.
+    The latter are at the run's scale, with touching cells separated. For a folder that does not fit
+    into memory they are `Unread`, except for the validation split that the network sees.
 
     Args:
       data: the source and what it takes.
@@ -37,8 +37,8 @@ def read_run(
       folds: number of parts; 1 for the splits that `data` gives.
 
     Raises:
-      InputError: as `read_splits`; a split to learn from without a pixel that counts, or with one
-        class only to train on; a validation split that does not fit into memory.
+      InputError: as for `read_splits`; a split has no pixels that count; the training split has
+        only one class; the validation split does not fit into memory.
     """
     stored = read_splits(data, classes)
     if folds > 1:
@@ -46,7 +46,7 @@ def read_run(
     remedy = {
         "folder": "annotate more images, or try another config.data.split_seed",
         "cell_tracking": "give another config.data.train_sequence",
-    }.get(data.source, "give other ranges as config.data.train and config.data.validation")
+    }.get(data.source, "give other ranges for config.data.train and config.data.validation")
     if folds > 1:
         remedy = "annotate more images, or give another number of --folds"
     classes_in = {
@@ -66,7 +66,8 @@ def read_run(
     for split in ("validation", "test"):
         if not any(label > 0 for label in classes_in[split]):
             logger.warning(
-                "No image of the %s split holds a cell, so its scores say nothing of cells.", split
+                "No image of the %s split holds a cell, so its scores say nothing about cells.",
+                split,
             )
     seen = {split: _seen(examples, data.scale) for split, examples in stored.items()}
     if isinstance(seen["validation"], Unread):
@@ -78,7 +79,7 @@ def read_run(
         splits["train"] = chosen(splits["train"], teaches)
     if not seen["train"]:
         raise InputError(
-            f"At config.data.scale {data.scale} no annotated pixel of the train split is left, "
+            f"No annotated pixel of the train split is left at config.data.scale = {data.scale}; "
             "expected a larger scale."
         )
     return stored, seen
@@ -102,12 +103,12 @@ def _joined(examples: Examples, others: Examples) -> Examples:
 
 
 def _in_memory(validation: Unread, classes: int, smaller: str) -> list[Example]:
-    """The validation split, which is predicted as a whole: read, where there is room for it.
+    """Reads the validation split, which is predicted as a whole, if there is room for it.
 
     Args:
       validation: as the network sees it.
       classes: of the network.
-      smaller: what to give to make it smaller.
+      smaller: the setting that makes it smaller, for the message.
     """
     pixels = sum(height * width for height, width in (facts.size for facts in validation.facts))
     # Labels, cells, weights; grey values; probabilities.
@@ -124,11 +125,11 @@ def _in_memory(validation: Unread, classes: int, smaller: str) -> list[Example]:
 def read_splits(data: Data, classes: int) -> dict[str, Examples]:
     """The examples of one source, as `train`, `validation` and `test`.
 
-    Of the challenge and of made-up pictures each split is a range; a folder is divided at random by
-    files; of cell tracking one sequence is to train on and another one to test.
+    For the challenge and for synthetic pictures, each split is a range; a folder is divided at
+    random, file by file; for cell tracking, one sequence is for training and another for the test.
 
     Raises:
-      InputError: files that cannot be used, or a split without examples.
+      InputError: a file cannot be used, or a split has no examples.
     """
     try:
         match data:
@@ -146,9 +147,9 @@ def read_splits(data: Data, classes: int) -> dict[str, Examples]:
 
 
 def split_folds(examples: Examples, fold: int, folds: int) -> dict[str, Examples]:
-    """Leaves out one of so many parts of neighbours: `train` without it, and it as `validation`.
+    """Divides examples into `folds` parts of neighbours: one as `validation`, the rest as `train`.
 
-    The pages of a file stay together, unless there is one file only.
+    The pages of a file stay together, unless there is only one file.
 
     Raises:
       InputError: there are fewer files than folds.
@@ -220,11 +221,11 @@ def _split_pictures(data: Synthetic) -> dict[str, Examples]:
 
 
 def _ranges(data: Isbi2012 | Synthetic, count: int) -> dict[str, slice]:
-    """Of so many examples, those of each split."""
+    """The range of each split, for this number of examples."""
     ranges = {"train": data.train, "validation": data.validation, "test": data.test}
     for split, (first, stop) in ranges.items():
         if not 0 <= first < stop <= count:
             raise InputError(
-                f"data.{split} = ({first}, {stop}) is no range of the {count} examples."
+                f"data.{split} = ({first}, {stop}) is not a range within the {count} examples."
             )
     return {split: slice(*both) for split, both in ranges.items()}

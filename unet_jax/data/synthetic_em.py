@@ -19,7 +19,7 @@ def synthetic_examples(
 ) -> list[Example]:
     """Makes `count` examples named `picture 0`, `picture 1`, ...
 
-    Example i depends on the seed, i and the size alone, not on `count`. The images are uint8
+    Example i depends only on the seed, i and the size, not on `count`. The images are uint8
     [H, W]; the labels are 1 in cells and 0 on membranes.
     """
     examples = []
@@ -37,7 +37,7 @@ def synthetic_em(
 
     Returns:
       picture: uint8 [H, W], grey values from 0 = black to 255 = white.
-      instances: int32 [H, W], 0 = membrane, n = cell n from 1 on. The cells are the 4-connected
+      instances: int32 [H, W], 0 = membrane, n = cell n, from 1. The cells are the 4-connected
         components of the pixels that are not membrane.
     """
     rng = np.random.default_rng(seed)
@@ -104,7 +104,7 @@ def _territories(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
 def _add_vesicles(
     rng: np.random.Generator, grey: np.ndarray, instances: np.ndarray, depth: np.ndarray
 ) -> None:
-    """Darkens `grey` by rings, the vesicles, and dots, many in some cells and few in others."""
+    """Darkens `grey` with rings (vesicles) and dots, many in some cells and few in others."""
 
     def distance_to_points(most_per_pixel: float) -> np.ndarray:
         per_pixel = most_per_pixel * rng.random(instances.max() + 1) ** 3

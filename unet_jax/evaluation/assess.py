@@ -27,13 +27,13 @@ class Candidate(NamedTuple):
     """A run, or a network of the package, with the images that it is to be scored on.
 
     Attributes:
-      given: how it was called.
+      given: the name that the user gave.
       workdir: its folder.
-      members: its network, or several.
+      members: its network or networks.
       settings: how cells are found.
-      tuned: whether these were chosen on the validation split.
-      log: the rows of the log of its training.
-      split: one of `SPLITS`, or "images" for others than the run's own.
+      tuned: whether these settings were chosen on the validation split.
+      log: the rows of its training log.
+      split: one of `SPLITS`, or "images" for images other than the run's own.
       selection: the images.
     """
 
@@ -61,13 +61,13 @@ def candidate(
     labels: str | Path | None,
     mask_rule: str | None,
 ) -> Candidate:
-    """Reads what is to be scored; arguments and errors as of `evaluate`."""
+    """Reads what is to be scored; arguments and errors as for `evaluate`."""
     given, workdir = Path(workdir), run_folder(workdir)
     members = load_members(workdir, step)
     settings, tuned = read_settings(workdir)
     log = read_log(workdir / "log.jsonl")
     if members[0].training is None:
-        raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
+        raise InputError(f"{workdir}: its checkpoint does not record its training.")
     selection = select(members, split, images=images, labels=labels, mask_rule=mask_rule)
     split = "images" if images else split
     result = Candidate(given, workdir, members, settings, tuned, log, split, selection)
@@ -77,20 +77,21 @@ def candidate(
 
 
 def checked_averaging(averaging: str | Sequence[str]) -> Sequence[str]:
-    """As a sequence; ValueError for what is not known."""
+    """The ways of averaging as a sequence; ValueError for an unknown one."""
     ways = [averaging] if isinstance(averaging, str) else averaging
     if not ways or not {*ways} <= {*AVERAGING}:
-        raise ValueError(f"averaging is one or some of {', '.join(AVERAGING)}, not {averaging!r}.")
+        known = ", ".join(AVERAGING)
+        raise ValueError(f"averaging must be one or more of {known}, not {averaging!r}.")
     return ways
 
 
 def assess(
     run: Candidate, ways: Sequence[str], *, report: Path, command: str | None
 ) -> tuple[Evaluation, list[Measured]]:
-    """Predicts and scores the images of a candidate by each way of averaging.
+    """Predicts and scores the images of a candidate with each way of averaging.
 
     Returns:
-      The scores, with images and folds by the last way; and each image with what is found in it.
+      The scores, with images and folds for the last way; and each image with what is found in it.
 
     Raises:
       RunFailed: the network's output is not finite.
@@ -143,6 +144,6 @@ def assess(
 
 
 def _tile_side(model: Model, examples: list[Example]) -> int:
-    """That by which the largest image is predicted."""
+    """The tile side with which the largest image is predicted."""
     largest = max((e.labels.shape for e in examples), key=lambda shape: shape[0] * shape[1])
     return choose_tile_side(model.network, *scaled_size(largest, model.scale))

@@ -36,19 +36,19 @@ def compare(
     """Scores several networks on the same images; writes `comparison.html` and `comparison.json`.
 
     Args:
-      workdirs: of two or more training runs, or networks of the package. The images are those that
-        all of them have left out, by name, content and mask, or those that are given.
-      step: see `evaluate`, as the next six.
-      averaging: see there.
-      split: see there.
-      images: see there.
-      labels: see there.
-      mask_rule: see there.
+      workdirs: the folders of two or more training runs, or networks of the package. Scored are the
+        images that all of them left out, with the same name, content and mask, or those given.
+      step: see `evaluate`.
+      averaging: see `evaluate`.
+      split: see `evaluate`.
+      images: see `evaluate`.
+      labels: see `evaluate`.
+      mask_rule: see `evaluate`.
       out: folder to write to; by default `comparison` in the first of the folders.
-      overwrite: whether a comparison that is there may be replaced.
+      overwrite: whether an existing comparison may be replaced.
 
     Raises:
-      InputError: what cannot be compared; nothing has been written.
+      InputError: the networks cannot be compared; nothing has been written.
       RunFailed: a network's output is not finite.
       ValueError: there is no such split or averaging.
     """
@@ -59,8 +59,8 @@ def compare(
     pretrained = [is_pretrained(run_folder(workdir)) for workdir in workdirs]
     if any(pretrained) and not images or pretrained[0] and not out:
         raise InputError(
-            f"{names[pretrained.index(True)]}: comes with the package, which nothing is written "
-            "into; give --images, --labels and --out."
+            f"{names[pretrained.index(True)]}: comes with the package, where nothing is written; "
+            "give --images, --labels and --out."
         )
     runs = [
         candidate(
@@ -71,13 +71,13 @@ def compare(
     classes = [run.members[0].class_names for run in runs]
     if len({*map(len, classes)}) > 1:
         words = "; ".join(map(", ".join, classes))
-        raise InputError(f"compare: the runs have other classes: {words}.")
+        raise InputError(f"compare: the runs have different classes: {words}.")
     keys = [[(e.name, sha256(e)) for e in run.examples] for run in runs]
     left_out = dict.fromkeys(key for of_run in keys for key in of_run)
     common = [key for key in left_out if all(key in of_run for of_run in keys)]
     if not common:
         raise InputError(
-            "compare: no image, with the same mask, is left out by all of the runs; give --images "
+            "compare: there is no image, with the same mask, that all runs left out; give --images "
             "and --labels."
         )
     folder = writable_folder(
@@ -105,7 +105,7 @@ def compare(
 def _only(
     run: Candidate, keys: Sequence[tuple[str, str]], wanted: Sequence[tuple[str, str]]
 ) -> Candidate:
-    """The candidate with no other images; the keys are those of all of its images."""
+    """The candidate with only these images; `keys` are those of all its images."""
     of_example = iter(keys)
     parts = [
         part._replace(examples=[e for e in part.examples if next(of_example) in wanted])

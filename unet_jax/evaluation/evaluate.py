@@ -40,28 +40,28 @@ def evaluate(
     network is scored on the part that it was not trained on.
 
     Args:
-      workdir: of the training run, or a network of the package.
+      workdir: the folder of the training run, or a network of the package.
       step: see `checkpoint.load`.
-      averaging: see `predict_tiled`; of several the report shows the last and compares all.
+      averaging: see `predict_tiled`; if several, the report shows the last and compares all.
       split: one of `SPLITS`.
       images: folder of images to use instead of the run's own.
       labels: folder of their masks.
       mask_rule: how to read the masks, see `read_folder`; by default as in training.
-      out: folder to write to, by default `evaluation` or `evaluation_SPLIT` in `workdir`; not for a
-        network of the package, which needs `images`, too.
-      overwrite: whether an evaluation that is there may be replaced.
+      out: folder to write to, by default `evaluation` or `evaluation_SPLIT` in `workdir`; required,
+        like `images`, for a network of the package.
+      overwrite: whether an existing evaluation may be replaced.
       command: the command that the report names.
 
     Raises:
-      InputError: a checkpoint or data that cannot be used; nothing has been written.
+      InputError: the checkpoint or the data cannot be used; nothing has been written.
       RunFailed: the network's output is not finite.
       ValueError: there is no such split or averaging.
     """
     ways, folder = checked_averaging(averaging), run_folder(workdir)
     if is_pretrained(folder) and not (images and out):
         raise InputError(
-            f"{folder.name}: comes with the package, which nothing is written into; give "
-            "--images, --labels and --out."
+            f"{folder.name}: comes with the package, where nothing is written; give --images, "
+            "--labels and --out."
         )
     run = candidate(
         workdir, step=step, split=split, images=images, labels=labels, mask_rule=mask_rule
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _folder(out: str | Path | None, usual: Path, overwrite: bool) -> Path:
-    """Where results can be written."""
+    """The folder, after checking that results can be written to it."""
     if out is None and usual.is_symlink():
         raise InputError(f"{usual}: is a link, expected a folder; or give --out.")
     return writable_folder(Path(out or usual), (_REPORT, _RECORD, _TABLE, _PICTURE), overwrite)

@@ -1,4 +1,4 @@
-"""Which images an evaluation scores, each with the network that predicts it."""
+"""The images that an evaluation scores, each with the network that predicts it."""
 
 import logging
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ SPLITS = ("held_out", "validation", "test")
 
 
 class Part(NamedTuple):
-    """Images with the network, or the ensemble, that predicts them."""
+    """Images with the network or ensemble that predicts them."""
 
     model: Model
     examples: list[Example]
 
 
 class Selection(NamedTuple):
-    """What is scored.
+    """The images that are scored.
 
     Attributes:
-      words: what the images are.
-      folder: the usual name of the folder of results, in that of the run.
+      words: a description of the images.
+      folder: the usual name of the results folder, inside the run's folder.
       parts: several for the folds of a cross-validation.
     """
 
@@ -49,10 +49,10 @@ class Selection(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A scored picture that the network knows.
+    """A scored picture that the network has already seen.
 
     Attributes:
-      name: here.
+      name: its name here.
       other: its name among the images of the training run.
       split: "train" or "validation".
     """
@@ -70,23 +70,25 @@ def select(
     labels: str | Path | None,
     mask_rule: str | None,
 ) -> Selection:
-    """The images to score; arguments as of `evaluate`.
+    """The images to score; arguments as for `evaluate`.
 
     Raises:
       ValueError: there is no such split.
       InputError: they cannot be used.
     """
     if split not in SPLITS:
-        raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
     if images or labels or mask_rule:
         if images is None or labels is None or split != "held_out":
             raise InputError(
-                "--images and --labels go together, --mask_rule with them, --split without them."
+                "Give --images and --labels together; --mask_rule only with them, --split only "
+                "without them."
             )
         own = _own(members[0], Path(images), Path(labels), mask_rule)
-        return Selection(str(images), "evaluation_images", [Part(ensemble(members), own)])
+        words = f"images in {images}"
+        return Selection(words, "evaluation_images", [Part(ensemble(members), own)])
     if split == "validation":
-        words = "validation split of the run, which chose its step"
+        words = "images of the run's validation split, which chose its step"
         return Selection(words, "evaluation_validation", left_out(members))
     if split == "held_out":
         held_out = _of_run(members[0], "test")
@@ -94,10 +96,10 @@ def select(
         return Selection(words, "evaluation", [Part(ensemble(members), held_out)])
     if not isinstance(_training(members[0]).config.data, Isbi2012):
         raise InputError(
-            "--split=test is the ISBI 2012 challenge's test stack, for a run on that data; "
-            "without --split the images that this run left out are scored."
+            "--split=test is the ISBI 2012 challenge's test stack, only for runs on that data; "
+            "without --split, the images that this run left out are scored."
         )
-    words = "test stack of the ISBI 2012 challenge"
+    words = "images of the ISBI 2012 challenge's test stack"
     return Selection(words, "evaluation_test", [Part(ensemble(members), read_isbi2012_test())])
 
 
@@ -105,14 +107,14 @@ def left_out(members: list[Model]) -> list[Part]:
     """Each network with its validation split.
 
     Raises:
-      InputError: the images are not there any more.
+      InputError: the images no longer exist.
     """
     return [Part(member, _of_run(member, "validation")) for member in members]
 
 
 def _training(model: Model) -> Training:
     if model.training is None:
-        raise InputError("The checkpoint says nothing of its training.")
+        raise InputError("The checkpoint does not record its training.")
     return model.training
 
 
@@ -132,7 +134,7 @@ def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> lis
 
 
 def _of_run(model: Model, split: str) -> list[Example]:
-    """A split as it was when the run began, whatever has come into its folder since."""
+    """A split as it was when the run began, whatever has been added to its folder since."""
     training = _training(model)
     splits = read_splits(training.config.data, model.network.classes)
     places = {
@@ -143,7 +145,7 @@ def _of_run(model: Model, split: str) -> list[Example]:
     names = training.splits[split]
     missing = [name for name in names if name not in places]
     if missing:
-        raise InputError(f"{missing[0]} of the run's {split} split is not in its data any more.")
+        raise InputError(f"{missing[0]} of the run's {split} split is no longer in its data.")
     found = [examples[number] for examples, number in map(places.__getitem__, names)]
     for example in found:
         digest = sha256(example)
@@ -153,10 +155,10 @@ def _of_run(model: Model, split: str) -> list[Example]:
 
 
 def seen_before(parts: Sequence[Part], split: str) -> list[Seen]:
-    """The pictures that a network was trained on or, but for its own split, validated on.
+    """The pictures that a network was trained on or, except for its own split, validated on.
 
-    Warns of them. An older run has no digests of images: a picture is known there with the same
-    mask only.
+    Warns of them. An older run has no digests of images: there a picture is recognised only if its
+    mask is the same.
     """
     seen = [picture for part in parts for picture in _seen(part, split)]
     if seen:

@@ -1,4 +1,4 @@
-"""How the settings by which single cells are found are chosen: by SEG, on the validation split."""
+"""How the settings for finding single cells are chosen: by SEG, on the validation split."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -28,8 +28,8 @@ class Tuned(NamedTuple):
     Attributes:
       settings: the first of several equally good ones.
       seg: of all images together.
-      seg_left_out: of the cells of each image by the settings that the others alone would choose,
-        nearer to what new images give; None if only one image has cells.
+      seg_left_out: of the cells of each image with the settings chosen on all other images, which
+        is closer to the score on new images; None if only one image has cells.
     """
 
     settings: InstanceSettings
@@ -44,7 +44,7 @@ class Tuning:
     Attributes:
       file: where it was written.
       settings: how single cells are found from now on.
-      seg: SEG of the cells that are found so in the validation images.
+      seg: SEG of the cells found with them in the validation images.
       seg_left_out: see `Tuned`.
       images: their names.
     """
@@ -65,23 +65,23 @@ def tune_instances(
 ) -> Tuning:
     """Chooses how single cells are found, on the validation split, and writes `instances.json`.
 
-    In a cross-validation each fold's network predicts the part that it was not trained on.
+    In a cross-validation, each fold's network predicts the part that it was not trained on.
 
     Args:
-      workdir: of the training run; later evaluations of it go by what is written.
+      workdir: the folder of the training run; later evaluations of it use what is written.
       step: see `checkpoint.load`.
       averaging: see `predict_tiled`.
       overwrite: whether earlier settings may be replaced.
 
     Raises:
-      InputError: a checkpoint or data that cannot be used; nothing has been written.
+      InputError: the checkpoint or the data cannot be used; nothing has been written.
       RunFailed: the network's output is not finite.
     """
     workdir = run_folder(workdir)
     if is_pretrained(workdir):
         raise InputError(
-            f"{workdir.name}: comes with the package, which nothing is written into; tune a run of "
-            "your own, such as one that starts from it."
+            f"{workdir.name}: comes with the package, where nothing is written; tune a run of your "
+            "own, such as one that starts from it."
         )
     parts = left_out(load_members(workdir, step))
     writable_folder(workdir, (SETTINGS,), overwrite)
@@ -105,11 +105,11 @@ def tune_instances(
 
 
 def tune(examples: Sequence[Example], probabilities: Sequence[np.ndarray]) -> Tuned:
-    """The settings with the highest SEG on these examples, which must not be those reported.
+    """The settings with the highest SEG on these examples; report scores on other examples.
 
     Args:
-      examples: with at least one cell; sizes of cells and holes to try follow from their cells.
-      probabilities: of cell, float [H, W] for each.
+      examples: with at least one cell; their cells determine the sizes of cells and holes to try.
+      probabilities: of cell, float [H, W] for each example.
     """
     settings, per_image = zip(*_tried(examples, probabilities), strict=True)
     sums = np.array(per_image)  # [settings, images]

@@ -1,16 +1,16 @@
-"""The metrics of an evaluation by name: what they are called, and what they mean."""
+"""The metrics of an evaluation by name: their titles and meanings."""
 
 from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """How a metric is told.
+    """How a metric is presented.
 
     Attributes:
       title: in the report.
-      short: in the table that is printed; "" for one that is not.
-      higher: whether a higher value is the better one.
-      meaning: for the report.
+      short: its title in the printed table; "" if it is not printed.
+      higher: whether higher values are better.
+      meaning: its explanation in the report.
     """
 
     title: str
@@ -32,8 +32,8 @@ METRICS = {
         "warping error",
         "warping",
         False,
-        "share of pixels at which cells are split or merged, wherever membranes run exactly; "
-        "setting of 2015. All membrane would score 0: it means something only beside the others",
+        "share of pixels at which cells are split or merged, wherever exactly membranes run; "
+        "setting of 2015. Membrane everywhere would score 0, so read it together with the others",
     ),
     "warping_error_2016": Metric(
         "warping error, 2016",
@@ -45,13 +45,13 @@ METRICS = {
         "V_rand",
         "V_rand",
         True,
-        "F-score of pairs of pixels after the membranes are thinned: their width does not count",
+        "F-score of pairs of pixels after the membranes are thinned: their width does not matter",
     ),
     "v_info": Metric(
         "V_info",
         "V_info",
         True,
-        "how much true and found cells tell about each other, after thinning",
+        "how much information true and found cells give about each other, after thinning",
     ),
     "seg": Metric(
         "SEG",
@@ -67,7 +67,7 @@ METRICS = {
         "cells found / (cells found + false ones + missed ones), where a cell is found if its "
         "intersection over union with one of the result is at least 0.5",
     ),
-    "ap_75": Metric("AP at IoU 0.75", "", True, "the same, of at least 0.75"),
+    "ap_75": Metric("AP at IoU 0.75", "", True, "the same, with at least 0.75"),
     "ap": Metric("mean AP, IoU 0.5 to 0.95", "AP", True, "mean of the AP at 0.5, 0.55, ..., 0.95"),
     "f1": Metric("F1 at IoU 0.5", "F1", True, "harmonic mean of the next two"),
     "precision": Metric(

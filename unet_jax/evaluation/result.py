@@ -1,4 +1,4 @@
-"""What an evaluation, or a comparison, results in, and how it is written as JSON."""
+"""The result of an evaluation or a comparison, and how it is written as JSON."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,22 +22,22 @@ class Evaluation:
 
     Attributes:
       checkpoint: the folder of the training run.
-      report: the HTML file to read; `report.json`, `report.csv` and `examples.png` lie beside it.
-      command: that started the evaluation, None if there was none.
+      report: the HTML file to read; `report.json`, `report.csv` and `examples.png` are next to it.
+      command: the command that started the evaluation, None if there was none.
       step: of the checkpoint; one for each member of an ensemble.
       data: what was scored, in words.
-      split: one of `SPLITS`, or "images" for others than the run's own.
-      averaging: how the probabilities were averaged that `images` and `folds` are about.
+      split: one of `SPLITS`, or "images" for images other than the run's own.
+      averaging: how the probabilities for `images` and `folds` were averaged.
       scores: of all images together, by averaging.
       prediction_seconds: by averaging.
       annotated: the share of pixels that count, in [0, 1].
       sparse: whether only strokes are annotated, and no cells.
       duplicates: the images that the network has seen, whose scores are too good.
       without_cells: how many images have no annotated cell.
-      with_one_cell: how many have one only.
-      images: of each image.
-      folds: of each fold's network on its own part; none unless that is what was scored.
-      baselines: what needs no network, see `unet_jax.metrics.scores.baselines`.
+      with_one_cell: how many have only one.
+      images: the scores of each image.
+      folds: the scores of each fold's network on its own part; empty unless these were scored.
+      baselines: scores without a network, see `unet_jax.metrics.scores.baselines`.
       instances: how cells were found.
       tuned: whether that was chosen on the validation split.
       tile_side: input pixels of a tile.
@@ -85,7 +85,7 @@ class Evaluation:
         return {kind: sum(image.errors[kind] for image in self.images) for kind in kinds}
 
     def rows(self) -> Iterator[list[Any]]:
-        """What `report.csv` holds: names of columns, all images together, and each image."""
+        """The rows of `report.csv`: names of columns, all images together, and each image."""
         together = self.scores[self.averaging].values()
         kinds = self.cell_errors()
         yield ["image", *together, "cells", "found_cells", *kinds]
@@ -96,7 +96,7 @@ class Evaluation:
             yield [image.name, *values, image.cells, image.found_cells, *image.errors.values()]
 
     def record(self) -> dict[str, Any]:
-        """What `report.json` holds."""
+        """The content of `report.json`."""
         source = self.training.started_from
         return {
             "checkpoint": str(self.checkpoint),
@@ -153,10 +153,10 @@ class Difference(NamedTuple):
     """How a network differs from the first one in a metric, image by image.
 
     Attributes:
-      mean: of the differences of the images in which both are defined; None without any.
-      spread: their standard deviation, of a sample; None for fewer than two.
-      better: in how many images it is the better one.
-      worse: in how many it is the worse one.
+      mean: of the differences over the images in which both are defined; None if there are none.
+      spread: their sample standard deviation; None for fewer than two.
+      better: the number of images in which it is better.
+      worse: the number of images in which it is worse.
     """
 
     mean: float | None
@@ -167,19 +167,19 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` results in.
+    """The result of `compare`.
 
     Attributes:
-      report: the HTML file to read; `comparison.json` lies beside it.
+      report: the HTML file to read; `comparison.json` is next to it.
       names: of the networks, as they were given.
       images: the names of the images that all of them were scored on.
-      left_out: how many images of some of them are not among these.
-      seen: how many of the images each network knows from its training or validation.
+      left_out: how many images of only some of the networks are not among these.
+      seen: how many of the images each network has seen in its training or validation.
       averaging: how the probabilities were averaged.
       metrics: those of the report, the most important one first.
       scores: of each network on all images together.
-      values: of each network by metric, of each image, None where a metric is not defined.
-      differences: of each network but the first, by metric.
+      values: for each network, by metric, the value of each image, None if it is not defined.
+      differences: for each network except the first, by metric.
     """
 
     report: Path
@@ -194,7 +194,7 @@ class Comparison:
     differences: list[dict[str, Difference]]
 
     def record(self) -> dict[str, Any]:
-        """What `comparison.json` holds."""
+        """The content of `comparison.json`."""
         return {
             "networks": self.names,
             "images": self.images,
@@ -210,7 +210,7 @@ class Comparison:
         }
 
     def __str__(self):
-        """The scores as a table, and where the report lies; several lines."""
+        """The scores as a table, and the path of the report; several lines."""
         shown = [name for name in self.metrics if METRICS[name].short]
         lines = [f"{plural(len(self.images), 'image')}, {AVERAGING_WORDS[self.averaging]}:"]
         lines.append(f"{'':30}" + "".join(f"{METRICS[name].short:>10}" for name in shown))

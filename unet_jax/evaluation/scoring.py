@@ -1,4 +1,4 @@
-"""The scores of what a network finds in annotated images: of all, of each image, of each fold."""
+"""The scores of what a network finds in annotated images: in all, in each image, in each fold."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Measured(NamedTuple):
       cells: int32 [H, W], the cell found at each pixel, 0 = none.
       counts: what the metrics of the ISBI 2012 challenge count.
       overlaps: which of the cells found overlap with which annotated ones.
-      errors: the cells with which something is wrong.
+      errors: the cells that are wrong in some way.
     """
 
     example: Example
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
     @property
     def cell(self) -> np.ndarray:
-        """The probability of cell, of whatever class, float32 [H, W]."""
+        """The probability of cell, of any class, float32 [H, W]."""
         return 1 - self.probabilities[..., 0]
 
 
@@ -95,11 +95,11 @@ class ImageScores:
 
     Attributes:
       name: of the image.
-      values: by metric, at the thresholds that are best for all images together; None where a
-        metric is not defined.
+      values: by metric, at the thresholds that are best for all images together; None if a metric
+        is not defined.
       cells: how many are annotated.
       found_cells: how many are found.
-      errors: how many are missed, false, split and merged, see `cell_errors`; nothing of strokes.
+      errors: how many are missed, false, split and merged, see `cell_errors`; empty for strokes.
     """
 
     name: str
@@ -129,7 +129,7 @@ def measure(
 
     Args:
       examples: the truth.
-      probabilities: float32 [H, W, classes] in [0, 1] for each, such as of `predict_tiled`.
+      probabilities: float32 [H, W, classes] in [0, 1] for each, such as from `predict_tiled`.
       settings: how cells are found.
     """
     truths = [separated(example) for example in examples]
@@ -156,7 +156,7 @@ def score(images: Sequence[Measured], class_names: Sequence[str]) -> Scores:
 def score_images(
     images: Sequence[Measured], together: Scores, class_names: Sequence[str]
 ) -> list[ImageScores]:
-    """The scores of each image, at the thresholds of those of all, `together`."""
+    """The scores of each image, at the thresholds of the scores of all images, `together`."""
     return [
         ImageScores(
             name=image.example.name,
@@ -172,7 +172,7 @@ def score_images(
 def score_folds(
     images: Sequence[Measured], sizes: Iterable[int], class_names: Sequence[str]
 ) -> list[FoldScores]:
-    """The scores of each fold, which are so many of the images, one fold after the other."""
+    """The scores of each fold; the images are in the order of the folds."""
     rest = iter(images)
     folds = [list(islice(rest, size)) for size in sizes]
     return [

@@ -11,7 +11,7 @@ from unet_jax.evaluation.result import Evaluation
 
 
 def summary(evaluation: Evaluation) -> str:
-    """The scores as a table, and where the report lies; several lines."""
+    """The scores as a table, and the path of the report; several lines."""
     titles = {name: METRICS[name].short for name in layout(evaluation).printed}
     lines = [f"{len(evaluation.images)} {evaluation.data}, step {evaluation.step}:"]
     if evaluation.sparse:
@@ -52,5 +52,5 @@ def tuning_summary(tuning: Tuning) -> str:
         return said + settings
     return (
         f"{said}{settings}\n"
-        f"SEG {tuning.seg_left_out:.4f} where the settings for each image are chosen by the others."
+        f"SEG {tuning.seg_left_out:.4f} if the settings for each image are chosen on the others."
     )

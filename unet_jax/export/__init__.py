@@ -1,1 +1,1 @@
-"""A trained network for programs without JAX."""
+"""Exports a trained network for programs without JAX."""

@@ -1,10 +1,10 @@
-"""A package of the BioImage Model Zoo: the ONNX graph, and what other programs must know of it.
+"""A package of the BioImage Model Zoo: the ONNX graph, and what other programs must know about it.
 
 Programs that read such packages cut large images into tiles, so the grey values are normalised
-before, over the whole image. The zoo's format knows no mean of the pixels between two percentiles,
-which `unet_jax.grey_values` takes. The package takes mean and standard deviation of all pixels,
-then a fixed gain and offset, with which an example image is normalised exactly. What that costs on
-other images, as the mean difference of the probabilities and the pixels that get another class:
+first, over the whole image. The zoo's format has no mean of the pixels between two percentiles,
+which `unet_jax.grey_values` uses. The package uses mean and standard deviation of all pixels, then
+a fixed gain and offset, with which an example image is normalised exactly. The cost on other
+images, as the mean difference of the probabilities and the pixels that get another class:
 
                             zero_mean_unit_variance   and gain, offset    scale_range of 1, 99 %
     demo.py                 0.004, 0.33 %             0.0002, 0.02 %      0.004, 0.28 %
@@ -52,19 +52,19 @@ def bioimage_package(
     authors: Sequence[str],
     licence: str | None,
 ) -> bytes:
-    """The package as a ZIP file, which the zoo's own validator has accepted.
+    """The package as a ZIP file that the zoo's own validator has accepted.
 
     Args:
       model: from `unet_jax.load`.
       graph: of the model, the file that `onnx_graph` makes.
       image: real [H, W] or [H, W, C], an example, of which the middle 512 x 512 pixels become part
         of the package.
-      name: of the model, by the zoo's rules.
+      name: of the model, according to the zoo's rules.
       authors: their names.
       licence: an SPDX identifier, such as CC-BY-4.0.
 
     Raises:
-      InputError: an example that cannot be normalised; a name, author or licence against the zoo's
+      InputError: the example cannot be normalised; a name, author or licence breaks the zoo's
         rules.
     """
     _check(name, authors, licence)
@@ -84,14 +84,14 @@ def bioimage_package(
         try:
             described = _described(model, folder, preprocessing, name, authors, licence)
         except ValidationError as error:
-            raise InputError(f"The model zoo's validator refuses {one_line(error)}.") from error
+            raise InputError(f"The model zoo's validator refuses it: {one_line(error)}.") from error
         stream = io.BytesIO()
         save_bioimageio_package_to_stream(described, output_stream=stream)
         return stream.getvalue()
 
 
 def _check(name: str, authors: Sequence[str], licence: str | None) -> None:
-    """Raises InputError for what the zoo would refuse in many words."""
+    """Raises a short InputError for what the zoo would refuse at length."""
     problems = []
     if not re.fullmatch(r"[A-Za-z0-9_+() -]{5,128}", name):
         problems.append(
@@ -169,7 +169,7 @@ def _described(
     authors: Sequence[str],
     licence: str | None,
 ) -> v0_5.ModelDescr:
-    """What the zoo must know of the files in the folder."""
+    """What the zoo must know about the files in the folder."""
     weights = v0_5.OnnxWeightsDescr(source=folder / "weights.onnx", opset_version=OPSET)
     record = model.record.to_json() if model.record else {}
     kept = ("versions", "step", "scale", "percentiles")
@@ -243,7 +243,7 @@ def _description(model: Model) -> str:
 
 
 def _save_cover(file: Path, example: np.ndarray, probabilities: np.ndarray) -> None:
-    """The example, and beside it the probability of all classes but the first."""
+    """Saves the example next to the probability of all classes except the first."""
     figure = Figure(figsize=(8, 4), dpi=80)  # the zoo wants 2 : 1 and at most 500 KB
     image = example if example.ndim == 2 else example.mean(-1)
     low, high = np.percentile(image, [0.5, 99.5])

@@ -17,11 +17,11 @@ from unet_jax.run_record import Training
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What `export` has written.
+    """The result of `export`.
 
     Attributes:
       files: the ONNX file and the package, with their sizes in bytes.
-      scale: of the images that the network takes: 0.5 = half the resolution.
+      scale: of the images as the network takes them: 0.5 = half the resolution.
     """
 
     files: dict[Path, int]
@@ -44,32 +44,33 @@ def export(
     A cross-validation is exported as the ensemble of its folds.
 
     Args:
-      workdir: of the training run, or a network of the package, which needs `image`, too.
+      workdir: the folder of the training run, or a network of the package, which also needs
+        `image`.
       output: folder to write to.
       step: see `checkpoint.load`.
       image: file or folder whose first image becomes the package's example; by default the first
-        one that the run left out.
+        image that the run left out.
       name: of the model, by default that of `workdir`.
       authors: of the model.
       licence: an SPDX identifier.
-      overwrite: whether files that are there may be replaced.
+      overwrite: whether existing files may be replaced.
 
     Raises:
-      InputError: a checkpoint or image that cannot be used, a value that the zoo refuses, or a
-        package that is not installed; no file has been written.
+      InputError: the checkpoint or image cannot be used, the zoo refuses a value, or a Python
+        package is not installed; no file has been written.
     """
     try:
         from unet_jax.export.bioimage_package import bioimage_package
         from unet_jax.export.onnx_graph import onnx_graph
     except ModuleNotFoundError as error:
         raise InputError(
-            f"The package {error.name} is not installed; pip install -e '.[export]' installs what "
-            "an export needs."
+            f"The package {error.name} is not installed; pip install -e '.[export]' installs "
+            "everything that an export needs."
         ) from error
     workdir, output = Path(workdir), Path(output)
     model = checkpoint.load(workdir, step)
     if model.training is None:
-        raise InputError(f"{workdir}: its checkpoint says nothing of its training.")
+        raise InputError(f"{workdir}: its checkpoint does not record its training.")
     name = f"unet_{workdir.resolve().name}" if name is None else name
     graph = onnx_graph(model).SerializeToString()
     example = _example(model, image, model.training)
@@ -90,5 +91,5 @@ def _example(model: Model, image: str | Path | None, training: Training) -> np.n
     try:
         splits = read_splits(training.config.data, model.network.classes)
     except InputError as error:
-        raise InputError(*error.args, "Or give an example of your own: --image=FILE.") from error
+        raise InputError(*error.args, "Or give your own example: --image=FILE.") from error
     return splits["test"][0].image

@@ -2,8 +2,8 @@
 
 The graph takes float32 [N, C, H, W], normalised, and gives the probabilities, float32
 [N, classes, H, W]. It mirrors the image as `unet_jax.overlap_tile` does, so that output and input
-have one size, and equals `predict_tiled` without averaging. It computes in float32, also where the
-network was trained in bfloat16.
+have the same size, and gives the result of `predict_tiled` without averaging. It computes in
+float32, even if the network was trained in bfloat16.
 """
 
 from collections.abc import Callable
@@ -25,25 +25,25 @@ _END = 2**63 - 1
 
 
 def size_step(depth: int) -> int:
-    """The height and width of the graph's input are multiples of it: 16 at depth 5."""
+    """The height and width of the graph's input must be multiples of this: 16 at depth 5."""
     return 2 ** (depth - 1)
 
 
 def halo(depth: int) -> int:
     """The border, in pixels, that a tile shares with its neighbours: 96 at depth 5.
 
-    The network's context of 92, and up to the next multiple of `size_step`: the origins of all
-    tiles then lie on the max-pooling grid, and tiles give what the whole image gives. With 92 they
-    differ by up to 0.36 (on the ISBI 2012 stack).
+    The network's context of 92, rounded up to the next multiple of `size_step`: the origins of all
+    tiles then lie on the max-pooling grid, and tiles give the same result as the whole image. With
+    92 they differ by up to 0.36 (on the ISBI 2012 stack).
     """
     step = size_step(depth)
     return -(-context(depth) // step) * step
 
 
 def onnx_graph(model: Model) -> onnx.ModelProto:
-    """The model at the scale that its network sees, without the grey value normalisation.
+    """The model at its network's scale, without the grey value normalisation.
 
-    Height and width must be multiples of `size_step` and larger than `halo`. Of an ensemble it
+    Height and width must be multiples of `size_step` and larger than `halo`. For an ensemble, it
     gives the mean of the members' probabilities. The same parameters give the same bytes.
     """
     network = model.network
@@ -101,7 +101,7 @@ def _add_network(
     add: Callable[..., str],
     constant: Callable[[str, ArrayLike], str],
 ) -> str:
-    """Adds the layers of `UNet.__call__` and the soft-max; the name of the probabilities."""
+    """Adds the layers of `UNet.__call__` and soft-max; returns the name of the probabilities."""
 
     def convolution(
         kind: str, x: str, name: str, to_onnx: tuple[int, ...], **attributes: Any

@@ -1,1 +1,1 @@
-"""Reading image files of any make, and writing results that are whole or not there."""
+"""Reading image files from any source, and writing results that are either complete or absent."""

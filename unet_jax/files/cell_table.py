@@ -19,7 +19,7 @@ def write_table(
     Args:
       file: to write, .csv.
       image: its name, for the first column.
-      pages: for each page the table of `measure`; the page's number, from 0 on, is the second
+      pages: for each page, the table of `measure`; the page's number, from 0, is the second
         column.
       class_names: by class.
     """
@@ -33,7 +33,7 @@ def write_table(
 def text_rows(
     table: Mapping[str, np.ndarray], class_names: Sequence[str] = ()
 ) -> Iterator[list[str]]:
-    """The cells of a table of `measure`, as they are written; what is NaN is left empty."""
+    """The cells of a table of `measure` as they are written; NaN is left empty."""
     for row in zip(*table.values(), strict=True):
         yield [
             class_names[value] if name == "class" else _text(value)
@@ -42,13 +42,13 @@ def text_rows(
 
 
 def join_tables(folder: Path, tables: Sequence[Path]) -> None:
-    """Writes what is in the tables of single images into one, `table.csv` in the folder.
+    """Joins the tables of single images into one, `table.csv` in the folder.
 
-    Columns that an image does not have stay empty. Without any table nothing is written.
+    Columns that an image does not have stay empty. If there is no table, nothing is written.
 
     Raises:
-      OSError: a table cannot be read, or the one written.
-      ValueError: a table is none that was written here.
+      OSError: a table cannot be read, or the joint one cannot be written.
+      ValueError: a table was not written by this program.
     """
     if not tables:
         return

@@ -25,7 +25,7 @@ _ALWAYS_ALLOWED_BYTES = 64 * 2**20
 AS_PAGES = "save them as pages (in Fiji: Image > Hyperstacks > Re-order Hyperstack)"
 _EXPECTED_OF_PALETTE = (
     "expected plain grey levels or RGB (in Fiji: Image > Lookup Tables > Grays if the colours stand"
-    " for grey levels, else Image > Type > RGB Color)"
+    " for grey levels, otherwise Image > Type > RGB Color)"
 )
 
 _one_at_a_time = threading.Lock()
@@ -34,12 +34,12 @@ _silence = contextlib.ExitStack()
 
 
 def refusal(path: Path, reason: str) -> InputError:
-    """The error that a file is refused with."""
+    """The error with which a file is refused."""
     return InputError(f"{path}: {reason}")
 
 
 def notice(folder: Path, what: str) -> None:
-    """Tells what was made of the files of a folder: once, not for each of them."""
+    """Reports how the files of a folder were read: once, not for each file."""
     with _one_at_a_time:
         _notice(folder, what)
 
@@ -91,7 +91,7 @@ def decoding(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # damaged files raise some twenty kinds
-        raise refusal(path, f"cannot be decoded, is damaged ({one_line(error)})") from error
+        raise refusal(path, f"cannot be decoded, it is damaged ({one_line(error)})") from error
 
 
 def check_declared(path: Path, declared: int) -> None:
@@ -101,7 +101,7 @@ def check_declared(path: Path, declared: int) -> None:
     if declared > limit:
         raise refusal(
             path,
-            f"declares {declared:,} bytes of pixels, expected at most {limit:,} of a file of"
+            f"declares {declared:,} bytes of pixels, expected at most {limit:,} in a file of"
             f" {size:,} bytes",
         )
 
@@ -109,7 +109,9 @@ def check_declared(path: Path, declared: int) -> None:
 def check_palette(path: Path, colours: np.ndarray, is_mask: bool) -> None:
     """Refuses an image whose colours [n, RGB] are not a ramp from black to one of them."""
     if is_mask:
-        notice(path.parent, "masks with a palette: the index of a colour is the mask's value")
+        notice(
+            path.parent, "masks have a palette; the index of a colour is read as the mask's value"
+        )
         return
     ramp = np.linspace(0, 1, len(colours))[:, None] * colours[-1:]
     if not colours.any() or (abs(colours - ramp) > 0.01 * colours.max()).any():

@@ -1,4 +1,4 @@
-"""Cells as GeoJSON, as QuPath reads it: outlines, classes and measurements."""
+"""Cells as GeoJSON for QuPath: outlines, classes and measurements."""
 
 import json
 import math
@@ -26,8 +26,8 @@ def write_geojson(
     Args:
       file: to write, .geojson.
       pages: int [H, W] for each page, the cell each pixel belongs to, 0 = none.
-      tables: for each page that of `measure`.
-      frame: of the image, whose pages the cells are shown on.
+      tables: for each page, the table of `measure`.
+      frame: of the image on whose pages the cells are shown.
       class_names: by class.
       colours: uint8 [classes, 3].
     """
@@ -70,7 +70,7 @@ def _geometry(polygons: Sequence[Polygon]) -> dict[str, Any]:
 
 
 def _measurements(values: Mapping[str, Any]) -> dict[str, float]:
-    """Those that are numbers, which QuPath wants."""
+    """The values that are numbers, as QuPath requires."""
     numbers = {
         name: float(value) for name, value in values.items() if name not in ("number", "class")
     }

@@ -1,4 +1,4 @@
-"""Axes and pixel size of an image, and result files with the same that Fiji opens."""
+"""Axes and pixel size of an image, and result files that keep them and that Fiji opens."""
 
 import contextlib
 import logging
@@ -51,13 +51,13 @@ class Frame(NamedTuple):
     """How the pages of an image file are arranged, and how large its pixels are.
 
     Attributes:
-      axes: of the pages as they are stored: "" for a single one, "Z", "T", "TZ" or "ZT".
-      shape: number of pages along each.
+      axes: of the pages as they are stored: "" for a single page, "Z", "T", "TZ" or "ZT".
+      shape: number of pages along each axis.
       pixel_size: width and height of a pixel in `unit`; None = unknown.
       spacing: from one Z to the next, in `unit`; None = unknown.
       interval: from one T to the next, in seconds; None = unknown.
       unit: such as "um", "cm" or "inch".
-      channels: planes of each page along an axis of its own; the three samples of a colour are one.
+      channels: planes of each page along an axis of their own; the samples of RGB are one plane.
     """
 
     axes: str = ""
@@ -69,13 +69,13 @@ class Frame(NamedTuple):
     channels: int = 1
 
     def place(self, page: int) -> dict[str, int]:
-        """Where a page lies along each of the axes, by its letter."""
+        """The position of a page along each of the axes, by the axis's letter."""
         if not self.axes:
             return {}
         return dict(zip(self.axes, map(int, np.unravel_index(page, self.shape)), strict=True))
 
     def micrometres(self) -> tuple[float, float] | None:
-        """Width and height of a pixel; None where they are unknown, or those of a print."""
+        """Width and height of a pixel; None if they are unknown or are those of a printed page."""
         if self.pixel_size is None or self.unit not in _MICROMETRES:
             return None
         width, height = self.pixel_size
@@ -83,10 +83,10 @@ class Frame(NamedTuple):
 
 
 def read_frame(path: Path, pages: int) -> Frame:
-    """The frame of a file in which `read_image` has found so many pages.
+    """The frame of a file in which `read_image` has found this many pages.
 
-    Pages along other axes than Z and T are taken for Z. What cannot be understood of the pixel size
-    is left out, with a notice.
+    Pages along axes other than Z and T are treated as Z. A pixel size that cannot be understood is
+    left out, with a warning.
     """
     stack = Frame("Z", (pages,)) if pages > 1 else Frame()
     try:
@@ -171,27 +171,27 @@ def result_file(
 ) -> Iterator[list[np.ndarray]]:
     """A TIFF file of an image's pages, which appears complete at the end of the block.
 
-    It is a hyperstack of ImageJ, or an OME-TIFF where that is too small. The arrays lie in the
+    It is an ImageJ hyperstack, or an OME-TIFF if it is too large for one. The arrays lie in the
     file: what is written to them takes no memory.
 
     Args:
       file: to write, .tif.
       frame: of the image.
       size: of a page, (height, width).
-      dtype: of the pixels: uint8, uint16, float32, or uint32, which ImageJ does not have: there it
-        becomes float32.
-      channels: their names; none for pages without an axis for them.
-      largest: the pixel value that is shown as white, or in the last colour; of uint32 there is
-        none beyond.
+      dtype: of the pixels: uint8, uint16, float32, or uint32, which ImageJ lacks: there it is
+        stored as float32.
+      channels: their names; empty for pages without a channel axis.
+      largest: the pixel value that is shown as white, or in the last colour; for uint32, no pixel
+        may exceed it.
       colours: uint8 [largest + 1, 3], of each pixel value; by default grey.
 
     Yields:
-      For each page an array [H, W, channels], or [H, W], of zeros to fill, in a list that is empty
-      after the block.
+      A list with an array of zeros to fill for each page, [H, W, channels] or [H, W]; it is emptied
+      at the end of the block.
 
     Raises:
       OSError: there is no room for it.
-      ValueError: the format does not hold whole numbers up to `largest`.
+      ValueError: the format cannot hold whole numbers up to `largest`.
     """
     order = sorted(range(len(frame.axes)), key=lambda i: frame.axes[i])  # T before Z
     shape = [frame.shape[i] for i in order] + [len(channels)] * bool(channels) + [*size]
@@ -225,9 +225,9 @@ def result_file(
 
 
 def reserve(file: BinaryIO, size: int) -> None:
-    """Makes a file so many bytes long, with room on the disk for all of them.
+    """Makes a file this many bytes long, with room on the disk for all of them.
 
-    Without it, a full disk ends the process where an array in the file is written to.
+    Otherwise a full disk would end the process when an array in the file is written to.
 
     Raises:
       OSError: there is no room.
@@ -245,7 +245,7 @@ def _imagej(
     largest: int,
     colours: np.ndarray | None,
 ) -> dict[str, Any]:
-    """How tifffile writes it as ImageJ does."""
+    """The options with which tifffile writes it as ImageJ does."""
     pages = math.prod(frame.shape)
     metadata: dict[str, Any] = {
         "axes": axes,
@@ -269,7 +269,7 @@ def _imagej(
 
 
 def _ome(axes: str, frame: Frame, channels: Sequence[str]) -> dict[str, Any]:
-    """How tifffile writes it as OME-TIFF."""
+    """The options with which tifffile writes it as OME-TIFF."""
     unit = _OME_UNITS.get(frame.unit, frame.unit)
     metadata: dict[str, Any] = {"axes": axes}
     sizes = dict(zip("XY", frame.pixel_size or (), strict=False)) | {"Z": frame.spacing}

@@ -19,24 +19,24 @@ logger = logging.getLogger("unet_jax")
 def read_image(path: str | os.PathLike, *, mapped: bool = False) -> np.ndarray:
     """Reads every page of a TIFF, PNG or OME-Zarr, after checking what it declares.
 
-    The axes C (of ImageJ and OME files) and S (samples of a pixel) are channels; all others are
+    The axes C (in ImageJ and OME files) and S (samples of a pixel) are channels; all others are
     pages. A constant alpha channel is dropped, pages of reduced size are skipped, and a TIFF's
-    Orientation is applied, each with a notice. Whether a file is TIFF or PNG is told by its
-    content, not by its name. No other file is opened, whatever its metadata name. Of an OME-Zarr,
-    of version 0.4 or 0.5, the first image is read in full resolution: C are channels, T and Z
+    Orientation is applied, each with a warning. A file's content, not its name, decides whether it
+    is TIFF or PNG. No other file is opened, whatever its metadata name. From an OME-Zarr of version
+    0.4 or 0.5, the first image is read in full resolution: C is the channels, and T and Z are the
     pages, in the order of T, then Z.
 
     Args:
       path: the file, or the directory of an OME-Zarr.
-      mapped: leaves the pixels of an uncompressed TIFF in the file, to be read where they are
-        looked at; it may then be larger than the memory.
+      mapped: leaves the pixels of an uncompressed TIFF in the file, to be read when they are
+        accessed; it may then be larger than the memory.
 
     Returns:
       number [pages, H, W, C], no axis empty, as stored: any integer or floating dtype, all finite
       and at most 1e30 in size.
-      One-bit TIFF pixels come as uint8 0 and 1; grey PNG pixels of 1, 2 or 4 bits are scaled to
-      0..255, as that format defines them. A palette that is a ramp of one hue is read as grey,
-      with a notice: its indices are the pixels.
+      One-bit TIFF pixels become uint8 0 and 1; grey PNG pixels of 1, 2 or 4 bits are scaled to
+      0..255, as that format defines. A palette that is a ramp of one hue is read as grey, with a
+      warning: its indices are the pixels.
 
     Raises:
       InputError: the file is missing, damaged or incomplete, declares an implausible size, has
@@ -47,10 +47,10 @@ def read_image(path: str | os.PathLike, *, mapped: bool = False) -> np.ndarray:
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
-    """Reads a file as `read_image` does, but takes its pixels for numbers, not for colours.
+    """Reads a file as `read_image` does, but takes its pixels as numbers, not as colours.
 
-    The index of a palette is the mask's value, whatever its colour, with a notice. So is the
-    number that is stored in a grey PNG of 2 or 4 bits; one of 1 bit holds 0 and 255.
+    The index into a palette is the mask's value, whatever its colour, with a warning. So is the
+    number stored in a grey PNG of 2 or 4 bits; one of 1 bit holds 0 and 255.
 
     Args:
       path: the file.
@@ -59,7 +59,7 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
       number [pages, H, W, C].
 
     Raises:
-      InputError: as by `read_image`, but for palettes.
+      InputError: as for `read_image`, except for palettes.
     """
     return _read(Path(path), is_mask=True)
 

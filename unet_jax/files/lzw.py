@@ -1,7 +1,8 @@
-"""LZW data of TIFF files, looked through before it is given to a decoder that may die of it.
+"""LZW data of TIFF files, checked before it is given to a decoder that it might crash.
 
-imagecodecs follows some damaged data to memory never written; 2026.10.10, which needs Python 3.12,
-is the first version that does not. Once that is the oldest one supported, this file can go.
+For some damaged data, imagecodecs reads memory that was never written; 2026.10.10, which needs
+Python 3.12, is the first version that does not. Once that is the oldest one supported, this file
+can go.
 """
 
 import numpy as np
@@ -11,10 +12,10 @@ from unet_jax.compiled import compiled
 
 @compiled
 def is_sound(data: np.ndarray) -> bool:
-    """Whether a pixel, not a sequence of some, follows each code that clears the table.
+    """Whether each code that clears the table is followed by a pixel, not a sequence of pixels.
 
-    The codes and their widths are those of the TIFF 6.0 specification, section 13, or of files
-    older than it, whose first byte is 0.
+    The codes and their widths are those of the TIFF 6.0 specification, section 13, or of older
+    files, whose first byte is 0.
 
     Args:
       data: uint8 [bytes], not empty.

@@ -1,4 +1,4 @@
-"""What the names of image files tell."""
+"""What the names of image files say."""
 
 import os
 import re
@@ -10,12 +10,12 @@ SUFFIXES = (".tif", ".tiff", ".png", ".zarr")
 
 
 def has_image_suffix(path: Path) -> bool:
-    """Whether a file is a TIFF, PNG or OME-Zarr by its name."""
+    """Whether a file is a TIFF, PNG or OME-Zarr, judging by its name."""
     return path.suffix.lower() in SUFFIXES
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether it is a directory of Zarr, which is one image: by its name, or what it holds."""
+    """Whether it is a Zarr directory, which is one image, judging by its name or its content."""
     return path.is_dir() and (
         path.suffix.lower() == ".zarr"
         or any(os.path.isfile(path / name) for name in ("zarr.json", ".zattrs"))
@@ -23,16 +23,16 @@ def is_zarr(path: Path) -> bool:
 
 
 def file_stem(path: Path) -> str:
-    """The name of an image file without its suffix, of which .ome.tif is one.
+    """The name of an image file without its suffix; .ome.tif counts as one suffix.
 
-    Composed (NFC): macOS stores an "ä" in two parts, and other systems in one.
+    Composed (NFC): macOS stores an "ä" in two parts, other systems in one.
     """
     stem = composed(path.stem)
     return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 def example_stem(path: Path) -> str:
-    """What the examples of an image file are named by: "a" of a.ome.zarr, "a.ome" of a.ome.tif."""
+    """The name of the examples of an image file: "a" for a.ome.zarr, "a.ome" for a.ome.tif."""
     return file_stem(path) if path.suffix.lower() == ".zarr" else path.stem
 
 
@@ -42,11 +42,11 @@ def composed(name: str) -> str:
 
 
 def page_names(stem: str, pages: int) -> list[str]:
-    """The names of the examples that the pages of a file become."""
+    """The names of the examples made from the pages of a file."""
     return [stem] if pages == 1 else [f"{stem} page {page}" for page in range(pages)]
 
 
 def stem_and_page(name: str) -> tuple[str, int]:
-    """The file's stem and the page, from 0, out of an example's name."""
+    """The file's stem and the page, from 0, taken from an example's name."""
     match = re.fullmatch(r"(.*) page (\d+)", name)
     return (match[1], int(match[2])) if match else (name, 0)

@@ -1,8 +1,8 @@
-"""Volumes in OME-Zarr of version 0.4 and 0.5, read by TensorStore alone.
+"""Volumes in OME-Zarr of versions 0.4 and 0.5, read by TensorStore alone.
 
-A source may come from a stranger. What its metadata say is checked before TensorStore sees it, and
-its layout is Zarr 2 or 3 and nothing else: TensorStore's own detection also opens databases that
-may name files elsewhere. Chunks that are links are followed.
+A source may come from a stranger. Its metadata are checked before TensorStore sees them, and its
+layout must be Zarr 2 or 3: TensorStore's own detection also opens databases that may name files
+elsewhere. Chunks that are links are followed.
 """
 
 import dataclasses
@@ -36,13 +36,13 @@ _MAX_CHUNK_BYTES = 2**31
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """What the dimensions of an array are.
+    """The dimensions of an array.
 
     Attributes:
       names: a letter of "tczyx" for each.
-      scale: the distance of two pixels along each, in its unit.
+      scale: the distance between two pixels along each, in its unit.
       units: such as "micrometer"; None = unknown.
-      origin: where the first pixel lies, in the unit.
+      origin: the position of the first pixel, in the unit.
     """
 
     names: str
@@ -51,7 +51,7 @@ class Axes:
     origin: tuple[float, ...]
 
     def of(self, names: str) -> "Axes":
-        """The same for dimensions of these names; one that is not here has scale 1 and no unit."""
+        """The same for dimensions with these names; a new one has scale 1 and no unit."""
         places = [self.names.find(name) for name in names]
         return Axes(
             names,
@@ -68,7 +68,7 @@ class Volume:
     Attributes:
       url: of its group, a path or s3://BUCKET/PATH.
       array: in full resolution, real numbers; its dimensions are the axes.
-      axes: see there.
+      axes: see `Axes`.
     """
 
     url: str
@@ -77,7 +77,7 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Numbers of t, z, rows, columns and channels; 1 for an axis that is not there."""
+        """The sizes of t, z, rows, columns and channels; 1 for an axis that does not exist."""
         sizes = dict(zip(self.axes.names, self.array.shape, strict=True))
         return tuple(sizes.get(name, 1) for name in "tzyxc")
 
@@ -88,7 +88,7 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True)
 class Plane:
-    """One image of a volume, to be sliced as an array: what is not asked for is not read."""
+    """One image of a volume, which can be sliced like an array: only what is asked for is read."""
 
     volume: Volume
     t: int
@@ -101,11 +101,11 @@ class Plane:
 
     @property
     def dtype(self) -> np.dtype:
-        """That of the source."""
+        """The dtype of the source."""
         return self.volume.array.dtype.numpy_dtype
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
-        """As of `read`."""
+        """A part of the image, see `read`."""
         return read(self.volume, self.t, self.z, *part)
 
 
@@ -117,7 +117,8 @@ def open_volume(url: str | Path) -> Volume:
         AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION.
 
     Raises:
-      InputError: it is no OME-Zarr of version 0.4 or 0.5, or of axes or pixels not known here.
+      InputError: it is not an OME-Zarr of version 0.4 or 0.5, or its axes or pixels are not
+        supported.
     """
     url = str(url).rstrip("/")
     driver, multiscale = _multiscale(url)
@@ -147,17 +148,17 @@ def _multiscale(url: str) -> tuple[str, dict[str, Any]]:
     multiscales = attributes.get("multiscales") if isinstance(attributes, dict) else None
     if not (isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict)):
         if not is_remote(url) and not Path(url).is_dir():
-            state = "is no folder of OME-Zarr" if Path(url).exists() else "is not there"
+            state = "is not an OME-Zarr folder" if Path(url).exists() else "does not exist"
             raise InputError(f"{url}: {state}.")
         raise InputError(
-            f"{url}: is no image in OME-Zarr, it has no multiscales; is there one in it, such as "
-            f"{url}/0?"
+            f"{url}: is not an OME-Zarr image because it has no multiscales; does it contain one, "
+            f"such as {url}/0?"
         )
     return driver, multiscales[0]
 
 
 def _axes(multiscale: dict[str, Any]) -> Axes:
-    """The axes with what leads from the first dataset's pixels to their place."""
+    """The axes, with the scale and origin of the first dataset's pixels."""
     names = [axis["name"] for axis in multiscale["axes"]]
     known = all(name in AXIS_TYPES for name in names) and len({*names}) == len(names)
     if not (known and {"y", "x"} <= {*names}):
@@ -186,13 +187,13 @@ def _axes(multiscale: dict[str, Any]) -> Axes:
 def _open_source(url: str, path: Any, driver: str) -> tensorstore.TensorStore:
     inside = isinstance(path, str) and re.fullmatch(r"[^\\:\0]+", path)
     if not inside or {"", ".", ".."} & {*path.split("/")}:
-        raise InputError(f"{url}: its array {one_line(repr(path))} is not in it.")
+        raise InputError(f"{url}: its array {one_line(repr(path))} is not a path inside it.")
     if not is_remote(url) and not Path(url, path).resolve().is_relative_to(Path(url).resolve()):
         raise InputError(f"{url}: its array {one_line(repr(path))} is a link to elsewhere.")
     place = f"{url}/{path}"
     name = "zarr.json" if driver == "zarr3" else ".zarray"
     if read_json(place, name) is None:
-        raise InputError(f"{url}: its array {one_line(repr(path))} is missing, there is no {name}.")
+        raise InputError(f"{url}: its array {one_line(repr(path))} is missing; there is no {name}.")
     try:
         spec = {"driver": driver, "kvstore": kvstore(place)}
         array = tensorstore.open(spec, read=True, context=CONTEXT).result()
@@ -210,7 +211,7 @@ def _open_source(url: str, path: Any, driver: str) -> tensorstore.TensorStore:
 
 
 def read(volume: Volume, t: int, z: int, rows: slice, columns: slice) -> np.ndarray:
-    """A part of one image, [h, w, C] in the dtype of the source; both slices lie within it.
+    """A part of one image, [h, w, C] in the dtype of the source; both slices must lie within it.
 
     Raises:
       InputError: a chunk is damaged or cannot be read.
@@ -232,10 +233,10 @@ def read(volume: Volume, t: int, z: int, rows: slice, columns: slice) -> np.ndar
 def missing_chunks(
     volume: Volume, t: int | None = None, z: int | None = None
 ) -> list[tuple[int, ...]]:
-    """The indices of the stored chunks, or shards, of one image or all that are not there.
+    """The indices of the chunks, or shards, of one image or of all images that are missing.
 
-    TensorStore reads them as the fill value, as Zarr demands: a part that was never copied looks as
-    one that is black.
+    TensorStore reads them as the fill value, as Zarr demands: a part that was never copied looks
+    like one that is black.
     """
     names = volume.axes.names
     sides = chunk_shape(volume.array.chunk_layout.write_chunk)
@@ -253,7 +254,7 @@ def missing_chunks(
 
 
 def warn_of_missing_chunks(volume: Volume, t: int | None = None, z: int | None = None) -> None:
-    """Tells in a line which chunks of one image or all are missing; it may be those of zeros."""
+    """Warns in one line of missing chunks in one image or all; they may be chunks of zeros."""
     missing = missing_chunks(volume, t, z)
     if missing:
         names = ["/".join(map(str, index)) for index in missing]

@@ -1,4 +1,4 @@
-"""Output files appear under their names when they are complete; one process writes to a folder."""
+"""Output files appear under their names once complete; only one process writes to a folder."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ _locks: dict[tuple[int, Path], FileLock] = {}
 
 @contextlib.contextmanager
 def complete(file: Path) -> Iterator[Path]:
-    """Where to write what gets the name `file` at the end of the block, at once and whole.
+    """Where to write a file that gets the name `file` at the end of the block, in one step.
 
     An error in the block, or a kill, leaves `file` as it was.
     """
@@ -38,7 +38,7 @@ def complete(file: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def complete_text(file: Path, *, newline: str | None = None) -> Iterator[TextIO]:
-    """As `complete`, opened for text in UTF-8; "?" for what is no text, as in names of files."""
+    """As `complete`, opened for UTF-8 text; "?" replaces what is not text, as in file names."""
     with (
         complete(file) as unfinished,
         unfinished.open("w", newline=newline, encoding="utf-8", errors="replace") as opened,
@@ -58,14 +58,14 @@ def probe(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise InputError(
-            f"{folder}: has {free:,} bytes of space, expected {size:,} for the files to come."
+            f"{folder}: has {free:,} bytes of free space, expected {size:,} for the new files."
         )
 
 
 def lock(folder: Path) -> None:
-    """No other process writes to the folder from now on; removes what a kill left there.
+    """Keeps other processes from writing to the folder; removes what a kill left there.
 
-    It ends with the function around it that is `unlocking`, or with the process, killed or not.
+    The lock ends with the enclosing `unlocking` function, or with the process, killed or not.
 
     Raises:
       InputError: another process writes to it.
@@ -86,7 +86,7 @@ def lock(folder: Path) -> None:
 
 @contextlib.contextmanager
 def unlocking() -> Iterator[None]:
-    """Ends at the end of the block, or of the function it decorates, what `lock` began in it."""
+    """Releases the locks taken in the block, or in the function it decorates, at its end."""
     before = set(_locks)
     try:
         yield
@@ -102,13 +102,13 @@ def unlocking() -> Iterator[None]:
 
 
 def writable_folder(folder: Path, names: tuple[str, ...], overwrite: bool) -> Path:
-    """The folder, made if need be, once it is sure that files of these names can be written.
+    """The folder, created if necessary, after checking that files of these names can be written.
 
     Raises:
-      InputError: one of them is there and may not be overwritten, or the folder is not writable.
+      InputError: one of them exists and may not be overwritten, or the folder is not writable.
     """
     for name in names:
         if (folder / name).exists() and not overwrite:
-            raise InputError(f"{folder / name}: is there already; --overwrite replaces it.")
+            raise InputError(f"{folder / name}: exists already; use --overwrite to replace it.")
     probe(folder, 0)
     return folder

@@ -1,6 +1,6 @@
-"""Which channel, slice and time point each page of a TIFF file is, by what the file itself says.
+"""Which channel, slice and time point each page of a TIFF file is, according to the file itself.
 
-The metadata of OME and of Micro-Manager may name other files of a set. None of them is opened.
+The metadata of OME and Micro-Manager may name other files of a set. None of them is opened.
 """
 
 import math
@@ -20,8 +20,8 @@ class Planes(NamedTuple):
     """The pages of one image.
 
     Attributes:
-      axes: along which they lie, T, Z and C in some order; the last one is the fastest.
-      shape: number of pages along each.
+      axes: the axes they lie along, T, Z and C in some order; the last one varies fastest.
+      shape: number of pages along each axis.
       pages: indices of the pages in the file, in this order.
       described: attributes of OME's element `Pixels`, such as PhysicalSizeX.
     """
@@ -37,18 +37,19 @@ _Placed = tuple[str, tuple[int, ...], list[tuple[int, int]], dict[str, str]]
 
 
 def planes_of(tif: tifffile.TiffFile, pages: Sequence[int]) -> list[Planes] | None:
-    """Places the pages of a file of OME or Micro-Manager.
+    """Assigns the pages of an OME or Micro-Manager file to their planes.
 
     Args:
       tif: the file.
-      pages: indices of the pages to place, all but those of reduced size.
+      pages: indices of the pages to assign, all except those of reduced size.
 
     Returns:
-      One entry for each image that has pages in this file, all with as many channels. Empty if the
-      file does not say what its own pages are, or what cannot be true. None for other files.
+      One entry for each image that has pages in this file, all with the same number of channels.
+      Empty if the file does not say what its own pages are, or says something that cannot be true.
+      None for other files.
 
     Raises:
-      ValueError: what it says is damaged, or counts fewer or more pages than there are.
+      ValueError: the metadata are damaged, or count fewer or more pages than there are.
     """
     if tif.is_micromanager and (planes := _placed_by_micro_manager(tif, pages)):
         return planes
@@ -58,14 +59,15 @@ def planes_of(tif: tifffile.TiffFile, pages: Sequence[int]) -> list[Planes] | No
 def described_pixels(tif: tifffile.TiffFile, pages: Sequence[int]) -> dict[str, str]:
     """The attributes of OME's element `Pixels` for the image of a file, such as PhysicalSizeX.
 
-    Those of the file's first image, or of the first of its set if no image is known to be in it.
+    Those of the file's first image, or of the first image of its set if it is not known which
+    images the file holds.
 
     Args:
       tif: the file.
       pages: as for `planes_of`.
 
     Raises:
-      ValueError: as by `planes_of`.
+      ValueError: as for `planes_of`.
     """
     if not tif.pages.first.is_ome:
         return {}
@@ -126,7 +128,7 @@ def _placed_by_ome(tif: tifffile.TiffFile, pages: Sequence[int]) -> list[Planes]
 
 
 def _sizes(image: ElementTree.Element, samples: int) -> dict[str, int]:
-    """Number of planes along each axis, the fastest last."""
+    """Number of planes along each axis, the fastest-varying last."""
     axes = image.get("DimensionOrder", "")[:1:-1]
     if sorted(axes) != ["C", "T", "Z"]:
         raise ValueError(f"DimensionOrder {axes[::-1]}")
@@ -137,7 +139,7 @@ def _sizes(image: ElementTree.Element, samples: int) -> dict[str, int]:
 def _own(
     entries: list[tuple[int, ElementTree.Element]], uuid: str | None, name: str
 ) -> list[tuple[int, ElementTree.Element]]:
-    """Those of this file, which may have another name by now."""
+    """The planes in this file, which may have been renamed."""
     files = [data.find("{*}UUID") for _, data in entries]
     one_file = uuid is None and len({file.text for file in files if file is not None}) == 1
     for is_own in (

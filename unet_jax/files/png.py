@@ -30,7 +30,7 @@ def decode_png(path: Path, is_mask: bool) -> tuple[np.ndarray, bool]:
             colours = b"".join(content for kind, content in chunks if kind == b"PLTE")
             check_palette(path, np.frombuffer(colours, np.uint8).reshape(-1, 3), is_mask)
         elif is_number:
-            notice(path.parent, "the numbers in PNG masks of 2 or 4 bits are taken as stored")
+            notice(path.parent, "the numbers in PNG masks of 2 or 4 bits are read as stored")
         if is_number:
             data = _as_grey(chunks)
         elif channels in (1, 3) and b"tRNS" in dict(chunks):  # a transparent colour becomes alpha
@@ -48,7 +48,7 @@ def decode_png(path: Path, is_mask: bool) -> tuple[np.ndarray, bool]:
             # Where a chunk is wrong, the text is gone and its bytes are arbitrary.
             is_text = str(error).isprintable() and not isinstance(error, UnicodeError)
             reason = one_line(error) if is_text else "a chunk is out of place or of a wrong size"
-            raise refusal(path, f"cannot be decoded, is damaged ({reason})") from error
+            raise refusal(path, f"cannot be decoded, it is damaged ({reason})") from error
     if is_number:
         pixels //= 255 // (2**bits - 1)  # libpng scales grey to 0..255
     return pixels.reshape(1, height, width, channels), channels in (2, 4)
@@ -57,7 +57,7 @@ def decode_png(path: Path, is_mask: bool) -> tuple[np.ndarray, bool]:
 def _read_chunks(path: Path, data: bytes) -> list[tuple[bytes, bytes]]:
     """Kind and content of each PNG chunk, after comparing their checksums.
 
-    libpng lets some damage pass with a printed line.
+    libpng lets some damage pass and only prints a line.
     """
     position, kind, chunks = len(SIGNATURE), b"", []
     try:
@@ -66,18 +66,18 @@ def _read_chunks(path: Path, data: bytes) -> list[tuple[bytes, bytes]]:
             end = position + 8 + length
             (checksum,) = struct.unpack_from(">I", data, end)
             if checksum != zlib.crc32(data[position + 4 : end]):
-                raise refusal(path, f"is damaged, chunk {kind!r} does not match its checksum")
+                raise refusal(path, f"is damaged: chunk {kind!r} does not match its checksum")
             chunks.append((kind, data[position + 8 : end]))
             position = end + 4
     except struct.error as error:
         raise refusal(
-            path, f"is truncated at {len(data):,} bytes, expected a PNG image's end"
+            path, f"is truncated at {len(data):,} bytes, expected the end of a PNG image"
         ) from error
     return chunks
 
 
 def _as_grey(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """A PNG without its palette and transparency, whose grey levels are the numbers stored."""
+    """The PNG without its palette and transparency; its grey levels are the numbers stored."""
     parts = [SIGNATURE]
     for kind, content in chunks:
         if kind == b"IHDR":

@@ -15,12 +15,12 @@ _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0
 
 
 def write_rois(file: Path, pages: Sequence[np.ndarray], frame: Frame) -> None:
-    """Writes the outline of each cell, under its number; on several pages PAGE-NUMBER.
+    """Writes the outline of each cell under its number, or PAGE-NUMBER if there are several pages.
 
     Args:
       file: to write, .zip.
       pages: int [H, W] for each page, the cell each pixel belongs to, 0 = none.
-      frame: of the image, whose pages the outlines are shown on.
+      frame: of the image on whose pages the outlines are shown.
     """
     # A stack of one axis has only a position for each page, a hyperstack one along each axis.
     is_stack = len(frame.axes) == 1 and frame.channels == 1
@@ -42,7 +42,7 @@ def write_rois(file: Path, pages: Sequence[np.ndarray], frame: Frame) -> None:
 
 
 def _roi(polygons: Sequence[Polygon]):
-    """A traced outline, which can be edited; with holes or of several pieces, a composite one."""
+    """A traced outline, which can be edited; a composite one if it has holes or several pieces."""
     from roifile import ROI_TYPE, ImagejRoi
 
     if len(polygons) == 1 and not polygons[0].holes:

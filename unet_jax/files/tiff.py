@@ -43,7 +43,7 @@ def decode_tiff(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, bo
         samples, channels = first.samplesperpixel, pixels.shape[-1]
         has_alpha = channels == samples and first.extrasamples[-1:] in _ALPHA
         if channels % samples:
-            notice(path.parent, f"the {samples} channels stored are slices, read as pages")
+            notice(path.parent, f"the {samples} channels stored are slices and are read as pages")
         elif channels - has_alpha > 3 or (
             samples > 1
             and not has_alpha
@@ -54,13 +54,13 @@ def decode_tiff(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, bo
                 f"pixels have {channels - has_alpha} channels; if these are slices, {AS_PAGES}",
             )
         if orientation(first) != 1:
-            notice(path.parent, "images are turned as their Orientation tag says")
+            notice(path.parent, "images are rotated as their Orientation tag says")
             pixels = _turned(pixels, orientation(first))
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels, has_alpha
 
 
 def open_tiff(path: Path) -> tifffile.TiffFile:
-    """A TIFF file, without those parts of tifffile that open others that its metadata name."""
+    """A TIFF file, without the parts of tifffile that open other files named in its metadata."""
     return tifffile.TiffFile(path, is_ome=False, is_mmstack=False, is_ndtiff=False)
 
 
@@ -78,7 +78,7 @@ def _check_colours(path: Path, page: tifffile.TiffPage, is_mask: bool) -> None:
 def page_series(
     path: Path, tif: tifffile.TiffFile, pages: list[int]
 ) -> list[tifffile.TiffPageSeries]:
-    """How the pages of full size are arranged: as the file describes it, or as they come."""
+    """How the full-size pages are arranged: as the file describes them, or as they come."""
     first = all_pages(tif)[pages[0]]
     try:
         planes = planes_of(tif, pages)
@@ -104,8 +104,8 @@ def page_series(
     elif not planes and len(pages) > 1:
         notice(
             path.parent,
-            "the OME metadata do not say which channel, slice and time the pages of a file are;"
-            " they are read as slices, in the order of the file",
+            "the OME metadata do not say which channel, slice and time point the pages of a file"
+            " are; they are read as slices, in the order of the file",
         )
     tif.pages.useframes = True
     tif.pages.set_keyframe(pages[0])
@@ -121,7 +121,7 @@ def page_series(
 
 
 def _otherwise(path: Path, pages: list[int], how: str = "") -> InputError:
-    return refusal(path, f"holds {len(pages)} page(s), its description says otherwise{how}")
+    return refusal(path, f"holds {len(pages)} page(s), but its description says otherwise{how}")
 
 
 def _read_series(path: Path, series: tifffile.TiffPageSeries, mapped: bool) -> np.ndarray:
@@ -136,8 +136,8 @@ def _read_series(path: Path, series: tifffile.TiffPageSeries, mapped: bool) -> n
     if declared != decoded or pixels.dtype.newbyteorder("=") != series.dtype:
         raise refusal(
             path,
-            f"decodes to {pixels.shape} {pixels.dtype}, expected the {series.shape} {series.dtype}"
-            " it declares",
+            f"decodes to {pixels.shape} {pixels.dtype}, expected {series.shape} {series.dtype}"
+            " as it declares",
         )
     pixels = pixels.reshape(series.shape)  # new versions leave axes of length 1 out
     channels = [axis for axis, letter in enumerate(axes) if letter in "CS"]
@@ -149,7 +149,7 @@ def _read_series(path: Path, series: tifffile.TiffPageSeries, mapped: bool) -> n
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of [pages, H, W, C] as it is to be seen."""
+    """A view of [pages, H, W, C] in its correct orientation."""
     if orientation > 4:
         pixels = pixels.swapaxes(1, 2)
     if orientation in (3, 4, 7, 8):

@@ -1,4 +1,4 @@
-"""Which pages of a TIFF file are images of full size, and whether each is whole."""
+"""Which pages of a TIFF file are full-size images, and whether each is complete."""
 
 import itertools
 import math
@@ -34,10 +34,10 @@ LZW_IS_UNSAFE = tuple(map(int, imagecodecs.__version__.split(".")[:3])) < (2026,
 
 
 def full_pages(path: Path, tif: tifffile.TiffFile) -> list[int]:
-    """Indices of the pages of full size, without the levels of pyramids and thumbnails.
+    """Indices of the full-size pages, without the levels of pyramids and thumbnails.
 
-    All pages are walked: each of these is complete and like the first one, and none is lost behind
-    the last.
+    All pages are checked: each full-size page is complete and like the first one, and no page is
+    lost after the last one.
 
     Raises:
       InputError: otherwise.
@@ -57,7 +57,7 @@ def full_pages(path: Path, tif: tifffile.TiffFile) -> list[int]:
 
 
 def all_pages(tif: tifffile.TiffFile) -> Sequence[tifffile.TiffPage]:
-    """The pages, of which tifffile says that they may be frames, which know less."""
+    """The pages; tifffile's types say that they may be frames, which know less."""
     return cast("Sequence[tifffile.TiffPage]", tif.pages)  # they are not, unless asked for
 
 
@@ -74,7 +74,7 @@ def _first_full_page(path: Path, tif: tifffile.TiffFile) -> tifffile.TiffPage:
     first = next((page for page in leading if not page.is_reduced), tif.pages.first)
     _check_kind(path, first)
     if first.is_reduced and first.subifds:
-        raise refusal(path, "its pages are previews only, expected the image; save it as TIFF")
+        raise refusal(path, "its pages are only previews, expected the image; save it as TIFF")
     return first
 
 
@@ -113,7 +113,7 @@ def _is_full(path: Path, page: tifffile.TiffPage, first: tifffile.TiffPage) -> b
 
 
 def _check_complete(path: Path, page: tifffile.TiffPage) -> None:
-    """Refuses a page whose pixels the file does not hold, or not as they are declared."""
+    """Refuses a page whose pixels are not in the file, or not as declared."""
     if page.samplesperpixel > 1 and page.planarconfig not in (1, 2):
         # tifffile would read one channel and leave the others as the memory was.
         planar = f"planar configuration {page.planarconfig!r}"
@@ -157,7 +157,7 @@ def _may_be_thumbnail(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool
 
 
 def _shows_the_same(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
-    """Whether the first page looks like a smaller one, if it is shrunk to that."""
+    """Whether the first page, shrunk to the size of a smaller one, looks like it."""
     small, large = [
         each.asarray().mean(each.axes.index("S")) if "S" in each.axes else each.asarray()
         for each in (page, first)
@@ -188,7 +188,7 @@ def _described(page: tifffile.TiffPage) -> str:
 
 
 def _check_end(path: Path, tif: tifffile.TiffFile) -> None:
-    """Refuses a file that leads to a further page, which was not to be read."""
+    """Refuses a file that points to a further page, which could not be read."""
     link = tif.tiff.offsetsize
     tif.filehandle.seek(cast(int, tif.pages.next_page_offset))  # known after the last page
     if tif.filehandle.read(link) != bytes(link):
@@ -196,7 +196,7 @@ def _check_end(path: Path, tif: tifffile.TiffFile) -> None:
 
 
 def check_lzw(path: Path, pages: Iterable[tifffile.TiffPage | tifffile.TiffFrame]) -> None:
-    """Refuses damaged LZW data that the installed imagecodecs may die of."""
+    """Refuses damaged LZW data that might crash the installed imagecodecs."""
     for page in pages:
         if not LZW_IS_UNSAFE or page.compression != tifffile.COMPRESSION.LZW:
             return
@@ -209,4 +209,5 @@ def check_lzw(path: Path, pages: Iterable[tifffile.TiffPage | tifffile.TiffFrame
             if page.keyframe and page.keyframe.fillorder == tifffile.FILLORDER.LSB2MSB:
                 data = imagecodecs.bitorder_decode(data)
             if not is_sound(np.frombuffer(data, np.uint8)):
-                raise refusal(path, f"page {page.index} cannot be decoded, its LZW data is damaged")
+                reason = f"page {page.index} cannot be decoded because its LZW data is damaged"
+                raise refusal(path, reason)

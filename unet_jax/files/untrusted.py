@@ -1,4 +1,4 @@
-"""Small files of a folder that may come from a stranger."""
+"""Small files in a folder that may come from a stranger."""
 
 import stat
 from pathlib import Path
@@ -8,13 +8,13 @@ MAX_BYTES = 2**26
 
 
 def read_small(file: Path) -> bytes:
-    """What a small plain file holds.
+    """The content of a small regular file.
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it is a link, or a pipe, which to open would take for ever, or larger than 64 MiB.
+      ValueError: it is a link or a pipe (opening a pipe would take forever), or larger than 64 MiB.
     """
     status = file.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-        raise ValueError(f"{file.name} is no plain file of at most {MAX_BYTES:,} bytes")
+        raise ValueError(f"{file.name} is not a regular file of at most {MAX_BYTES:,} bytes")
     return file.read_bytes()

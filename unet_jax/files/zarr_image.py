@@ -1,4 +1,4 @@
-"""An OME-Zarr that is small enough to be taken for an image file."""
+"""An OME-Zarr that is small enough to be read like an image file."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ _MAX_CHUNKS = 2**22
 
 
 def open_small(path: Path) -> Volume:
-    """Opens it; InputError if it is no OME-Zarr, or larger than an image file may be."""
+    """Opens it; InputError if it is not an OME-Zarr, or larger than an image file may be."""
     volume = open_volume(path)
     size = math.prod(volume.shape) * volume.array.dtype.numpy_dtype.itemsize
     sides = chunk_shape(volume.array.chunk_layout.read_chunk)
@@ -24,7 +24,7 @@ def open_small(path: Path) -> Volume:
     if size > MAX_BYTES or chunks > _MAX_CHUNKS:
         raise InputError(
             f"{path}: has {size:,} bytes of pixels in {chunks:,} chunks, expected at most "
-            f"{MAX_BYTES:,} in {_MAX_CHUNKS:,} of an image; predict.py --output=NAME.ome.zarr "
+            f"{MAX_BYTES:,} bytes in {_MAX_CHUNKS:,} chunks; predict.py --output=NAME.ome.zarr "
             "segments it block by block"
         )
     return volume
@@ -35,11 +35,11 @@ def decode_zarr(path: Path, is_mask: bool) -> np.ndarray:
     volume = open_small(path)
     for part in path.rglob("*"):
         if not (part.is_file() or part.is_dir()):  # to open a pipe would take for ever
-            raise InputError(f"{part}: is no plain file")
+            raise InputError(f"{part}: is not a regular file")
     if not is_mask:
         warn_of_missing_chunks(volume)
     elif missing_chunks(volume):  # which is usual where there is nothing
-        notice(path.parent, "masks lack chunks, which are read as the fill value")
+        notice(path.parent, "some masks lack chunks, which are read as the fill value")
     names = volume.axes.names
     order = [names.index(name) for name in "tzyxc" if name in names]
     try:
@@ -51,7 +51,7 @@ def decode_zarr(path: Path, is_mask: bool) -> np.ndarray:
 
 
 def stored_files(path: Path) -> list[Path]:
-    """The files that an image consists of: itself, or those in a directory of OME-Zarr, sorted."""
+    """The files that an image consists of: itself, or those in an OME-Zarr directory, sorted."""
     if path.is_file():
         return [path]
     return sorted(filter(Path.is_file, path.rglob("*")), key=Path.as_posix)

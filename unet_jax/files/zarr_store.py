@@ -1,4 +1,4 @@
-"""Where the keys of a Zarr group or array are: in a folder, or in a bucket of a service like S3."""
+"""Where the keys of a Zarr group or array are: in a folder, or in an S3 bucket or the like."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CONTEXT = tensorstore.Context(
 
 
 def is_remote(url: str) -> bool:
-    """Whether it is no path."""
+    """Whether it is a URL and not a path."""
     return url.startswith("s3://")
 
 
@@ -51,7 +51,7 @@ def kvstore(url: str) -> dict[str, Any]:
 
 
 def open_kvstore(url: str) -> tensorstore.KvStore:
-    """The keys of a group or array, which need not be there; InputError for an unknown place."""
+    """The keys of a group or array, which need not exist; InputError for an unknown place."""
     try:
         return tensorstore.KvStore.open(kvstore(url), context=CONTEXT).result()
     except InputError:
@@ -61,10 +61,10 @@ def open_kvstore(url: str) -> tensorstore.KvStore:
 
 
 def read_object(url: str, name: str) -> bytes | None:
-    """What a small object holds, of at most 64 MiB; None if it is not there.
+    """The content of a small object, of at most 64 MiB; None if it does not exist.
 
     Raises:
-      InputError: it cannot be read; or is a link, or a pipe.
+      InputError: it cannot be read, or is a link or a pipe.
     """
     store = open_kvstore(url)
     try:
@@ -81,21 +81,21 @@ def read_object(url: str, name: str) -> bytes | None:
 
 
 def read_json(url: str, name: str) -> dict[str, Any] | None:
-    """The object of JSON in a small file; None if it is not there, InputError as of the other."""
+    """The JSON object in a small file; None if it does not exist, InputError as `read_object`."""
     content = read_object(url, name)
     if content is None:
         return None
     try:
         values = json.loads(content)
         if not isinstance(values, dict):
-            raise ValueError("no object of JSON")
+            raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{url}/{name}: cannot be read ({one_line(error)}).") from error
     return values
 
 
 def write_object(url: str, name: str, content: bytes) -> None:
-    """Writes a small object, which appears whole; InputError if it cannot be written."""
+    """Writes a small object, which appears in one step; InputError if it cannot be written."""
     store = open_kvstore(url)
     try:
         store[name] = content
@@ -104,7 +104,7 @@ def write_object(url: str, name: str, content: bytes) -> None:
 
 
 def list_objects(url: str, prefix: str) -> list[str]:
-    """The names of the objects that begin so, of ASCII; InputError if they cannot be listed."""
+    """The ASCII names of the objects with this prefix; InputError if they cannot be listed."""
     store = open_kvstore(url)
     try:
         return [name.decode() for name in store.list(_keys(prefix)).result()]
@@ -113,7 +113,7 @@ def list_objects(url: str, prefix: str) -> list[str]:
 
 
 def delete_group(url: str, name: str) -> None:
-    """Deletes all objects of a group, if it is there; InputError if they cannot be deleted."""
+    """Deletes all objects of a group, if it exists; InputError if they cannot be deleted."""
     store = open_kvstore(url)
     try:
         store.delete_range(_keys(f"{name}/")).result()
@@ -124,13 +124,13 @@ def delete_group(url: str, name: str) -> None:
 
 
 def _keys(prefix: str) -> tensorstore.KvStore.KeyRange:
-    """Those that begin so; the last letter is of ASCII."""
+    """The keys with this prefix, whose last letter must be ASCII."""
     end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
     return tensorstore.KvStore.KeyRange(prefix, end)
 
 
 def stored_chunks(array: tensorstore.TensorStore, first: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """The indices of the stored objects of an array that begin with some numbers."""
+    """The indices of the stored objects of an array that begin with the given numbers."""
     metadata = array.spec().to_json()["metadata"]
     start, separator = "", metadata.get("dimension_separator", ".")
     if encoding := metadata.get("chunk_key_encoding"):  # Zarr 3
@@ -147,5 +147,5 @@ def stored_chunks(array: tensorstore.TensorStore, first: tuple[int, ...]) -> set
 
 
 def chunk_shape(grid: tensorstore.ChunkLayout.Grid) -> tuple[int, ...]:
-    """The shape of a chunk, which is known of Zarr; TensorStore's types allow for what is not."""
+    """The shape of a chunk, always known for Zarr; TensorStore's types allow for unknown ones."""
     return cast(tuple[int, ...], grid.shape)

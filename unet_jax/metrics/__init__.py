@@ -1,13 +1,13 @@
 """The metrics of the ISBI 2012 challenge, as in Fiji's official code, and of single cells.
 
-All take a stack of slices, or a list of them that may differ in size. Of those of the ISBI 2012
-challenge the positive class is the cell, the negative one the membrane; every slice stands alone
-(2D) and every pixel counts but those labelled -1, which are taken for membrane in truth and
-prediction. Each of these metrics is the best over the challenge's thresholds.
+All take a stack of slices, or a list of them that may differ in size. For the metrics of the ISBI
+2012 challenge, the positive class is the cell and the negative one the membrane; each slice is
+scored by itself (2D), and every pixel counts except those labelled -1, which are treated as
+membrane in truth and prediction. Each of them is the best over the challenge's thresholds.
 
 SEG is that of the Cell Tracking Challenge; AP, F1, precision and recall are counted by `matching`.
-Each file has the metric and the two halves that it is made of: what is counted in one slice at each
-threshold (`pixel_counts`), and the score of the counts of some slices (`pixel_score`).
+Each file has the metric and its two halves: what is counted in one slice at each threshold
+(`pixel_counts`), and the score from the counts of several slices (`pixel_score`).
 """
 
 from unet_jax.metrics.curve import THRESHOLDS, Score

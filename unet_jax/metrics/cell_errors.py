@@ -1,4 +1,4 @@
-"""What is wrong with single cells: those that are missed, false, split and merged."""
+"""Errors in single cells: those that are missed, false, split and merged."""
 
 from typing import NamedTuple
 
@@ -11,13 +11,13 @@ _FOUND = 0.5
 
 
 class CellErrors(NamedTuple):
-    """The ids of the cells of an image with which something is wrong.
+    """The ids of the cells of an image that are wrong in some way.
 
     Attributes:
       missed: reference cells that no result cell matches, and that are neither split nor merged.
-      false: result cells that match no reference cell, and are neither a piece of one that is split
-        nor merge several.
-      split: reference cells in which two or more result cells lie with more than half of theirs.
+      false: result cells that match no reference cell, and are neither a piece of a split one nor a
+        merger of several.
+      split: reference cells that contain more than half of each of two or more result cells.
       merged: result cells that cover more than half of each of two or more reference cells.
     """
 
@@ -27,12 +27,12 @@ class CellErrors(NamedTuple):
     merged: np.ndarray
 
     def counts(self) -> dict[str, int]:
-        """How many there are of each kind, by its name."""
+        """The number of cells of each kind, by its name."""
         return {kind: len(ids) for kind, ids in self._asdict().items()}
 
 
 def cell_errors(overlaps: Overlaps) -> CellErrors:
-    """What is wrong in one image, of whose cells the overlaps are known."""
+    """The errors in one image, from the overlaps of its cells."""
     true, found, count = overlaps.true, overlaps.found, len(overlaps.true_ids)
     is_piece, is_covered = overlaps.inside > 0.5, overlaps.covered > 0.5
     split = np.bincount(true[is_piece], minlength=count) > 1

@@ -11,10 +11,10 @@ from unet_jax.metrics.curve import THRESHOLDS
 
 
 class Contingency(NamedTuple):
-    """Of the pixels of labelled cells: how many are in cell i and in segment j.
+    """How many pixels of labelled cells are in cell i and in segment j.
 
     Attributes:
-      both: those c_ij, i and j >= 1, that are not 0, in any order; int64 [N].
+      both: the c_ij, i and j >= 1, that are not 0, in any order; int64 [N].
       cells: the pixels of each cell, in a segment or not; int64 [I].
       segments: the pixels of each segment, without those on labelled membrane; int64 [J].
       alone: the pixels in no segment: predicted membrane, each on its own.
@@ -29,12 +29,13 @@ class Contingency(NamedTuple):
 def contingencies(
     cell: np.ndarray, proposal: np.ndarray, segment: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[Contingency]:
-    """Of one slice at each threshold.
+    """The contingency table of one slice at each threshold.
 
     Args:
       cell: the labels, bool [H, W]; cells are the 4-connected components.
       proposal: probability of cell, float64 [H, W].
-      segment: makes segments, int32 [H, W], 0 = none, from what exceeds a threshold, bool [H, W].
+      segment: makes segments, int32 [H, W], 0 = none, from the pixels above a threshold, bool
+        [H, W].
     """
     truth = components(cell)[cell]
     cells = np.bincount(truth, minlength=1)

@@ -33,13 +33,13 @@ class Score(NamedTuple):
 
 
 def least(values: np.ndarray, thresholds: tuple[float, ...] = THRESHOLDS) -> Score:
-    """The score of an error, float [T]."""
+    """The score of a metric for which lower is better, float [T]."""
     best = int(np.argmin(values))
     return Score(float(values[best]), thresholds[best], thresholds, tuple(values.tolist()))
 
 
 def greatest(values: np.ndarray) -> Score:
-    """The score of what is better the greater it is, float [T]."""
+    """The score of a metric for which higher is better, float [T]."""
     best = int(np.argmax(values))
     return Score(float(values[best]), THRESHOLDS[best], THRESHOLDS, tuple(values.tolist()))
 
@@ -66,7 +66,7 @@ def of_slices(
     labels: Sequence[np.ndarray],
     probabilities: Sequence[np.ndarray],
 ) -> list[Counts]:
-    """What the function gives for each slice, which run beside each other on the CPU's cores.
+    """The function's result for each slice; slices run in parallel on the CPU's cores.
 
     Args:
       function: is given the cells, bool [H, W], and the proposal, float64 [H, W].
@@ -76,7 +76,7 @@ def of_slices(
         challenge.
 
     Raises:
-      ValueError: an argument is none of this; slices are counted from 0.
+      ValueError: an argument is not as described; slices are counted from 0.
     """
     labels, probabilities = [[np.asarray(a) for a in arrays] for arrays in (labels, probabilities)]
     _check(labels, probabilities)

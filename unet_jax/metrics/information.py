@@ -13,9 +13,9 @@ from unet_jax.metrics.thinning import thinned
 def v_info(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Score:
     """Information-theoretic F-score after thinning, averaged over the slices.
 
-    The greater the better. Segments are the predicted cells after their membranes were thinned to
-    lines, each pixel of a line being a segment of its own. T is the cell of a pixel and S its
-    segment, for the n pixels of labelled cells, and I their mutual information:
+    Higher is better. Segments are the predicted cells after their membranes have been thinned to
+    lines, where each pixel of a line is a segment of its own. T is the cell of a pixel and S its
+    segment, for the n pixels of labelled cells, and I is their mutual information:
 
         I = H(T) + H(S) - H(T, S),   precision = I / H(T),   recall = I / H(S)
 
@@ -28,7 +28,7 @@ def v_info(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) ->
         challenge.
 
     Raises:
-      ValueError: an argument is none of this; slices are counted from 0.
+      ValueError: an argument is not as described; slices are counted from 0.
     """
 
     def of_slice(cell: np.ndarray, proposal: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Precision, recall, F1, AP and panoptic quality of single cells found at a least overlap.
+"""Precision, recall, F1, AP and panoptic quality of single cells found at a minimum overlap.
 
-The average precision of the 2018 Data Science Bowl, StarDist and Cellpose, TP / (TP + FP + FN), not
-the area under a curve that COCO calls so.
+AP is the average precision of the 2018 Data Science Bowl, StarDist and Cellpose,
+TP / (TP + FP + FN), not the area under a curve that COCO calls by this name.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class Matching(NamedTuple):
     """How many cells of all frames together are found, at one overlap.
 
     Attributes:
-      overlap: the least intersection over union at which a cell counts as found.
-      found: reference cells that are, the true positives.
-      false: result cells that match none, the false positives.
-      missed: reference cells that none matches, the false negatives.
+      overlap: the smallest intersection over union at which a cell counts as found.
+      found: reference cells that are found, the true positives.
+      false: result cells that match no reference cell, the false positives.
+      missed: reference cells that no result cell matches, the false negatives.
       shared: the intersections over union of the cells found, added up.
     """
 
@@ -34,7 +34,7 @@ class Matching(NamedTuple):
 
     @property
     def precision(self) -> float:
-        """The share of the result cells that are right, in [0, 1]; 0 if none is."""
+        """The share of the result cells that are correct, in [0, 1]; 0 if none is."""
         return self.found / max(self.found + self.false, 1)
 
     @property
@@ -63,7 +63,7 @@ def matching(
     result: np.ndarray | Sequence[np.ndarray],
     overlaps: Sequence[float] = OVERLAPS,
 ) -> list[Matching]:
-    """Counts the cells found, the false and the missed ones, each cell being matched once at most.
+    """Counts the cells that are found, false and missed; each cell is matched at most once.
 
     Args:
       reference: frames of integer ids, [S, H, W] or a list of [H, W] that may differ in size;
@@ -72,10 +72,10 @@ def matching(
       overlaps: intersections over union, each in [0.5, 1].
 
     Returns:
-      One for each of the overlaps, over all frames.
+      One `Matching` for each of the overlaps, over all frames.
 
     Raises:
-      ValueError: an argument is none of this; frames are counted from 0.
+      ValueError: an argument is not as described; frames are counted from 0.
     """
     if not all(0.5 <= overlap <= 1 for overlap in overlaps):
         raise ValueError(f"Overlaps must lie in [0.5, 1], not {tuple(overlaps)}.")
@@ -86,7 +86,7 @@ def matching(
 def matching_score(
     counts: Sequence[Overlaps], overlaps: Sequence[float] = OVERLAPS
 ) -> list[Matching]:
-    """One for each of the overlaps, of all frames together, see `overlapping`."""
+    """One `Matching` for each of the overlaps, over all frames together, see `overlapping`."""
     reference = sum(frame.true_ids.size for frame in counts)
     result = sum(frame.found_ids.size for frame in counts)
 

@@ -19,7 +19,7 @@ def pixel_error(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray
         challenge.
 
     Raises:
-      ValueError: an argument is none of this; slices are counted from 0.
+      ValueError: an argument is not as described; slices are counted from 0.
     """
     return pixel_score(of_slices(pixel_counts, labels, probabilities))
 

@@ -1,7 +1,7 @@
 """Rand error and V_rand: is a pair of pixels that is in one cell predicted to be in one?
 
-With c_ij pixels in cell i of the labels and segment j of the prediction, j = 0 its membrane, whose
-pixels count as segments of their own, c0 = sum_i c_i0:
+With c_ij pixels in cell i of the labels and segment j of the prediction, where j = 0 is its
+membrane, whose pixels each count as a segment of their own, and c0 = sum_i c_i0:
 
     TP = sum_{i,j>=1} c_ij^2 + c0
     TP + FP = sum_{j>=1} (sum_i c_ij)^2 + c0
@@ -25,8 +25,9 @@ def rand_error(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]
 
     Segments are the 4-connected components of the predicted cells.
 
-    A slice without a labelled cell has no pairs and adds nothing, while in Fiji it makes the error
-    of the whole stack 1 (0 / 0 pairs); here the error is 1 only if no slice has a labelled cell.
+    A slice without a labelled cell has no pairs and adds nothing, whereas in Fiji it makes the
+    error of the whole stack 1 (0 / 0 pairs); here the error is 1 only if no slice has a labelled
+    cell.
 
     Args:
       labels: bool or integer [H, W] for each slice, of any sizes, or a stack [S, H, W]; 0 =
@@ -35,7 +36,7 @@ def rand_error(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]
         challenge.
 
     Raises:
-      ValueError: an argument is none of this; slices are counted from 0.
+      ValueError: an argument is not as described; slices are counted from 0.
     """
 
     def of_slice(cell: np.ndarray, proposal: np.ndarray) -> np.ndarray:
@@ -47,7 +48,7 @@ def rand_error(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]
 def v_rand(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) -> Score:
     """F-score of the pairs of pixels in one cell after thinning, averaged over the slices.
 
-    The greater the better. Segments are the predicted cells after their membranes were thinned to
+    Higher is better. Segments are the predicted cells after their membranes have been thinned to
     lines. The score of a slice without a labelled cell is 0.
 
     Args:
@@ -57,7 +58,7 @@ def v_rand(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) ->
         challenge.
 
     Raises:
-      ValueError: an argument is none of this; slices are counted from 0.
+      ValueError: an argument is not as described; slices are counted from 0.
     """
 
     def of_slice(cell: np.ndarray, proposal: np.ndarray) -> np.ndarray:

@@ -44,12 +44,12 @@ class EMCounts(NamedTuple):
 
 
 class ClassScores(NamedTuple):
-    """How well the most probable class of each pixel is the true one, over all pixels that count.
+    """How often the most probable class of each pixel is the true one, over all pixels that count.
 
     Attributes:
       intersection_over_union: by class, without those that occur neither in truth nor prediction.
       mean_iou: their mean, None if there are none.
-      dice: by class, twice the intersection over the sum of both, without the same ones.
+      dice: by class, twice the intersection over the sum of both, for the same classes.
       mean_dice: their mean, None if there are none.
       confusion: pixels, int64 [classes, classes]; a row for each true class, a column for each
         class found.
@@ -63,7 +63,7 @@ class ClassScores(NamedTuple):
 
 
 def em_counts(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> list[EMCounts]:
-    """Of each image; those of some of them add up to their scores, see `em_scores`.
+    """The counts of each image; `em_scores` makes scores of the counts of several images.
 
     Args:
       examples: whose labels are the truth; every class above 0 is cell.
@@ -92,11 +92,12 @@ def em_scores(images: Sequence[EMCounts]) -> dict[str, Score | None]:
     """All five metrics of the challenge, the warping error in both settings, by name.
 
     Unlike in the challenge, images without an annotated cell are left out of Rand error and V_rand,
-    and those with fewer than two out of V_info: they would score worst whatever is predicted.
+    and those with fewer than two out of V_info: they would get the worst score whatever is
+    predicted.
 
     Returns:
-      None for a metric that no image is left for; for all of them without any annotated cell, as
-      no threshold could then be told from one at which nothing is found.
+      None for a metric for which no image is left; None for all if there is no annotated cell,
+      because no threshold could then be distinguished from one at which nothing is found.
     """
     scores = _curves(images)
     return scores if scores["rand_error"] else dict.fromkeys(scores)
@@ -107,7 +108,7 @@ def em_values(image: EMCounts, best: dict[str, Score | None]) -> dict[str, float
 
     Args:
       image: one of them.
-      best: `em_scores` of all.
+      best: `em_scores` of all images.
 
     Returns:
       None where a metric is not defined, see `em_scores`.
@@ -121,7 +122,7 @@ def em_values(image: EMCounts, best: dict[str, Score | None]) -> dict[str, float
 
 
 def _curves(images: Sequence[EMCounts]) -> dict[str, Score | None]:
-    """As `em_scores`, but without a cell the pixel error and the warping errors are scored too."""
+    """As `em_scores`, but pixel error and warping errors are scored even if there is no cell."""
     images = [image for image in images if image.counted]
     with_cells = [image for image in images if image.cells > 0]
     with_several = [image for image in images if image.cells > 1]
@@ -143,10 +144,10 @@ def _curves(images: Sequence[EMCounts]) -> dict[str, Score | None]:
 
 
 def em_errors(examples: Sequence[Example], cell: Sequence[np.ndarray]) -> dict[str, Score]:
-    """Pixel error and Rand error alone, much faster than `em_counts`, which see.
+    """Only pixel error and Rand error, much faster than `em_counts`; see there for the arguments.
 
     Returns:
-      `{"pixel_error": ..., "rand_error": ...}`; nothing without any annotated cell, see
+      `{"pixel_error": ..., "rand_error": ...}`; empty if there is no annotated cell, see
       `em_scores`.
     """
     truth = _truth(examples)
@@ -168,9 +169,9 @@ def seg_score(examples: Sequence[Example], cells: Sequence[np.ndarray]) -> SegSc
 
 
 def cell_overlaps(example: Example, cells: np.ndarray) -> Overlaps:
-    """What `matching` counts in one image, int [H, W].
+    """The overlaps that `matching` counts in one image, int [H, W].
 
-    A cell found mostly on ignored pixels is left out: nobody says whether there is one.
+    A cell found mostly on ignored pixels is left out: it is not known whether there is one.
     """
     ignored = np.bincount(cells[example.labels == IGNORED], minlength=int(cells.max()) + 1)
     left_out = 2 * ignored > np.bincount(cells.ravel())
@@ -180,7 +181,7 @@ def cell_overlaps(example: Example, cells: np.ndarray) -> Overlaps:
 def class_scores(
     examples: Sequence[Example], probabilities: Sequence[np.ndarray], class_names: Sequence[str]
 ) -> ClassScores:
-    """Of predictions, float [H, W, classes] for each example."""
+    """The class scores of predictions, float [H, W, classes] for each example."""
     classes = len(class_names)
     confusion = np.zeros((classes, classes), np.int64)
     for example, probability in zip(examples, probabilities, strict=True):
@@ -199,7 +200,7 @@ def class_scores(
 
 
 def baselines(examples: Sequence[Example]) -> dict[str, dict[str, Score]]:
-    """`em_errors` of what needs no network: one class everywhere, the blurred grey value as `cell`.
+    """`em_errors` without a network: one class everywhere, and the blurred grey value as `cell`.
 
     The grey values are scaled to [0, 1] by each image's range, then blurred by a Gaussian of 1
     pixel; cells may be the bright or the dark side, whichever is better.

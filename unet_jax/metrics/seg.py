@@ -10,7 +10,7 @@ class SegScore(NamedTuple):
     """SEG of a sequence of frames.
 
     Attributes:
-      value: the mean of `per_object`, in [0, 1]; the greater the better.
+      value: the mean of `per_object`, in [0, 1]; higher is better.
       per_object: for each reference object, by frame and then by id, its intersection over union
         with the result object that covers more than half of it, 0 if there is none.
     """
@@ -24,7 +24,7 @@ def seg(
 ) -> SegScore:
     """Mean intersection over union of the reference objects of all frames.
 
-    Result objects without a reference object cost nothing, as a frame may be annotated in part.
+    Result objects without a reference object cost nothing, as a frame may be only partly annotated.
 
     Args:
       reference: frames of integer ids, [S, H, W] or a list of [H, W] that may differ in size;
@@ -32,8 +32,8 @@ def seg(
       result: the same number of frames of the same sizes.
 
     Raises:
-      ValueError: an argument is none of this, or there is no reference object; frames are counted
-        from 0.
+      ValueError: an argument is not as described, or there is no reference object; frames are
+        counted from 0.
     """
     per_object = []
     for true, found in frames(reference, result):
@@ -46,7 +46,7 @@ def seg(
 def frames(
     reference: np.ndarray | Sequence[np.ndarray], result: np.ndarray | Sequence[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Frame by frame; ValueError unless both hold integer ids, and fit each other."""
+    """Yields pairs of frames; ValueError unless both hold integer ids and match in shape."""
     if len(reference) != len(result):
         raise ValueError(
             f"The reference has {len(reference)} frames, but the result has {len(result)}."
@@ -69,7 +69,7 @@ def _check(index: int, true: np.ndarray, found: np.ndarray) -> None:
             )
         if frame.size and frame.min() < 0:
             raise ValueError(
-                f"Frame {index} of the {name} holds {frame.min()}, expected ids from 0 on."
+                f"Frame {index} of the {name} holds {frame.min()}, expected ids of 0 or more."
             )
     if true.shape != found.shape:
         raise ValueError(
@@ -84,8 +84,8 @@ class Overlaps(NamedTuple):
     Attributes:
       true_ids: of the reference objects, ascending.
       found_ids: of the result objects, ascending.
-      true: int [N], of each pair the reference object, by its place in `true_ids`.
-      found: int [N], of each pair the result object, by its place in `found_ids`.
+      true: int [N], the reference object of each pair, by its place in `true_ids`.
+      found: int [N], the result object of each pair, by its place in `found_ids`.
       overlap: float64 [N], intersection over union.
       covered: float64 [N], the share of the reference object.
       inside: float64 [N], the share of the result object.
@@ -101,7 +101,7 @@ class Overlaps(NamedTuple):
 
 
 def overlapping(true: np.ndarray, found: np.ndarray) -> Overlaps:
-    """Of a frame, integer ids, 0 = no object, and of its result of the same shape."""
+    """The overlaps of a frame, integer ids, 0 = no object, and its result, of the same shape."""
     # Most pixels may be of no object: they would only be sorted.
     objects = (true > 0) | (found > 0)
     true, found = true[objects], found[objects]
@@ -133,7 +133,7 @@ def matches(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
     Args:
       true: integer ids, 0 = no object.
-      found: the same of the result, of the same shape.
+      found: the same for the result, of the same shape.
 
     Returns:
       [N] each: the ids of the reference objects, ascending; the id of the object that matches, 0 if

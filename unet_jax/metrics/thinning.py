@@ -1,8 +1,8 @@
 """Thinning of predicted membranes to lines, so that their width does not count.
 
-It is the flooding of Soille and Vincent (1990), "Determining watersheds in digital pictures via
-flooding simulations": water rises from the cells over the membranes, and where the water of two
-cells meets stands a line of membrane.
+This is the flooding of Soille and Vincent (1990), "Determining watersheds in digital pictures via
+flooding simulations": water rises from the cells over the membranes, and a line of membrane remains
+where the water of two cells meets.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ def thinned(mask: np.ndarray) -> np.ndarray:
     """The 4-connected components of a bool [H, W], grown until lines separate them.
 
     Returns:
-      int32 [H, W], 0 on the lines, else 1, 2, ...; 1 everywhere if the mask is empty.
+      int32 [H, W], 0 on the lines, otherwise 1, 2, ...; 1 everywhere if the mask is empty.
     """
     if not mask.any():
         return np.ones(mask.shape, np.int32)

@@ -1,8 +1,8 @@
 """Warping error (Jain et al. 2010): only mergers and splits count, however membranes are shifted.
 
-The labels are deformed towards the prediction without changing their topology. A pixel that then
-still differs tells of a cell that was lost, found, holed, merged with another or split; the last
-two are counted.
+The labels are deformed towards the prediction without changing their topology. A pixel that still
+differs afterwards means that a cell was lost, added, pierced, merged with another or split; only
+the last two are counted.
 """
 
 from collections.abc import Sequence
@@ -49,9 +49,10 @@ def warping_error(
 ) -> WarpingScore:
     """The share of pixels that split or merge cells, whatever else differs.
 
-    All membrane scores 0: the error means something only beside another, such as `rand_error`.
+    A prediction of membrane everywhere scores 0: the error means something only together with
+    another one, such as `rand_error`.
 
-    In Fiji, slices whose labels are all cell have no splits; here they have.
+    In Fiji, slices whose labels are all cell have no splits; here they do.
 
     Args:
       labels: bool or integer [H, W] for each slice, of any sizes, or a stack [S, H, W]; 0 =
@@ -62,10 +63,10 @@ def warping_error(
         or "2016" with thresholds from 0.1 on and a radius of 10.
 
     Raises:
-      ValueError: an argument is none of this; slices are counted from 0.
+      ValueError: an argument is not as described; slices are counted from 0.
     """
     if setting not in SETTINGS:
-        raise ValueError(f"Expected setting {' or '.join(map(repr, SETTINGS))}, found {setting!r}.")
+        raise ValueError(f"setting must be {' or '.join(map(repr, SETTINGS))}, not {setting!r}.")
     per_slice = of_slices(partial(splits_and_merges, setting=setting), labels, probabilities)
     pixels = sum(int(np.count_nonzero(np.asarray(label) != IGNORED)) for label in labels)
     score = warping_score(per_slice, pixels, setting)
@@ -84,7 +85,7 @@ def warping_score(per_slice: Sequence[list[Places]], pixels: int, setting: str) 
 
     Args:
       per_slice: `splits_and_merges` of each.
-      pixels: of all of them, those that count.
+      pixels: the number of pixels that count, in all of them.
       setting: as in `warping_error`.
     """
     counts = np.sum([[s.size + m.size for s, m in places] for places in per_slice], axis=0)
@@ -92,7 +93,7 @@ def warping_score(per_slice: Sequence[list[Places]], pixels: int, setting: str) 
 
 
 def drawn(places: Places, shape: tuple[int, int]) -> np.ndarray:
-    """bool [2, *shape], where a slice of that shape has its splits and its merges."""
+    """bool [2, *shape]: where a slice of that shape has its splits and its merges."""
     maps = np.zeros((2, *shape), bool)
     for pixels, of_kind in zip(places, maps, strict=True):
         of_kind.flat[pixels] = True

@@ -1,4 +1,4 @@
-"""The image files that are meant by a name, a folder or a pattern."""
+"""The image files that a name, a folder or a pattern stands for."""
 
 import glob
 import logging
@@ -14,14 +14,14 @@ _EXPECTED = f"expected {', '.join(SUFFIXES)}"
 
 
 def image_files(images: str | Path, output: Path) -> list[Path]:
-    """The image files by name; what is left out, being no image, is told in a warning.
+    """The image files by name; files left out because they are not images are named in a warning.
 
     Args:
       images: a file, a folder, or a pattern such as "data/*.tif".
       output: the folder for the results.
 
     Raises:
-      InputError: no image there; two whose results would have the same names; images that lie
+      InputError: there is no image; the results of two images would have the same names; images lie
         where the results go.
     """
     found = _found(images)
@@ -35,7 +35,7 @@ def image_files(images: str | Path, output: Path) -> list[Path]:
         raise _no_image(images, found, folders, others)
     if others:
         logger.warning(
-            "%s: %d file(s) left out, %s: %s", images, len(others), _EXPECTED, _first(others)
+            "%s: %d file(s) are left out, %s: %s", images, len(others), _EXPECTED, _first(others)
         )
     problems = []
     by_name: dict[str, Path] = {}
@@ -54,12 +54,12 @@ def image_files(images: str | Path, output: Path) -> list[Path]:
 
 
 def name_of(file: Path) -> str:
-    """What the results of an image are known by; some disks do not tell capital letters apart."""
+    """The name by which an image's results are known; some disks ignore upper and lower case."""
     return file_stem(file).casefold()
 
 
 def _found(images: str | Path) -> list[Path]:
-    """The file itself, what is in the folder, or what the pattern finds."""
+    """The file itself, the content of the folder, or what the pattern finds."""
     path = Path(images)
     if path.is_file() or is_zarr(path):
         return [path]
@@ -73,38 +73,41 @@ def _found(images: str | Path) -> list[Path]:
         if found := glob.glob(tried, root_dir=folder, recursive=True):
             return [folder / name for name in found if not _in_zarr(folder, Path(name))]
     raise InputError(
-        f"{images}: nothing there has this name, {folder} holds {_first(sorted(_shown(folder)))};"
-        " expected a file, a folder, or a pattern in quotes like 'data/*.tif'"
+        f"{images}: there is nothing with this name; {folder} holds"
+        f" {_first(sorted(_shown(folder)))}; expected a file, a folder, or a pattern in quotes like"
+        " 'data/*.tif'"
     )
 
 
 def _in_zarr(folder: Path, name: Path) -> bool:
-    """Whether it is a part of an image, or of its metadata."""
+    """Whether it is part of an image or its metadata."""
     return any(is_zarr(folder / part) for part in name.parents if part != Path())
 
 
 def _shown(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden."""
+    """The content of a folder that is not hidden."""
     return [file for file in folder.iterdir() if not file.name.startswith(".")]
 
 
 def _no_image(
     images: str | Path, found: list[Path], folders: list[Path], others: list[Path]
 ) -> InputError:
-    """Says what there is instead, and what to do."""
+    """The error that says what there is instead, and what to do."""
     path, remedy = Path(images), "in Fiji: File > Save As > Tiff"
     if path in found:
-        return InputError(f"{images}: is no TIFF or PNG by its name, {_EXPECTED}; {remedy}")
+        return InputError(
+            f"{images}: is not a TIFF or PNG, judging by its name, {_EXPECTED}; {remedy}"
+        )
     filled = [folder for folder in folders if any(map(has_image_suffix, folder.iterdir()))]
     if filled:
         inner = shlex.quote(f"{images}/*/*" if path.is_dir() else f"{images}/*")
         return InputError(
-            f"{images}: no image there itself, but in its folder(s) {_first(filled)}; for those"
-            f" give --images={inner}"
+            f"{images}: holds no image itself, but its folder(s) {_first(filled)} do; to predict"
+            f" these, give --images={inner}"
         )
     if others or folders:
         held = _first(others or folders)
-        return InputError(f"{images}: holds {held}, no TIFF or PNG, {_EXPECTED}; {remedy}")
+        return InputError(f"{images}: holds {held}, but no TIFF or PNG, {_EXPECTED}; {remedy}")
     return InputError(f"{images}: is an empty folder, {_EXPECTED}")
 
 

@@ -1,4 +1,4 @@
-"""Prediction of files: from a checkpoint and any number of images to results that Fiji opens."""
+"""Prediction of files: from a checkpoint and any number of images to results for Fiji."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -33,15 +33,15 @@ _NAME_SHOWN = 30  # characters, in the progress bar
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What `predict_files` has come to.
+    """The outcome of `predict_files`.
 
     Attributes:
       output: the folder of the results.
       files: how many image files there were to predict.
-      done: of how many of these results are there now.
-      skipped: of how many of these all results were there before.
+      done: how many of these have results now.
+      skipped: how many of these already had all results before.
       problems: a line for each result that is missing.
-      ranking: the page that says what to annotate next; None unless it was asked for.
+      ranking: the page that says what to annotate next; None if it was not requested.
     """
 
     output: Path
@@ -54,8 +54,8 @@ class Predictions:
     def __str__(self):
         """A line or two, without the problems."""
         line = (
-            f"{self.output}: results of {self.done} of {self.files} image file(s), "
-            f"{self.skipped} there before."
+            f"{self.output}: results for {self.done} of {self.files} image file(s); "
+            f"{self.skipped} had them already."
         )
         return f"{line}\nOpen {self.ranking}" if self.ranking else line
 
@@ -72,30 +72,31 @@ def predict_files(
     overwrite: bool = False,
     rank: bool = False,
 ) -> Predictions:
-    """Predicts image files and writes what is wanted of these, for each:
+    """Predicts image files and writes those of the following results that `kinds` names, for each:
 
     STEM_probabilities.tif: float32, a channel for each class. STEM_classes.tif: uint8, the most
-    probable class. STEM_cells.tif: a number for each cell, beginning again on each page; uint16, or
-    beyond 65,535 cells float32, and uint32 where the file is an OME-TIFF. STEM_overlay.png: cells,
-    or else classes, over the image; a file for each page. STEM_table.csv: the measurements of each
-    cell, see `measure`; and table.csv, the same of all the images. STEM_rois.zip: the
+    probable class. STEM_cells.tif: a number for each cell, starting again on each page; uint16, or
+    float32 for more than 65,535 cells, or uint32 then if the file is an OME-TIFF. STEM_overlay.png:
+    cells, or else classes, over the image; a file for each page. STEM_table.csv: the measurements
+    of each cell, see `measure`; and table.csv, the same for all images. STEM_rois.zip: the
     outlines for ImageJ's ROI Manager. STEM_cells.geojson: outlines, classes and measurements for
     QuPath. STEM_uncertainty.tif: float32, entropy and spread, see `predict_with_uncertainty`.
-    STEM_challenge.tif: float32, the probability of cell, as the ISBI 2012 challenge takes
-    it.
+    STEM_challenge.tif: float32, the probability of cell in the form that the ISBI 2012 challenge
+    takes.
 
-    What was written before for the same image, known by the digest of its file, and with the same
-    network is left as it is. What fails is told at the end; the rest goes on, the other results of
-    the same image too.
+    Results that already exist for the same image, recognised by the digest of its file, and the
+    same network are kept. Failures are reported at the end; everything else continues, including
+    the other results of the same image.
 
     Args:
-      workdir: of the training run, or a network of the package, see `unet_jax.pretrained`.
+      workdir: the folder of the training run, or a network of the package, see
+        `unet_jax.pretrained`.
       images: a file, a folder, or a pattern such as "data/*.tif".
       output: the folder to write to.
-      kinds: of `KINDS`; by default `USUAL_KINDS`.
+      kinds: some of `KINDS`; by default `USUAL_KINDS`.
       step: see `checkpoint.load`.
       averaging: see `predict_tiled`.
-      overwrite: whether results that are there may be replaced.
+      overwrite: whether existing results may be replaced.
       rank: whether the images are ranked by what to annotate next, see `rank_images`; their
         uncertainty is written as well.
 
@@ -111,7 +112,7 @@ def predict_files(
     model = checkpoint.load(workdir, step)
     if "uncertainty" in kinds and not has_opinions(model, averaging):
         raise InputError(
-            "uncertainty: a single network has a single opinion; give --averaging=symmetries, or "
+            "uncertainty: a single network has only one opinion; give --averaging=symmetries, or "
             "the folder of a cross-validation (--folds)."
         )
     settings, _ = read_settings(workdir)
@@ -159,9 +160,9 @@ def predict_files(
 def _write_of_all(
     written_of: Mapping[Path, Sequence[str]], output: Path, has_table: bool, rank: bool
 ) -> tuple[Path | None, list[str]]:
-    """Writes what is of all images together, from what is there of each.
+    """Writes the results for all images together, from the results of each.
 
-    Returns the page of the ranking, and a line for each that could not be written.
+    Returns the page of the ranking, and a line for each result that could not be written.
     """
     ranking, problems = None, []
     if has_table:
@@ -180,13 +181,13 @@ def _write_of_all(
 
 
 def _check_none_there(output: Path, kinds: Sequence[str], rank: bool, overwrite: bool) -> None:
-    """Raises InputError for a file of all images together that is of something else."""
+    """Raises InputError if a file for all images together exists and is not from this program."""
     names = ["table.csv"] * ("table" in kinds) + ["rank.csv", "rank.html"] * rank
     if overwrite or (output / "predictions.jsonl").exists():
         return
     for name in names:
         if (output / name).exists():
-            raise InputError(f"{output / name}: is there already; --overwrite replaces it.")
+            raise InputError(f"{output / name}: exists already; use --overwrite to replace it.")
 
 
 def _predict_file(
@@ -197,10 +198,10 @@ def _predict_file(
     settings: InstanceSettings | None,
     averaging: str,
 ) -> tuple[list[str], list[str]]:
-    """Writes the results of one image file that are wanted; without settings, no cells are found.
+    """Writes the requested results for one image file; without settings, no cells are found.
 
-    Returns the kinds that have been written, and a line for each that could not be; InputError if
-    the image cannot be predicted.
+    Returns the kinds that have been written, and a line for each that could not be written;
+    InputError if the image cannot be predicted.
     """
     images = _read_pages(model, file)
     pages, height, width, channels = images.shape
@@ -211,8 +212,8 @@ def _predict_file(
     if settings and height * width > most:
         settings = None
         problem = (
-            f"{file}: has {height * width:,} pixels a page, too many to find single cells in this "
-            f"memory, expected at most {most:,}; the rest is written"
+            f"{file}: has {height * width:,} pixels per page, too many to find single cells in the "
+            f"memory of this machine, expected at most {most:,}; the other results are written"
         )
         results.problems |= dict.fromkeys(CELL_KINDS, problem)
     with results.opened():
@@ -264,7 +265,7 @@ def _read_pages(model: Model, file: Path) -> np.ndarray:
     most = device_memory_bytes() // 2 // _SCALE_BYTES
     if model.scale != 1 and height * width > most:
         raise InputError(
-            f"{file}: has {height * width:,} pixels a page, expected at most {most:,} for"
+            f"{file}: has {height * width:,} pixels per page, expected at most {most:,} for"
             f" a network of scale {model.scale:g}; cut it into parts"
         )
     return images

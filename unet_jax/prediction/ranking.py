@@ -1,6 +1,6 @@
-"""Which images, and which parts of them, to annotate next: those that the network is least sure of.
+"""Which images, and which parts, to annotate next: those about which the network is least certain.
 
-An image counts by the mean entropy of its pixels, which goes with the share of them that are wrong.
+Images are ranked by the mean entropy of their pixels, which is related to the share that is wrong.
 """
 
 import csv
@@ -24,13 +24,13 @@ _SEEN_SIDE = 2048  # of larger images each n-th pixel is looked at
 
 
 class Ranked(NamedTuple):
-    """A page of an image file, and how unsure the network is of it.
+    """A page of an image file, and how uncertain the network is about it.
 
     Attributes:
       file: of the image.
-      page: its number, from 0 on.
+      page: its number, from 0.
       entropy: the mean over its pixels, in bits.
-      regions: rows and columns of the parts with the highest mean, the first the highest.
+      regions: rows and columns of the parts with the highest mean, the highest first.
     """
 
     file: Path
@@ -42,12 +42,12 @@ class Ranked(NamedTuple):
 def rank_images(files: Sequence[Path], output: Path) -> Path:
     """Ranks the pages of image files whose uncertainty has been written to a folder.
 
-    Writes `rank.csv` there, of all of them, and `rank.html`, of the first ones with pictures, whose
-    path is returned.
+    Writes `rank.csv` there, with all of them, and `rank.html`, with pictures of the first ones, and
+    returns the path of the latter.
 
     Raises:
-      InputError: an image or a result cannot be read any more.
-      OSError: one of these cannot be written.
+      InputError: an image or a result can no longer be read.
+      OSError: one of these files cannot be written.
     """
     pages = []
     for file in files:
@@ -108,7 +108,7 @@ def _regions(entropy: np.ndarray) -> list[tuple[slice, slice]]:
 
 
 def _pictures(ranked: Ranked, output: Path) -> tuple[str, str]:
-    """The image with its regions, and its entropy, as addresses."""
+    """The image with its regions, and its entropy, as data addresses."""
     image = read_image(ranked.file, mapped=True)[ranked.page]
     entropy = read_image(_result(output, ranked.file), mapped=True)[ranked.page]
     every = _every(image.shape[:2], _LONGEST_SIDE)

@@ -1,4 +1,4 @@
-"""The record of a folder of results: what they were made with, and of which images they are."""
+"""The record of a folder of results: what they were made with, and from which images."""
 
 import dataclasses
 import hashlib
@@ -18,12 +18,12 @@ from unet_jax.prediction.results import KINDS
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is there of one image.
+    """The results that exist for one image.
 
     Attributes:
       name: of the image file, without its suffix.
       sha256: of the image file.
-      kinds: of results that are there, of `KINDS`.
+      kinds: of the results that exist, from `KINDS`.
     """
 
     name: str
@@ -32,20 +32,20 @@ class Row:
 
 
 class ResultRecord:
-    """The file predictions.jsonl in a folder that no other process writes to from now on.
+    """The file predictions.jsonl in a folder, which is locked against other processes.
 
     Its first line says what the results were made with, and holds the names of all images that have
-    been begun. Each other one is the `Row` of an image; the last one of an image counts.
+    been started. Every other line is the `Row` of an image; the last one of each image counts.
     """
 
     def __init__(
         self, output: Path, made_with: dict[str, Any], images: Sequence[Path], overwrite: bool
     ):
-        """Makes the folder, or goes on in it.
+        """Creates the folder, or continues in it.
 
         Raises:
-          InputError: it holds results that were made with something else, or that are not in the
-            record, which may not be replaced; it cannot be written to; the record is damaged.
+          InputError: it holds results that were made with something else, or are not in the record,
+            and may not be replaced; it cannot be written to; the record is damaged.
         """
         probe(output, 0)
         lock(output)
@@ -56,7 +56,7 @@ class ResultRecord:
         problem = _difference(before, made_with)
         if problem and not overwrite:
             raise InputError(
-                f"{output}: holds results {problem}; give another --output, or --overwrite."
+                f"{output}: holds results {problem}; give another --output, or use --overwrite."
             )
         # Results that were made with something else are not known any more.
         begun = set() if problem else set(before["images"])
@@ -73,28 +73,28 @@ class ResultRecord:
             unfinished.write_text("".join([first, *rest]), encoding="utf-8")
 
     def row(self, image: Path) -> Row:
-        """The row of an image file, without kinds if nothing is there of it.
+        """The row of an image file, without kinds if it has no results.
 
         Raises:
-          InputError: the results of another image of this name are there.
+          InputError: there are results of another image with this name.
         """
         digest = _sha256(image)
         known = self._rows.get(name_of(image))
         if known and known.sha256 != digest:
             raise InputError(
-                f"{image}: {self._file.parent} holds the results of another image of this name; "
-                "give another --output, or --overwrite."
+                f"{image}: {self._file.parent} holds the results of another image with this name; "
+                "give another --output, or use --overwrite."
             )
         return Row(file_stem(image), digest, known.kinds if known else [])
 
     def add(self, row: Row) -> None:
-        """Notes what is there of an image now."""
+        """Notes the results that an image has now."""
         with self._file.open("a", encoding="utf-8") as lines:
             lines.write(_line(dataclasses.asdict(row)))
 
 
 def _sha256(image: Path) -> str:
-    """Of the file, or the keys and contents of an OME-Zarr."""
+    """The digest of the file, or of the keys and contents of an OME-Zarr."""
     if image.is_file():
         with image.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -110,7 +110,7 @@ def _line(values: dict[str, Any]) -> str:
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    """What the lines hold, the first of which is never missing."""
+    """The content of the lines; the first one is never missing."""
     lines = file.read_text(encoding="utf-8").splitlines() or [""]
     read: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
@@ -123,9 +123,9 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 def _difference(before: dict[str, Any], made_with: dict[str, Any]) -> str | None:
-    """What the results of a record were made with, where it is something else."""
+    """What the results of a record were made with, if that differs from `made_with`."""
     if "images" not in before:
-        return "of an earlier version, which did not note of which images"
+        return "of an earlier version, which did not record their images"
     for key, value in made_with.items():
         if before.get(key) != value:
             return f"with {key} = {before.get(key)}, not {value}"
@@ -133,9 +133,9 @@ def _difference(before: dict[str, Any], made_with: dict[str, Any]) -> str | None
 
 
 def _check_none_there(output: Path, names: set[str]) -> None:
-    """Raises InputError for a result of an image of these names, wherever it may be from."""
+    """Raises InputError for a result of an image with these names, whatever made it."""
     results = {f"{name}_{kind}" for name in names for kind in KINDS}
     for present in sorted(output.iterdir()):
         # The overlays of several pages have a number each.
         if re.sub(r"_overlay_\d+$", "_overlay", name_of(present)) in results:
-            raise InputError(f"{present}: is there already; --overwrite replaces it.")
+            raise InputError(f"{present}: exists already; use --overwrite to replace it.")

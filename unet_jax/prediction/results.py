@@ -38,15 +38,15 @@ _OVERLAY_SIDE = 2048  # pixels; larger images are shown smaller
 class ResultFiles:
     """The result files of one image, which may be larger than the memory.
 
-    While they are open, each page is given by its probabilities first, then `fill`, and where they
-    are wanted `keep_cells` and `write_overlay`.
+    While they are open, for each page write its probabilities first, then call `fill`, and if
+    requested `keep_cells` and `write_overlay`.
 
     Attributes:
-      probabilities: of each page, float32 [H, W, classes] to write to; one array for all pages
-        where they are not wanted themselves.
-      uncertainty: of each page, float32 [H, W, 2] to write to; empty where it is not wanted.
-      scratch: float32 [H, W, classes] to write to, where uncertainty is wanted.
-      problems: a line for each kind that cannot be written; the others go on.
+      probabilities: of each page, float32 [H, W, classes] to write to; one array for all pages if
+        they are not themselves requested.
+      uncertainty: of each page, float32 [H, W, 2] to write to; empty if it is not requested.
+      scratch: float32 [H, W, classes] to write to, if uncertainty is requested.
+      problems: a line for each kind that cannot be written; the others continue.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ResultFiles:
         output: Path,
         wanted: Sequence[str],
     ):
-        """The image has `shape`, (pages, height, width); what is wanted is of `KINDS`."""
+        """The image has `shape`, (pages, height, width); `wanted` are some of `KINDS`."""
         self.probabilities: list[np.ndarray] = []
         self.uncertainty: list[np.ndarray] = []
         self.scratch: np.ndarray | None = None
@@ -73,16 +73,16 @@ class ResultFiles:
         self._tables: list[dict[str, np.ndarray]] = []  # of the pages, see `measure`
 
     def due(self) -> list[str]:
-        """The kinds that are wanted and have not failed."""
+        """The kinds that are requested and have not failed."""
         return [kind for kind in self._wanted if kind not in self.problems]
 
     def lines(self) -> list[str]:
-        """The problems, each once."""
+        """The problems, without repetitions."""
         return [*dict.fromkeys(self.problems.values())]
 
     @contextlib.contextmanager
     def apart(self, *kinds: str) -> Iterator[None]:
-        """What fails in the block, whatever it is, is these kinds of result alone."""
+        """Any failure in the block affects only these kinds of result."""
         try:
             yield
         except Exception as error:
@@ -92,7 +92,7 @@ class ResultFiles:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """At the end of the block, the files appear complete; after an error in it, not at all.
+        """At the end of the block the files appear complete, or not at all after an error in it.
 
         Raises:
           OSError: there is no room on the disk for the probabilities.
@@ -125,7 +125,7 @@ class ResultFiles:
                     unfinished.close()
 
     def fill(self, page: int) -> None:
-        """Writes the results that follow from the probabilities of a page, pixel by pixel.
+        """Writes the results that follow pixel by pixel from the probabilities of a page.
 
         Raises:
           ValueError: a probability is not finite.
@@ -141,7 +141,7 @@ class ResultFiles:
                 self._pages["challenge"][page][rows] = 1 - probability[rows, :, 0]
 
     def keep_cells(self, page: int, image: np.ndarray, cells: np.ndarray) -> None:
-        """Takes the cells of a page, int [H, W]; what is of cells is written after the last one."""
+        """Takes the cells of a page, int [H, W]; results about cells are written after the last."""
         self._cell_count = max(self._cell_count, int(cells.max()))
         if self._cells:
             self._cells[page][:] = cells
@@ -151,7 +151,7 @@ class ResultFiles:
                 self._tables.append(measure(image, cells, size, probability=probability))
 
     def write_overlay(self, page: int, image: np.ndarray, cells: np.ndarray | None) -> None:
-        """Writes the picture of a page: its cells, int [H, W], or else classes over the image."""
+        """Writes the picture of a page: cells, int [H, W], or otherwise classes, over the image."""
         number = f"_{page:04d}" if self._shape[0] > 1 else ""
         picture = _overlay(image, self.probabilities[page], cells, self._colours)
         with complete(self._path(f"overlay{number}.png")) as unfinished:
@@ -201,7 +201,7 @@ class ResultFiles:
 
 @contextlib.contextmanager
 def _scratch(folder: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[np.ndarray]:
-    """An array in a file without a name: it may be larger than the memory."""
+    """An array in an unnamed file: it may be larger than the memory."""
     with tempfile.TemporaryFile(dir=folder) as file:
         reserve(file, math.prod(shape) * np.dtype(dtype).itemsize)
         yield np.memmap(file, dtype, "r+", shape=shape)
@@ -210,7 +210,7 @@ def _scratch(folder: Path, shape: tuple[int, ...], dtype: Any) -> Iterator[np.nd
 def _overlay(
     image: np.ndarray, probability: np.ndarray, cells: np.ndarray | None, colours: np.ndarray
 ) -> np.ndarray:
-    """uint8 [h, w, 3]: the cells in colours, or else the outline of cell, or the classes."""
+    """uint8 [h, w, 3]: the cells in colours, or otherwise the outline of cell, or the classes."""
     every = math.ceil(max(image.shape[:2]) / _OVERLAY_SIDE)
     grey = grey_values(image[::every, ::every])
     if cells is not None:

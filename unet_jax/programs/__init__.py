@@ -1,1 +1,1 @@
-"""The flags of `unet-jax train`, `eval`, `predict` and `export`, and what each calls."""
+"""The flags of `unet-jax train`, `eval`, `predict` and `export`, and the function each calls."""

@@ -1,18 +1,18 @@
-"""Scores a trained U-Net on images it has not seen, in a report to open in a browser.
+"""Scores a trained U-Net on images it has not seen, and writes a report for a browser.
 
     unet-jax eval --checkpoint=runs/mine --tune
     unet-jax eval --checkpoint=runs/mine
 
-The first, done once, chooses on the validation images how single cells are found in the
-probabilities. More examples:
+The first command, run once, uses the validation images to choose how single cells are found in
+the probabilities. More examples:
 
     --averaging=none --averaging=symmetries           what averaging over turned images gains
-    --images=other/images --labels=other/masks        other images than those the run left out
-    --split=validation                                a cross-validation: each part by its network
+    --images=other/images --labels=other/masks        images other than those the run left out
+    --split=validation                                cross-validation: each part by its network
     --step=latest                                     the last step instead of the best
-    --overwrite                                       replace the report that is there
+    --overwrite                                       replace an existing report
 
-Several runs on the same images, in one page:
+To compare several runs on the same images, on one page:
 
     unet-jax eval --compare=runs/mine --compare=runs/other
 """
@@ -35,7 +35,7 @@ _COMPARE = flags.DEFINE_multi_string(
     "compare",
     [],
     "Instead of --checkpoint, given twice or more: the runs to compare on the images that all of "
-    "them have left out.",
+    "them left out.",
 )
 _STEP = flags.DEFINE_string(
     "step", "best", "best (by validation), latest, or a step's number such as 4000."
@@ -44,15 +44,16 @@ _AVERAGING = flags.DEFINE_multi_enum(
     "averaging",
     ["none"],
     ["none", "rotations", "symmetries"],
-    "Views whose results are averaged; given several times, the report compares them.",
+    "The views whose results are averaged; if given several times, the report compares them.",
 )
-_TUNE = flags.DEFINE_bool("tune", False, "Choose how cells are found, on the validation images.")
+_TUNE = flags.DEFINE_bool("tune", False, "Use the validation images to choose how cells are found.")
 _SPLIT = flags.DEFINE_enum(
     "split",
     "held_out",
     ["held_out", "validation", "test"],
-    "held_out: the test images of the run's configuration; validation: those that chose its step, "
-    "and the left-out parts of a cross-validation; test: the ISBI 2012 challenge's own test stack.",
+    "held_out: the test images of the run's configuration; validation: the images that chose its "
+    "step, and the left-out parts of a cross-validation; test: the ISBI 2012 challenge's own test "
+    "stack.",
 )
 _IMAGES = flags.DEFINE_string(
     "images", None, "Folder of images to score instead of a split, such as my/images."
@@ -66,18 +67,18 @@ _MASK_RULE = flags.DEFINE_string(
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "Folder to write to; default: evaluation, or comparison, in that of the (first) run.",
+    "Folder to write to; default: evaluation, or comparison, in the folder of the (first) run.",
 )
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace an evaluation, a comparison or settings there."
+    "overwrite", False, "Replace an existing evaluation or comparison, or existing settings."
 )
 flags.register_multi_flags_validator(
     ["checkpoint", "compare"],
     lambda given: (given["checkpoint"] is None) == bool(given["compare"]),
-    "expected --checkpoint, or --compare for each of several runs.",
+    "give --checkpoint, or --compare for each of several runs.",
 )
 for _name in ("checkpoint", "images", "labels", "out"):
-    flags.register_validator(_name, lambda path: path != "", "it names no file or folder.")
+    flags.register_validator(_name, lambda path: path != "", "it must name a file or folder.")
 
 
 def _path(flag):
@@ -85,7 +86,7 @@ def _path(flag):
 
 
 def _options():
-    """What an evaluation and a comparison are given alike."""
+    """The options that evaluation and comparison share."""
     return {
         "step": _STEP.value,
         "split": _SPLIT.value,
@@ -120,9 +121,9 @@ def main() -> Outcome:
 
 def _compare():
     if _TUNE.value:
-        raise InputError("--tune: is for a single run, with --checkpoint.")
+        raise InputError("--tune works on a single run; use it with --checkpoint.")
     if len(_AVERAGING.value) > 1:
-        raise InputError("--averaging: of a comparison there is one.")
+        raise InputError("--averaging can be given only once for a comparison.")
     comparison = unet_jax.compare(
         _COMPARE.value,
         averaging=_AVERAGING.value[0],

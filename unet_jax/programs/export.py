@@ -1,11 +1,11 @@
-"""For other programs: writes a trained U-Net as ONNX and as a package of the BioImage Model Zoo.
+"""Exports a trained U-Net for other programs: as ONNX and as a BioImage Model Zoo package.
 
     unet-jax export --checkpoint=runs/mine --output=exported
 
-writes NAME.onnx and NAME.zip, which also holds an example image with its result. It needs more
-packages: pip install -e '.[export]'. More examples:
+writes NAME.onnx and NAME.zip, which also holds an example image with its result. It needs
+additional packages: pip install -e '.[export]'. More examples:
 
-    --image=my/images/a.tif                 another example than the first test image
+    --image=my/images/a.tif                 use this example, not the first test image
     --name=nuclei --author='Ada Lovelace'   what the model zoo shows
     --licence=CC-BY-4.0
 """
@@ -22,16 +22,18 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
 _IMAGE = flags.DEFINE_string(
     "image",
     None,
-    "Image whose middle becomes the example in the package, and sets how the package normalises "
-    "grey values; default: the first test image of the run.",
+    "Image whose middle becomes the example in the package and determines how the package "
+    "normalises grey values; default: the first test image of the run.",
 )
-_NAME = flags.DEFINE_string("name", None, "Name of model and files; default: unet_CHECKPOINT.")
-_AUTHOR = flags.DEFINE_multi_string("author", [], "Author of the model; several times for several.")
-_LICENCE = flags.DEFINE_string("licence", None, "Licence of the model, as CC-BY-4.0.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files of the same names.")
+_NAME = flags.DEFINE_string("name", None, "Name of the model and files; default: unet_CHECKPOINT.")
+_AUTHOR = flags.DEFINE_multi_string(
+    "author", [], "Author of the model; may be given several times."
+)
+_LICENCE = flags.DEFINE_string("licence", None, "Licence of the model, such as CC-BY-4.0.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files with the same names.")
 flags.mark_flags_as_required(["checkpoint", "output"])
 for _name in ("checkpoint", "output", "image"):
-    flags.register_validator(_name, lambda path: path != "", "it names no file or folder.")
+    flags.register_validator(_name, lambda path: path != "", "it must name a file or folder.")
 
 
 def main() -> Outcome:
@@ -51,6 +53,6 @@ def main() -> Outcome:
     lines = [f"{file}: {size:,} bytes" for file, size in exported.files.items()]
     if exported.scale != 1:
         lines.append(
-            f"The network takes images of {exported.scale:g} of their size; resize them first."
+            f"The network takes images at {exported.scale:g} times their size; resize them first."
         )
     return Outcome("\n".join(lines))

@@ -3,25 +3,25 @@
     unet-jax predict --checkpoint=runs/mine --images=my/images --output=results
     unet-jax predict --checkpoint=runs/mine --images='data/*.tif' --write=cells --write=overlay
 
-For each image file: the probability of each class, the most probable class, a number for each cell,
-and a picture of the cells over the image. The same command goes on where it was stopped. More
-examples:
+For each image file, it writes the probability of each class, the most probable class, a number for
+each cell, and a picture of the cells over the image. If it was stopped, run the same command again
+to continue. More examples:
 
-    --averaging=symmetries        average over 8 turned and mirrored views, 8 times as long
+    --averaging=symmetries        average over 8 turned and mirrored views, takes 8 times as long
     --step=latest                 the last step instead of the best
-    --overwrite                   replace results that are there
+    --overwrite                   replace existing results
     --write=table                 a CSV table of the cells: area, shape, brightness ...
     --write=rois                  the outlines of the cells for the ROI Manager of ImageJ (Fiji)
     --write=geojson               the same for QuPath, with the measurements
-    --write=uncertainty           how sure the network is; with --averaging=symmetries
+    --write=uncertainty           how certain the network is; with --averaging=symmetries
     --rank                        which images to annotate next; with --averaging=symmetries
     --write=challenge             the file that the ISBI 2012 challenge takes
 
-A volume in OME-Zarr, of any size, becomes another one (docs/large.md):
+A volume in OME-Zarr, of any size, is written as another one (docs/large.md):
 
     unet-jax predict --checkpoint=runs/mine --images=in.ome.zarr --output=out.ome.zarr --workers=4
-    --scheduler=tcp://host:8786   the workers of a cluster of Dask
-    --part=3/40                   part 3 of the parts 0 to 39; a last call without it finishes
+    --scheduler=tcp://host:8786   use the workers of a Dask cluster
+    --part=3/40                   only part 3 of parts 0 to 39; finish with a call without --part
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _IMAGES = flags.DEFINE_string(
     "images", None, "A file, a folder, or a pattern in quotes such as 'data/*.tif'."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", "results", "Folder to write to; or, of a volume, the OME-Zarr, such as out.ome.zarr."
+    "output", "results", "Folder to write to; for a volume, the OME-Zarr, such as out.ome.zarr."
 )
 _WRITE = flags.DEFINE_multi_enum(
     "write",
@@ -56,7 +56,7 @@ _WRITE = flags.DEFINE_multi_enum(
     "one), cells (a number for each), overlay (a picture), table (measurements of the cells), rois "
     "(outlines for ImageJ), geojson (outlines for QuPath), uncertainty (entropy and spread of "
     "several views or networks), challenge (the probability of cell as the ISBI 2012 challenge "
-    "takes it). Of a volume classes and cells, or also probabilities and table.",
+    "takes it). For a volume: classes and cells by default; probabilities and table on request.",
 )
 _STEP = flags.DEFINE_string(
     "step", "best", "best (by validation), latest, or a step's number such as 4000."
@@ -65,27 +65,30 @@ _AVERAGING = flags.DEFINE_enum(
     "averaging",
     "none",
     ["none", "rotations", "symmetries"],
-    "Views whose results are averaged; takes 7 or 8 times as long.",
+    "The views whose results are averaged; takes 7 or 8 times as long.",
 )
 _RANK = flags.DEFINE_bool(
-    "rank", False, "Write a page of the images, and the parts of them, to annotate next."
+    "rank", False, "Write a page that shows which images, and which parts, to annotate next."
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace results that are there.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace existing results.")
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "Of a volume: processes of this machine to share the work.", lower_bound=1
+    "workers", None, "For a volume: number of processes that share the work.", lower_bound=1
 )
 _SCHEDULER = flags.DEFINE_string(
-    "scheduler", None, "Of a volume: the address of a cluster of Dask, such as tcp://host:8786."
+    "scheduler", None, "For a volume: the address of a Dask cluster, such as tcp://host:8786."
 )
 _PART = flags.DEFINE_string(
-    "part", None, "Of a volume: which part to predict, such as 3/40 of the parts 0 to 39."
+    "part", None, "For a volume: which part to predict, such as 3/40 of the parts 0 to 39."
 )
 _BLOCK_SIDE = flags.DEFINE_integer(
-    "block_side", None, "Of a volume: pixels of a block; less takes less memory.", lower_bound=1
+    "block_side",
+    None,
+    "For a volume: side of a block in pixels; less needs less memory.",
+    lower_bound=1,
 )
 flags.mark_flags_as_required(["checkpoint", "images"])
 for _name in ("checkpoint", "images", "output"):
-    flags.register_validator(_name, lambda path: path != "", "it names no file or folder.")
+    flags.register_validator(_name, lambda path: path != "", "it must name a file or folder.")
 
 
 def main() -> Outcome:
@@ -95,7 +98,7 @@ def main() -> Outcome:
     for flag in (_WORKERS, _SCHEDULER, _PART, _BLOCK_SIDE):
         if flag.value is not None:
             raise InputError(
-                f"--{flag.name} is for volumes, with an --output such as out.ome.zarr."
+                f"--{flag.name} is only for volumes, with an --output such as out.ome.zarr."
             )
     predictions = unet_jax.predict_files(
         _CHECKPOINT.value,
@@ -112,15 +115,15 @@ def main() -> Outcome:
 
 def _predict_volume():
     if _OVERWRITE.value:
-        raise InputError("--overwrite: no volume is replaced; give another --output.")
+        raise InputError("--overwrite does not replace a volume; give another --output.")
     if _RANK.value:
-        raise InputError("--rank: ranks image files, not the images of a volume.")
+        raise InputError("--rank ranks image files, not the images of a volume.")
     if _WORKERS.value and _SCHEDULER.value:
-        raise InputError("--workers and --scheduler: give one of them.")
+        raise InputError("Give only one of --workers and --scheduler.")
     part = None
     if _PART.value is not None:
         if not re.fullmatch(r"\d+/\d+", _PART.value):
-            raise InputError(f"--part: expected such as 3/40, not {_PART.value!r}.")
+            raise InputError(f"--part: expected a part such as 3/40, not {_PART.value!r}.")
         index, count = _PART.value.split("/")
         part = int(index), int(count)
     model = unet_jax.load(_CHECKPOINT.value, _STEP.value)
@@ -143,7 +146,7 @@ def _predict_volume():
 
 
 def _client():
-    """A context with the client of a cluster, where one is asked for, or else None."""
+    """A context with the client of a cluster, if one is requested, or None."""
     if not (_WORKERS.value or _SCHEDULER.value):
         return contextlib.nullcontext()
     try:

@@ -1,16 +1,16 @@
-"""Trains a U-Net on images and their masks, or goes on where the same command was stopped.
+"""Trains a U-Net on images and their masks, or continues where the same command was stopped.
 
     unet-jax train --config=demo --workdir=runs/demo
     unet-jax train --config=folder --workdir=runs/mine --config.data.mask_rule=binary \\
         --config.data.images=my/images --config.data.labels=my/masks
 
-Any value of the configuration can be given like that; docs/configuration.md explains each. With
+Any value of the configuration can be set like this; docs/configuration.md explains them all. With
 the rest of the command as above:
 
     --preview                              look at the data first, without training
     --config.data.scale=0.5                half the resolution, for large cells
-    --config.train.steps=10000             train longer; a run that is finished goes on
-    --config.train.start_from=nuclei       begin with what another network has learnt: nuclei or
+    --config.train.steps=10000             train longer; a finished run continues
+    --config.train.start_from=nuclei       start from what another network has learnt: nuclei or
                                            membranes, which come with unet_jax, or a run's folder
     --folds=5                              a cross-validation: five networks
     --tensorboard                          event files, for tensorboard --logdir runs
@@ -39,16 +39,16 @@ _WORKDIR = flags.DEFINE_string(
 )
 _FOLDS = flags.DEFINE_integer("folds", None, "Number of parts of a cross-validation, such as 5.")
 _PREVIEW = flags.DEFINE_bool(
-    "preview", False, "Train nothing, show the data: preview.png and preview.txt in --workdir."
+    "preview", False, "Only show the data: preview.png and preview.txt in --workdir."
 )
 _ALLOW_CHANGE = flags.DEFINE_multi_string(
     "allow_change",
     [],
-    "A key, such as config.augmentation.shift or data, in which the run that is in --workdir may "
-    "go on differently; may be given several times.",
+    "A key, such as config.augmentation.shift or data, that may change when the run in --workdir "
+    "continues; may be given several times.",
 )
 _TENSORBOARD = flags.DEFINE_bool(
-    "tensorboard", False, "Write the log also as event files, to tensorboard/ in --workdir."
+    "tensorboard", False, "Also write the log as event files, to tensorboard/ in --workdir."
 )
 # Not a string flag, which has to be given a value.
 _DISTRIBUTED = flags.DEFINE_flag(
@@ -57,13 +57,13 @@ _DISTRIBUTED = flags.DEFINE_flag(
         flags.ArgumentSerializer(),
         "distributed",
         None,
-        "This is one of several processes that train together, as Slurm or Open MPI start them; or "
+        "This is one of several processes that train together, started by Slurm or Open MPI; or "
         "HOST:PORT,COUNT,INDEX: the address of process 0, how many there are, and which this is.",
         boolean=True,
     )
 )
 flags.mark_flags_as_required(["config", "workdir"])
-flags.register_validator("workdir", lambda folder: folder != "", "it names no folder.")
+flags.register_validator("workdir", lambda folder: folder != "", "it must name a folder.")
 
 
 def main() -> Outcome:
@@ -71,7 +71,7 @@ def main() -> Outcome:
     if _DISTRIBUTED.value in (None, "false"):
         return _run()
     if _PREVIEW.value:
-        raise InputError("--preview is made by one process; give it without --distributed.")
+        raise InputError("--preview runs in one process; use it without --distributed.")
     from unet_jax.run.processes import joined, writes  # loads JAX
 
     # Alone it has the value "true".
@@ -89,14 +89,12 @@ def _run():
     }
     if _PREVIEW.value:
         if _FOLDS.value is not None:
-            raise InputError(
-                "--preview shows the same data for all folds; give it without --folds."
-            )
+            raise InputError("--preview shows the same data for all folds; use it without --folds.")
         return Outcome(str(unet_jax.preview(_CONFIG.value, workdir)))
     if _FOLDS.value is None:
         run = unet_jax.fit(_CONFIG.value, workdir, **options)
         return Outcome(str(run), status=run.status)
     status = unet_jax.cross_validate(_CONFIG.value, workdir, _FOLDS.value, **options)[-1].status
     folder = shlex.quote(str(workdir))
-    mean = f"The mean over the folds: unet-jax eval --checkpoint={folder} --split=validation"
+    mean = f"For the mean over the folds: unet-jax eval --checkpoint={folder} --split=validation"
     return Outcome("" if status else mean, status=status)

@@ -1,1 +1,1 @@
-"""A training run in a folder: begun, watched, stopped and gone on with."""
+"""A training run in a folder: starting, watching, stopping and resuming it."""

@@ -20,10 +20,10 @@ def check_tensorboard() -> None:
 
 
 class EventFiles:
-    """Event files in a folder, which hold the whole log of the run again whenever it goes on."""
+    """Event files in a folder; whenever the run continues, its whole log is written again."""
 
     def __init__(self, folder: Path):
-        """Replaces those in the folder.
+        """Replaces any event files in the folder.
 
         Raises:
           InputError: the folder cannot be written to.
@@ -39,7 +39,7 @@ class EventFiles:
         self._written = 0
 
     def add(self, rows: Sequence[dict[str, Any]], picture: Path) -> None:
-        """Writes the rows of a log that are new, and the picture of the last one, a PNG file."""
+        """Writes the new rows of a log, and the picture of the last one, a PNG file."""
         for row in rows[self._written :]:
             kind, values = "training", row
             if "validation" in row:

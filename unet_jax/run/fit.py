@@ -48,13 +48,13 @@ _PATIENCE_HOURS = 3
 
 @dataclass(frozen=True)
 class Run:
-    """How a call of `fit` has ended.
+    """How a call of `fit` ended.
 
     Attributes:
       workdir: the run's folder.
-      begun_after: the step that the call went on from; 0 for a new run.
-      step: the last one done and saved.
-      steps: of the whole run.
+      begun_after: the step that the call continued from; 0 for a new run.
+      step: the last step done and saved.
+      steps: the number of steps of the whole run.
       stop_signal: the number of the signal that asked to stop, 0 = none.
     """
 
@@ -66,14 +66,17 @@ class Run:
 
     @property
     def status(self) -> int:
-        """The exit status: 0, or that of a process which the signal has ended."""
+        """The exit status: 0, or that of a process ended by the signal."""
         return 128 + self.stop_signal if self.stop_signal else 0
 
     def __str__(self):
         """What to tell the user."""
         evaluate = f"Evaluate it: unet-jax eval --checkpoint={shlex.quote(str(self.workdir))}"
         if self.step < self.steps:
-            return f"Stopped and saved after step {self.step}. The same command goes on from there."
+            return (
+                f"Stopped and saved after step {self.step}. Run the same command again to continue "
+                "from there."
+            )
         if self.begun_after == self.steps:
             return f"This run is finished. {evaluate}"
         return f"Finished: {self.workdir}. {evaluate}"
@@ -88,15 +91,15 @@ def cross_validate(
     command: str | None = None,
     tensorboard: bool = False,
 ) -> list[Run]:
-    """Trains one network for each of so many folds, in `fold0`, `fold1`, ... of `workdir`.
+    """Trains one network for each of `folds` folds, in `fold0`, `fold1`, ... of `workdir`.
 
-    A fold is a part of the training and validation splits, which are divided anew: its network is
-    trained on the other parts and validated on it. The test split stays out of all of them.
+    A fold is a part of the training and validation splits, which are divided again: its network is
+    trained on the other parts and validated on it. The test split is not used in any of them.
 
-    Takes and raises as `fit` does.
+    Arguments and errors as for `fit`.
 
     Returns:
-      The folds' runs; none after one that was asked to stop.
+      The folds' runs, up to the first that was asked to stop.
     """
     if folds < 2:
         raise InputError(f"--folds must be at least 2, not {folds}.")
@@ -126,26 +129,26 @@ def fit(
     command: str | None = None,
     tensorboard: bool = False,
 ) -> Run:
-    """Trains as the configuration says, or goes on exactly where a run in `workdir` stopped.
+    """Trains as the configuration says, or continues exactly where a run in `workdir` stopped.
 
-    Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`; `failure.json`, if a
-    step is not finite. SIGINT and SIGTERM end it after the present step, on an accelerator after at
-    most ten more, and the last one done is saved. Several devices share each batch, see
-    `devices.data_mesh`. Several processes all call this with the same arguments and files: the
-    first one writes, and a signal to any of them ends all after one step more.
+    Writes `checkpoints/`, `log.jsonl`, `training.png` and `validation.png`; also `failure.json`, if
+    a step is not finite. SIGINT and SIGTERM end it after the current step, on an accelerator after
+    at most ten more, and the last step done is saved. Several devices share each batch, see
+    `devices.data_mesh`. With several processes, all call this with the same arguments and files:
+    the first one writes, and a signal to any of them ends all after one more step.
 
     Args:
-      config: the settings, such as `named_config` gives them.
+      config: the settings, such as from `named_config`.
       workdir: the run's folder.
       fold: which part is left out, see `cross_validate`.
       folds: number of parts; 1 for the splits that the configuration gives.
-      allow_change: keys in which the run may differ from what it was, see `resume_or_start`.
+      allow_change: keys in which the run may differ from before, see `resume_or_start`.
       command: what the user typed, for the record.
       tensorboard: whether the log is also written as event files, to `tensorboard/`.
 
     Raises:
-      InputError: a configuration, data or folder that cannot be used; nothing has been written.
-      RunFailed: the loss is no longer finite, the memory does not suffice, or nothing can be saved;
+      InputError: the configuration, data or folder cannot be used; nothing has been written.
+      RunFailed: the loss is no longer finite, there is not enough memory, or nothing can be saved;
         the last good step is intact.
     """
     workdir, configuration = Path(workdir), read_configuration(config)
@@ -245,7 +248,7 @@ def _prepared(
     allow_change: Collection[str],
     command: str | None,
 ) -> tuple[dict[str, Examples], TrainState, np.ndarray, Record]:
-    """What the network sees of each split, the state to go on from, class weights, the record."""
+    """Each split as the network sees it, the state to continue from, class weights, the record."""
     network, settings = configuration.model, configuration.train
     stored, splits = read_run(configuration.data, network.classes, fold=fold, folds=folds)
     if allow_change or not checkpoint.saved_steps(workdir):  # else it has been told
@@ -283,7 +286,7 @@ def _prepared(
 
 
 def _steps_at_once() -> int:
-    """One on a CPU, where more would be slower, and who asks to stop would wait for all of them."""
+    """One on a CPU, where more would be slower, and a request to stop would wait for them all."""
     return 1 if jax.default_backend() == "cpu" else 10
 
 
@@ -325,6 +328,6 @@ def _warn_if_slow(seconds: float) -> None:
     if jax.default_backend() == "cpu" and seconds > _PATIENCE_HOURS * 3600:
         logger.warning(
             "On this CPU the run will take about %.0f hours; --config=em_small trains a "
-            "small network in less than one.",
+            "small network in less than one hour.",
             seconds / 3600,
         )

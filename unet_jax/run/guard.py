@@ -1,6 +1,6 @@
-"""The numerical guard: training that has gone wrong is stopped or said aloud.
+"""The numerical guard: training that has gone wrong is stopped or reported.
 
-`RunLog.fetch` looks at each step, `fit` stops at the first that is not finite.
+`RunLog.fetch` looks at each step; `fit` stops at the first that is not finite.
 """
 
 import json
@@ -25,7 +25,7 @@ FAILURE = "failure.json"
 _GROWTH = 10.0
 _ADVICE = "try a lower config.optimiser.peak_learning_rate"
 #: What to tell the user where parameters grow without bound.
-TOO_LARGE_STEPS = f"likely the steps are too large: {_ADVICE}"
+TOO_LARGE_STEPS = f"the steps are probably too large: {_ADVICE}"
 
 
 def is_finite(row: dict[str, float]) -> bool:
@@ -45,10 +45,10 @@ def record_failure(
 
     Args:
       workdir: the run's folder.
-      row: of the step.
+      row: the step's row.
       log: the rows before it.
-      drawn: which examples the step was given, and its key, to replay it.
-      examples: the names of all to train on.
+      drawn: the examples that the step was given, and its key, to replay it.
+      examples: the names of all training examples.
       seed: of the run.
     """
     step, last_saved = row["step"], max(checkpoint.saved_steps(workdir), default=None)
@@ -75,15 +75,15 @@ def _likely_cause(log, examples):
     if not norms or norms[-1] > _GROWTH * np.median(norms) or len(norms) < 3:
         return TOO_LARGE_STEPS
     return (
-        f"nothing announced it, so look at the images of the step, {', '.join(examples)}, and "
-        f"then {_ADVICE}"
+        f"there was no sign of it before, so look at the images of the step, {', '.join(examples)},"
+        f" and then {_ADVICE}"
     )
 
 
 def collapse(
     examples: Sequence[Example], probabilities: Sequence[np.ndarray], class_names: Sequence[str]
 ) -> str | None:
-    """What to tell the user if the network gives every pixel the same class; None if it does not.
+    """A warning for the user if the network gives every pixel the same class, otherwise None.
 
     Args:
       examples: of the validation split.
@@ -97,6 +97,6 @@ def collapse(
     if len(true[true != IGNORED]) < 2:
         return None
     return (
-        f"every pixel of the validation images is taken for {class_names[found]!r}. That is "
-        f"common in the first steps; if it stays, look at the masks, and {_ADVICE}."
+        f"every pixel of the validation images gets the class {class_names[found]!r}. This is "
+        f"common in the first steps; if it continues, look at the masks, and {_ADVICE}."
     )

@@ -1,4 +1,4 @@
-"""The log of a training run: one JSON object a line, in `log.jsonl`.
+"""The log of a training run: one JSON object per line, in `log.jsonl`.
 
 A line is a training step, `{"step", "seconds", "loss", "gradient_norm", "learning_rate"}`, or a
 validation, `{"step", "seconds", "validation": {...}}`; seconds count the time spent training.
@@ -32,9 +32,9 @@ class RunLog:
     """
 
     def __init__(self, file: Path, step: int, *, writes: bool = True):
-        """Opens the log of a run that goes on after `step`; 0 begins a new one.
+        """Opens the log of a run that continues after `step`; 0 begins a new one.
 
-        One that does not write keeps the rows in memory only.
+        If `writes` is false, rows are only kept in memory.
         """
         self.rows = [row for row in read_log(file) if row["step"] <= step] if step else []
         self._file, self._writes = file, writes
@@ -46,11 +46,11 @@ class RunLog:
 
     @property
     def seconds(self) -> float:
-        """Spent training, by this process and those before it."""
+        """Time spent training, by this process and those before it."""
         return time.perf_counter() - self._began
 
     def add(self, steps: Steps) -> bool:
-        """Notes steps whose metrics are still on the device; whether it is time to `fetch`."""
+        """Notes steps whose metrics are still on the device; returns if it is time to `fetch`."""
         steps.values.copy_to_host_async()
         self._pending.append(steps)
         return sum(len(pending.numbers) for pending in self._pending) > _FETCH_EVERY
@@ -58,8 +58,8 @@ class RunLog:
     def fetch(self, *, wait: bool) -> dict[str, Any] | None:
         """Writes the rows of the steps noted, up to the first that is not finite.
 
-        Without `wait` the newest ones stay noted, so that the device, busy with them, does not wait
-        for the host.
+        Without `wait`, the newest ones stay noted, so that the device, which is busy with them,
+        does not wait for the host.
 
         Returns:
           The row of the first step that is not finite, None if all are.
@@ -84,10 +84,10 @@ class RunLog:
 def read_log(file: Path) -> list[dict[str, Any]]:
     """The rows of a log; none if there is no file.
 
-    A last line cut off by a kill is left out, and others that are damaged, with a warning.
+    A last line cut off by a kill is left out; so are other damaged lines, with a warning.
 
     Raises:
-      InputError: it is no plain file of at most 64 MiB.
+      InputError: it is not a regular file of at most 64 MiB.
     """
     rows = []
     try:
@@ -106,7 +106,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 
 def _read_row(line: str) -> dict[str, Any]:
-    """Raises many kinds for a line that no run has written."""
+    """Raises many kinds of exceptions for a line that no run has written."""
     row = json.loads(line)
     validation = row.get("validation", {"loss": 0.0})
     numbers = (row | {"validation": validation["loss"]}).values()

@@ -7,13 +7,13 @@ from typing import Self
 
 
 class Pictures:
-    """Draws one at a time; one that has not been begun gives way to a newer one.
+    """Draws one picture at a time; a newer one replaces one that has not been started.
 
-    Used in a `with` block, whose end waits for the last one.
+    Used in a `with` block, which waits for the last one at its end.
     """
 
     def __init__(self):
-        """Begins nothing yet."""
+        """Starts nothing yet."""
         self._background = ThreadPoolExecutor(1)
         self._drawings: list[Future[None]] = []
 
@@ -22,13 +22,13 @@ class Pictures:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits; raises the last one's error, unless another error is on its way."""
+        """Waits; raises the last one's error, unless another error is being raised."""
         self._background.shutdown()
         if kind is None:
             self._raise_errors()
 
     def draw(self, picture: Callable[[], None]) -> None:
-        """Calls it in the thread; raises the error of an earlier one."""
+        """Calls `picture` in the thread; raises the error of an earlier one."""
         self._raise_errors()
         for drawing in self._drawings:
             drawing.cancel()  # nothing happens to one that has been begun

@@ -44,7 +44,7 @@ _GRID_COLOUR = "#00d0e8"
 
 @dataclass(frozen=True)
 class Preview:
-    """What `preview` has found.
+    """The result of `preview`.
 
     Attributes:
       text: a table of the data, what the network sees, and the doubts.
@@ -59,27 +59,27 @@ class Preview:
     def __str__(self):
         """What to tell the user."""
         return (
-            f"{self.text}\n\nLook at {self.picture} before training. The table: preview.txt beside "
-            "it."
+            f"{self.text}\n\nLook at {self.picture} before training. This text is also in "
+            "preview.txt next to it."
         )
 
 
 def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> Preview:
     """Shows a run's data without training: writes `preview.png` and `preview.txt` to `workdir`.
 
-    The picture has three examples of the training split: those with the least, the middle and the
+    The picture has three examples of the training split: those with the least, the median and the
     most background. Their tiles are the first ones that the run will train on.
 
-    Both replace those of an earlier call without being asked: one looks, mends the masks and looks
+    Both replace the files of an earlier call without asking: you look, fix the masks and look
     again, and nothing is lost that the same command would not make again. Nothing else in `workdir`
-    is touched, and a run can start or go on there.
+    is touched, and a run can start or continue there.
 
     Args:
-      config: the settings, such as `named_config` gives them.
+      config: the settings, such as from `named_config`.
       workdir: the run's folder.
 
     Raises:
-      InputError: as `fit.fit` does; nothing has been written.
+      InputError: as for `fit.fit`; nothing has been written.
     """
     workdir, configuration = Path(workdir), read_configuration(config)
     classes = configuration.model.classes
@@ -109,7 +109,7 @@ def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> P
 def _first_tiles(
     settings: TrainSettings, examples: int, chosen: int, count: int
 ) -> list[tuple[int, jax.Array]]:
-    """So many steps, from 1 on, that train on one of the examples, and the keys of its tiles."""
+    """The first steps, from 1, that train on one of the examples, and the keys of its tiles."""
     key = training_key(settings)
     tiles: list[tuple[int, jax.Array]] = []
     step = 0
@@ -128,7 +128,7 @@ def _view(config):
     at_scale = "" if scale == 1 else f", after images and masks are scaled by {scale}"
     return (
         f"The network takes tiles of {side} x {side} pixels and learns the middle "
-        f"{side - 2 * reach} x {side - 2 * reach} of each{at_scale}. It decides on a pixel by what "
+        f"{side - 2 * reach} x {side - 2 * reach} of each{at_scale}. It classifies a pixel by what "
         f"lies within {reach} pixels of it; smaller images are mirrored at their edges."
     )
 
@@ -175,7 +175,7 @@ def _figure(config, stored, seen, pixels, found):
 def _tiles(
     config: Configuration, examples: int, chosen: Sequence[int], images: AnnotatedImages
 ) -> list[list[tuple[int, Tile, np.ndarray]]]:
-    """For each example chosen its tiles: (step, augmented example, coordinates) each."""
+    """The tiles of each chosen example: (step, augmented example, coordinates) for each."""
     geometry = {"tile_side": config.train.tile_side, "context": context(config.model.depth)}
     settings = config.augmentation
 
@@ -199,7 +199,7 @@ def _tiles(
 
 
 def _draw_stored(whole: Axes, detail: Axes, example: Example) -> None:
-    """The image with the outlines of its cells, and its part with most of them, enlarged."""
+    """Draws the image with the outlines of its cells, and enlarged the part with most of them."""
     image = _displayed(example.image)
     cells = np.where(example.labels == IGNORED, IGNORED, example.instances)
     _draw(whole, image)
@@ -259,7 +259,7 @@ def _frame(top, left, height, width):
 
 
 def _displayed(image):
-    """uint8 [H, W], or [H, W, 3] of three channels, which are taken for red, green and blue."""
+    """uint8 [H, W], or [H, W, 3] for three channels, which are taken as red, green and blue."""
     if image.ndim == 2 or image.shape[-1] != 3:
         return grey_values(image)
     # As one plane, so that all channels are stretched alike.
@@ -271,7 +271,7 @@ def _colours(config: Configuration) -> np.ndarray:
 
 
 def _mask_picture(example, config):
-    """Cells in colours of their own; the colours of classes where there are several, or strokes."""
+    """Cells, each in its own colour; for several classes, or strokes, the colours of classes."""
     picture = class_picture(example.labels, _colours(config))
     cells = example.instances > 0
     if config.model.classes == 2:
@@ -285,7 +285,7 @@ def _legend(config, pixels):
     shares = pixels / max(pixels[:-1].sum(), 1)
     names = [f"{n}: {100 * s:.1f} %" for n, s in zip(config.class_names, shares[:-1], strict=True)]
     if config.model.classes == 2:
-        names[1] += ", each cell in a colour of its own"
+        names[1] += ", each cell in its own colour"
         colours[1] = tuple(numbered_picture(np.array([[1]]))[0, 0] / 255)
     entries = [
         Patch(facecolor=c, edgecolor="gray", label=n) for c, n in zip(colours, names, strict=True)
@@ -297,7 +297,7 @@ def _legend(config, pixels):
         )
     return [
         *entries,
-        Line2D([], [], color=TRUTH_COLOUR, label="outline of a mask's cell"),
+        Line2D([], [], color=TRUTH_COLOUR, label="outline of a cell in the mask"),
         Line2D([], [], color=_GRID_COLOUR, label="grid of the image, deformed"),
         Line2D([], [], color="gray", linestyle="--", label="enlarged part; output of the network"),
     ]

@@ -1,7 +1,8 @@
 """Several processes that train one network, on devices of one or several machines.
 
-All read the same files and do the same steps; the first one, alone, writes. What a process learns
-for itself, such as a signal or a file that it cannot read, is told to the others at a fixed place.
+All read the same files and do the same steps; only the first one writes. What a process learns
+on its own, such as a signal or a file that it cannot read, is shared with the others at a fixed
+place.
 """
 
 import atexit
@@ -30,11 +31,11 @@ logger = logging.getLogger("unet_jax")
 
 _ADDRESS = "HOST:PORT,COUNT,INDEX"
 _ENDED = (
-    "Another process has ended, so that this one ends too; the same command, started in all "
-    "processes, goes on after the last step saved."
+    "Another process has ended, so this one ends too; start the same command again in all "
+    "processes to continue after the last step saved."
 )
 _NOT_FOUND = (
-    "--distributed: the processes have not found each other within five minutes. Is each of them "
+    "--distributed: the processes did not find each other within five minutes. Is each of them "
     "running, and is the address that of the first one?"
 )
 
@@ -46,16 +47,16 @@ def writes() -> bool:
 
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
-    """From now on this is one of several processes; to be entered before anything is computed.
+    """Makes this one of several processes; to be entered before anything is computed.
 
-    Where the block ends by an error, so does the process when that is told, and then the others.
+    If the block ends with an error, the process ends once it is reported, and then the others.
 
     Args:
-      address: "HOST:PORT,COUNT,INDEX": where the first process can be reached, how many they are
-        and which one this is, from 0 on. Empty where Slurm or Open MPI tell it.
+      address: "HOST:PORT,COUNT,INDEX": where the first process can be reached, how many there are
+        and which one this is, from 0. Empty if Slurm or Open MPI provide it.
 
     Raises:
-      InputError: the address is none, or is empty without Slurm or Open MPI.
+      InputError: the address is not valid, or is empty without Slurm or Open MPI.
       RunFailed: another process has ended.
     """
     values = _parsed(address)
@@ -69,7 +70,7 @@ def joined(address: str) -> Iterator[None]:
             os.dup2(nowhere.fileno(), 2)  # for the lines and stack that JAX writes if it fails
         jax.distributed.initialize(**values)
     except (ValueError, RuntimeError) as error:
-        remedy = f"give --distributed={_ADDRESS}, as neither Slurm nor Open MPI tells it"
+        remedy = f"give --distributed={_ADDRESS}, because neither Slurm nor Open MPI provides it"
         reason = one_line(error) if address else remedy
         raise InputError(f"--distributed: {reason}.") from error
     finally:
@@ -113,7 +114,7 @@ def _parsed(address: str) -> dict[str, Any]:
 
 
 def _check_port(port: int) -> None:
-    """InputError if it is taken, where JAX would crash."""
+    """InputError if the port is in use, in which case JAX would crash."""
     try:
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after a kill, at once
@@ -125,7 +126,7 @@ def _check_port(port: int) -> None:
 
 
 def _explain_abort(line: str, status: int, stderr: int) -> None:
-    """JAX aborts a process that has lost the others, from a thread of C++; this is said last."""
+    """Prints a last line when JAX, in a C++ thread, aborts a process that has lost the others."""
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def explain(_):
@@ -148,7 +149,7 @@ def agreed() -> Iterator[dict[str, Any]]:
       A dict for what must be the same in all at the end: texts or trees of arrays by their names.
 
     Raises:
-      InputError: that of this process, or of another one, or what is not the same.
+      InputError: that of this or another process, or something is not the same in all.
     """
     values: dict[str, Any] = {}
     if jax.process_count() == 1:
@@ -170,8 +171,8 @@ def agreed() -> Iterator[dict[str, Any]]:
         for name, digest in told[0]["digests"].items():
             if other["digests"][name] != digest:
                 raise InputError(
-                    f"Process {i} has other {name} than process 0; start all by the same command, "
-                    "on the same files."
+                    f"Process {i} differs from process 0 in its {name}; start all with the same "
+                    "command and the same files."
                 )
 
 
@@ -199,16 +200,16 @@ class Largest:
         self._given: jax.Array | int = 0
 
     def of_call_before(self, number: int) -> int:
-        """That of the call before, which a device has computed meanwhile: nobody waits for it.
+        """The largest number of the previous call, which a device has computed in the meantime.
 
-        In a single process that of this call.
+        So nothing waits for it. In a single process, that of this call.
         """
         given, self._given = self._given, _largest(number)
         return int(given if jax.process_count() > 1 else number)
 
 
 def largest(number: int) -> int:
-    """That of all processes, for which it waits."""
+    """The largest number of all processes; waits for them."""
     return int(_largest(number))
 
 

@@ -1,4 +1,4 @@
-"""Going on with a run: as the run it was, but for changes that the user has named as wanted."""
+"""Resuming a run: exactly as it was, except for changes that the user has allowed by name."""
 
 import logging
 import reprlib
@@ -28,20 +28,20 @@ _SHOWN = 5
 def resume_or_start(
     workdir: Path, state: TrainState, record: Record, allowed: Collection[str]
 ) -> TrainState:
-    """The latest state of the same run in `workdir`, or `state` with the folder made.
+    """The latest state of the same run in `workdir`, or `state` after creating the folder.
 
-    Steps that a kill left unfinished are removed, which is told.
+    Steps that a kill left unfinished are removed, which is reported.
 
     Args:
       workdir: the run's folder.
-      state: what a new run begins with.
-      record: of the run to be.
+      state: the state that a new run begins with.
+      record: of the run that is about to start.
       allowed: keys such as "config.augmentation.shift", or their beginnings such as "data", that
-        may differ from those of the run so far. More steps and other colours always may.
+        may differ from those of the run so far. More steps and other colours are always allowed.
 
     Raises:
-      InputError: another run is there, each difference named; a damaged checkpoint; a folder that
-        cannot be written to.
+      InputError: there is another run, with a line for each difference; the checkpoint is damaged;
+        the folder cannot be written to.
     """
     steps = checkpoint.saved_steps(workdir)
     changes = []
@@ -50,25 +50,25 @@ def resume_or_start(
         saved = checkpoint.describe(workdir, steps[-1])
         changes = _allowed_changes(workdir, saved.to_json(), record.to_json(), allowed)
         if record.training and steps[-1] > record.training.config.train.steps:
-            raise InputError(f"{workdir}: this run is at step {steps[-1]} already.")
+            raise InputError(f"{workdir}: this run is already at step {steps[-1]}.")
         state = checkpoint.restore(workdir, steps[-1], state)
     if writes():
         _take(workdir, steps, size=2 * sum(x.nbytes for x in jax.tree.leaves(state)))
     if steps:
-        logger.info("Going on after step %d.", steps[-1])
+        logger.info("Continuing after step %d.", steps[-1])
     for key, before, now in changes:
         logger.info("  with %s = %s instead of %s", key, _short(now), _short(before))
     return state
 
 
 def _take(workdir: Path, steps: list[int], size: int) -> None:
-    """The folder is for this run alone from now on, and has room for so many bytes."""
+    """Reserves the folder for this run alone, after checking that it has room for `size` bytes."""
     probe(workdir, size)
     lock(workdir)
     if checkpoint.saved_steps(workdir) != steps:
         raise InputError(f"{workdir}: another run has just written to it; start again.")
     for folder in checkpoint.remove_unfinished(workdir):
-        logger.info("%s: removed, a save that was never finished.", folder)
+        logger.info("%s: removed an incomplete save.", folder)
 
 
 def _allowed_changes(workdir, saved, record, allowed) -> list[tuple[str, Any, Any]]:
@@ -86,7 +86,7 @@ def _allowed_changes(workdir, saved, record, allowed) -> list[tuple[str, Any, An
         for key, before, now in refused
     ]
     if len(lines) > _SHOWN:
-        lines[_SHOWN:] = [f"{workdir}: {len(lines) - _SHOWN} more differences of that kind."]
+        lines[_SHOWN:] = [f"{workdir}: {len(lines) - _SHOWN} more differences of this kind."]
     if lines:
         raise InputError(*lines)
     return changes

@@ -1,4 +1,4 @@
-"""Fine-tuning: a network begins with what another one has learnt, instead of at random."""
+"""Fine-tuning: a network starts from what another one has learnt, instead of at random."""
 
 import dataclasses
 import logging
@@ -30,24 +30,24 @@ def first_state(
     channels: int,
     held_out: Mapping[str, str],
 ) -> tuple[TrainState, StartedFrom | None]:
-    """The state before the first step, and from which run it is taken.
+    """The state before the first step, and the run it is taken from.
 
-    All layers are taken over but the first convolution for images of another number of channels,
-    and the last for another number of classes; what is left at random is told. The optimiser
-    begins anew. A run that has been saved already needs the one it started from no more.
+    All layers are taken over, except the first convolution if the number of channels differs, and
+    the last one if the number of classes differs; layers that stay random are reported. The
+    optimiser starts afresh. A run that has been saved no longer needs the one it started from.
 
     Args:
       workdir: the run's folder.
-      state: at random.
+      state: the random state.
       configuration: of this run.
       channels: of its images.
       held_out: the digests of its validation and test images by name.
 
     Returns:
-      The state, and for the checkpoint where it comes from; None = begun at random.
+      The state, and, for the checkpoint, where it comes from; None = started at random.
 
     Raises:
-      InputError: no checkpoint that can be used is there, or nothing of it fits.
+      InputError: there is no usable checkpoint, or its network does not fit.
     """
     steps = checkpoint.saved_steps(workdir)
     if steps:
@@ -64,20 +64,20 @@ def first_state(
     }
     step = checkpoint.best_step(source)
     taken = len(params) - len(new)
-    logger.info("Starting from %s, step %d: takes over %d layers.", given, step, taken)
+    logger.info("Starting from %s, step %d: %d layers are taken over.", given, step, taken)
     for name, reason in new.items():
         logger.info("  %s begins at random: %s.", name, reason)
     if model.scale != scale:
         logger.info(
-            "  its images were seen at %g times their resolution, these are at %g "
-            "(config.data.scale): best where objects come out equally large.",
+            "  it saw its images at %g times their resolution, this run sees them at %g "
+            "(config.data.scale); it works best if objects have the same size in pixels.",
             *(model.scale, scale),
         )
     seen = _seen(model.training, held_out)
     if seen:
         logger.info(
             "  it has seen %d of the %d images that this run validates or tests on, the first is "
-            "%s: their scores will be too good.",
+            "%s; their scores will be too good.",
             *(len(seen), len(held_out), seen[0]),
         )
     average = state.average and jax.tree.map(jnp.copy, params)
@@ -97,26 +97,26 @@ def _source_model(
     members = checkpoint.load_members(source)
     if len(members) > 1:
         raise InputError(
-            f"{source}: holds a cross-validation, whose networks do not add up to one; start from "
-            f"one of them, such as {source / 'fold0'}."
+            f"{source}: holds a cross-validation, whose networks cannot be merged into one; start "
+            f"from one of them, such as {source / 'fold0'}."
         )
     (model,) = members
     theirs, ours = model.network, configuration.model
     if (theirs.width, theirs.depth) != (ours.width, ours.depth):
         raise InputError(
-            f"{source}: its network has width {theirs.width} and depth {theirs.depth}, this run's "
-            f"has {ours.width} and {ours.depth}, so that its layers do not fit; give "
+            f"{source}: its network has width {theirs.width} and depth {theirs.depth}, but this "
+            f"run's has {ours.width} and {ours.depth}, so its layers do not fit; give "
             f"--config.model.width={theirs.width} --config.model.depth={theirs.depth}."
         )
     new: dict[str, str] = {}
     if model.channels != channels:
-        new[_FIRST] = f"its images have {model.channels} channel(s), these {channels}"
+        new[_FIRST] = f"its images have {model.channels} channel(s), these have {channels}"
     if theirs.classes != ours.classes:
-        new[_LAST] = f"it has {theirs.classes} classes, this run {ours.classes}"
+        new[_LAST] = f"it has {theirs.classes} classes, this run has {ours.classes}"
     if configuration.train.freeze_contracting_path and _FIRST in new:
         raise InputError(
-            f"{source}: {new[_FIRST]}, so that {_FIRST} begins at random and has to be trained; "
-            "leave config.train.freeze_contracting_path False."
+            f"{source}: {new[_FIRST]}, so {_FIRST} begins at random and has to be trained; leave "
+            "config.train.freeze_contracting_path at False."
         )
     return model, new
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a run ends where its steps stand, which `fit` saves."""
+"""Ctrl-C and SIGTERM as a request to end a run after the current step, which `fit` saves."""
 
 import signal
 import threading
@@ -8,9 +8,9 @@ _SIGNALS = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGBR
 
 
 class StopRequest:
-    """While entered, notes SIGINT and SIGTERM in `signal`, 0 before; a second one acts as usual.
+    """In its block, notes SIGINT and SIGTERM in `signal`, 0 before; a second one acts as usual.
 
-    Python gives signals to the main thread only. In another one, as of a viewer, nothing is noted.
+    Python delivers signals only to the main thread; in others, as in a viewer, none is noted.
     """
 
     signal = 0
@@ -24,7 +24,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_):
-        """Gives them back."""
+        """Restores the handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 

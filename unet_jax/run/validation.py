@@ -1,4 +1,4 @@
-"""The look at the validation images that chooses the best step."""
+"""The validation that chooses the best step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Validation:
     """How good a network is on the validation split.
 
     Attributes:
-      scores: `loss` and errors by name; which steps are compared by, see `checkpoint.best_step`.
+      scores: `loss` and errors by name; for how steps are compared, see `checkpoint.best_step`.
       probabilities: float32 [H, W, classes] for each image.
     """
 
@@ -43,7 +43,7 @@ def validate(
       examples: the validation split.
       weights: their weight maps.
       class_names: by class.
-      row: of the step in the log.
+      row: the step's row in the log.
 
     Raises:
       RunFailed: the output is no longer finite.

@@ -1,14 +1,14 @@
-"""What is done of a volume at a time: each function reads and writes parts of it, and no more.
+"""The work on a volume in small pieces: each function reads and writes only parts of it.
 
-They are called in any order and in any number of processes, one stage after the other:
+Within a stage they are called in any order and in any number of processes; the stages are:
 
-1. `measure`, of each plane: the statistics of its grey values.
-2. `predict`, of each block: mask, classes, probabilities.
-3. `find`, of each block, `number`, of each plane, `grow`, of each block: the cells.
-4. `sum_up`, of each block, `tabulate`, of each plane: the table of the cells.
-5. `halve`, of each block of a level: the pyramids.
+1. `measure`, for each plane: the statistics of its grey values.
+2. `predict`, for each block: mask, classes, probabilities.
+3. `find`, for each block, `number`, for each plane, `grow`, for each block: the cells.
+4. `sum_up`, for each block, `tabulate`, for each plane: the table of the cells.
+5. `halve`, for each block of a level: the pyramids.
 
-What one has written is there whole or not at all; so what is there is finished.
+What is written exists either completely or not at all, so whatever exists is finished.
 """
 
 import contextlib
@@ -52,19 +52,19 @@ from unet_jax.volumes.output import NewImage, count_levels, create_output, fill_
 #: Groups in that of the result: of the statistics, and of what is deleted when all is finished.
 STATISTICS, INTERMEDIATE = "statistics", "intermediate"
 #: What to tell of a block that does not fit.
-MORE_MEMORY = "needs more memory or a smaller block"
+MORE_MEMORY = "needs more memory or smaller blocks"
 _DTYPES = {"mask": "uint8", "classes": "uint8", "cells": "uint32", "probabilities": "float32"}
 
 
 class Plane(NamedTuple):
-    """The place of an image in a volume."""
+    """The position of an image in a volume."""
 
     t: int
     z: int
 
 
 class Block(NamedTuple):
-    """The place of a block: of a plane, and in the grid of its blocks."""
+    """The position of a block: its plane, and its place in the plane's grid of blocks."""
 
     t: int
     z: int
@@ -78,16 +78,16 @@ Item = Plane | Block
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """All that a process must know to do any part of the work.
+    """Everything that a process must know to do any part of the work.
 
     Attributes:
       source: of the volume, see `open_volume`.
       output: of the result.
       model: to predict with.
-      kinds: the arrays: "mask", and of "probabilities", "classes" and "cells" what is wanted.
+      kinds: the arrays: "mask", and those of "probabilities", "classes" and "cells" requested.
       has_table: whether the table of the cells is written.
       averaging: "none" or "symmetries".
-      settings: of the cells.
+      settings: for finding the cells.
       side: of a block, in pixels.
       step: see `tile_step`, a divisor of `side`.
       made_with: what the result depends on, for the attributes of its group.
@@ -112,7 +112,7 @@ class Job:
 
     @functools.cached_property
     def model_on_device(self) -> Model:
-        """The model, whose parameters need not be sent again for each block."""
+        """The model, so that its parameters need not be sent again for each block."""
         return dataclasses.replace(self.model, params=jax.device_put(self.model.params))
 
     @functools.cached_property
@@ -122,7 +122,7 @@ class Job:
 
     @functools.cached_property
     def levels(self) -> dict[str, tuple[tensorstore.TensorStore, ...]]:
-        """The arrays of each kind of result, the full resolution first; made where need be."""
+        """The arrays of each kind of result, the full resolution first; created if necessary."""
         made_with, labels = self.made_with, {}
         for kind in self.kinds:
             if kind in ("classes", "cells"):
@@ -136,22 +136,22 @@ class Job:
 
     @functools.cached_property
     def pieces(self) -> tensorstore.TensorStore:
-        """Of cells, by which blocks know of each other."""
+        """The pieces of cells, through which blocks know about each other."""
         new = dataclasses.replace(self._new_image("cells"), levels=1)
         return create_output(f"{self.output}/{INTERMEDIATE}", self.made_with, new).image[0]
 
     def grid(self, level: int = 0) -> Grid:
-        """The blocks of a plane, or of it at a level of its pyramid."""
+        """The blocks of a plane, at a level of its pyramid."""
         _, _, height, width, _ = self.volume.shape
         return Grid(-(-height // 2**level), -(-width // 2**level), self.side)
 
     def planes(self) -> list[Plane]:
-        """All of them."""
+        """All planes."""
         times, depths, *_ = self.volume.shape
         return [Plane(t, z) for t in range(times) for z in range(depths)]
 
     def blocks(self, level: int = 0) -> list[Block]:
-        """All of them, plane by plane."""
+        """All blocks, plane by plane."""
         grid = self.grid(level)
         return [Block(*plane, *at) for plane in self.planes() for at in grid.blocks_in(grid.plane)]
 
@@ -173,7 +173,7 @@ class Job:
 
 
 def environment() -> dict[str, str]:
-    """What a process computes with; where it differs, so may the last bits."""
+    """The software and device of a process; if they differ, the last bits may differ, too."""
     packages = ("unet-jax", "jax", "jaxlib", "numpy", "scipy", "tensorstore")
     device = jax.devices()[0].device_kind
     if device == "cpu":  # the threads of XLA divide its sums
@@ -182,7 +182,7 @@ def environment() -> dict[str, str]:
 
 
 def attempt(function: Callable[[Job, Item], Any], job: Job, item: Item) -> tuple[Any, str | None]:
-    """What a stage's function returns, and in a line what is wrong with this item alone, or None.
+    """The result of a stage's function, and a line about what failed for this item, or None.
 
     Raises:
       RunFailed: the result cannot be written to.
@@ -200,7 +200,7 @@ def attempt(function: Callable[[Job, Item], Any], job: Job, item: Item) -> tuple
 
 
 def place(job: Job, item: Item) -> str:
-    """What to call a plane or a block."""
+    """The name of a plane or a block in messages."""
     plane = f"{job.source}: t {item.t}, z {item.z}"
     if isinstance(item, Plane):
         return plane
@@ -211,7 +211,7 @@ def place(job: Job, item: Item) -> str:
 def measure(job: Job, plane: Plane) -> int:
     """Writes the statistics of a plane's grey values; returns how many of its chunks are missing.
 
-    They are read as the fill value, and programs leave out those of zeros.
+    Missing chunks are read as the fill value; programs leave out chunks of zeros.
     """
     pixels, grid = job.volume.plane(*plane), job.grid()
 
@@ -236,7 +236,7 @@ def measure(job: Job, plane: Plane) -> int:
 
 
 def predict(job: Job, block: Block) -> None:
-    """Writes what is wanted of a block, but for the cells."""
+    """Writes the requested results of a block, except for the cells."""
     arrays = [job.levels[kind][0] for kind in job.kinds if kind != "cells"]
     if all(_is_there(array, block) for array in arrays):
         return  # by a worker that died before it could say so
@@ -265,7 +265,7 @@ def predict(job: Job, block: Block) -> None:
 
 
 def find(job: Job, block: Block) -> None:
-    """Writes the pieces of cells in a block, and what `number` must know of them."""
+    """Writes the pieces of cells in a block, and what `number` must know about them."""
     grid, index, array = job.grid(), (block.row, block.column), job.pieces
     seen = part_for_pieces(grid, index, job.settings)
     mask = _pixels(job, job.levels["mask"][0], block, seen)
@@ -303,7 +303,7 @@ def grow(job: Job, block: Block) -> None:
 
 
 def sum_up(job: Job, block: Block) -> None:
-    """Writes what `tabulate` must know of the cells in a block."""
+    """Writes what `tabulate` must know about the cells in a block."""
     grid = job.grid()
     part = grid.block((block.row, block.column))
     cells = _pixels(job, job.levels["cells"][0], block, part)
@@ -313,7 +313,7 @@ def sum_up(job: Job, block: Block) -> None:
 
 
 def tabulate(job: Job, plane: Plane) -> tuple[Plane, list[list[str]]]:
-    """The plane, and the table of its cells: the columns' names, and a row for each."""
+    """The plane, and the table of its cells: the columns' names, and a row for each cell."""
     grid = job.grid()
     blocks = [
         _read(job, f"{INTERMEDIATE}/sums/{key(Block(*plane, *index))}")
@@ -325,7 +325,7 @@ def tabulate(job: Job, plane: Plane) -> tuple[Plane, list[list[str]]]:
 
 
 def halve(job: Job, block: Block, *, kind: str, level: int) -> None:
-    """Writes a block of a level of a pyramid, from 1 on, from the level below it."""
+    """Writes a block of a level of a pyramid, 1 or higher, from the level below it."""
     below, array = job.levels[kind][level - 1 : level + 1]
     names = "".join(array.domain.labels)
     with _writing(job):
@@ -333,7 +333,7 @@ def halve(job: Job, block: Block, *, kind: str, level: int) -> None:
 
 
 def unfinished(array: tensorstore.TensorStore, wanted: list[Block]) -> list[Block]:
-    """The blocks of an array that are not there."""
+    """The blocks of an array that do not exist yet."""
     there = finished(array)
     return [block for block in wanted if _index(array, block) not in there]
 
@@ -344,7 +344,7 @@ def _is_there(array, block):
 
 
 def _index(array, block):
-    """Where a block is in an array of blocks."""
+    """The index of a block in an array of blocks."""
     at = {"t": block.t, "c": 0, "z": block.z, "y": block.row, "x": block.column}
     return tuple(at[name] for name in array.domain.labels)
 
@@ -388,12 +388,12 @@ def _slices(part: Part) -> tuple[slice, slice]:
 
 
 def key(item: Item) -> str:
-    """What the objects of a plane or a block are called, in a group of their kind."""
+    """The name of the objects of a plane or a block, in a group of their kind."""
     return "/".join(map(str, item))
 
 
 def _write(job: Job, name: str, **arrays: Any) -> None:
-    """Small arrays as one object."""
+    """Writes small arrays as one object."""
     file = io.BytesIO()
     np.savez(file, **arrays)
     with _writing(job):

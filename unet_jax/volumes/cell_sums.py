@@ -1,7 +1,7 @@
-"""The table of the cells of a plane that is larger than the memory: of what adds up over blocks.
+"""The table of the cells of a plane that is larger than the memory, from sums over blocks.
 
-Columns and values are those of `measure`. Perimeter and solidity do not add up and are not among
-them; nor is what depends on the probabilities, which need not be kept.
+Columns and values are those of `measure`. Perimeter and solidity cannot be summed and are left out;
+so is everything that depends on the probabilities, which need not be kept.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Sums = dict[str, np.ndarray]
 
 
 def sum_cells(image: np.ndarray, cells: np.ndarray, part: Part, plane: Part) -> Sums:
-    """What is to be known of the cells in a block.
+    """The sums over the cells in a block.
 
     Args:
       image: real [h, w, C].
@@ -25,10 +25,10 @@ def sum_cells(image: np.ndarray, cells: np.ndarray, part: Part, plane: Part) -> 
       plane: all of it.
 
     Returns:
-      number and pixels: int64 [n]. centre: float64 [n, 2], of its pixels here, row and column in
-      the plane. spread: float64 [n, 3], the sums of the squares of their distances to it along rows
-      and columns, and of the products of both. total, minimum and maximum: float64 [n, C], of the
-      image. at_border: bool [n].
+      number and pixels: int64 [n]. centre: float64 [n, 2], of a cell's pixels here, row and column
+      in the plane. spread: float64 [n, 3], the sums of the squares of their distances to it along
+      rows and columns, and of the products of both. total, minimum and maximum: float64 [n, C], of
+      the image. at_border: bool [n].
     """
     rows, columns = np.nonzero(cells)
     numbers, cell = np.unique(cells[rows, columns], return_inverse=True)
@@ -56,7 +56,7 @@ def sum_cells(image: np.ndarray, cells: np.ndarray, part: Part, plane: Part) -> 
 
 
 def table_of_sums(blocks: Sequence[Sums], pixel_size: tuple[float, float] | None) -> Sums:
-    """The table of `measure` of a plane, but for the columns that do not add up.
+    """The table of `measure` for a plane, without the columns that cannot be summed.
 
     Args:
       blocks: of all blocks of the plane.
@@ -100,7 +100,7 @@ def table_of_sums(blocks: Sequence[Sums], pixel_size: tuple[float, float] | None
 def _ellipses(
     variance_y: np.ndarray, variance_x: np.ndarray, covariance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eccentricity, and degrees from the x axis to the long axis, of cells by second moments."""
+    """Eccentricity, and degrees from the x axis to the long axis, from second moments."""
     half = (variance_x - variance_y) / 2
     root = np.hypot(half, covariance)
     long = (variance_x + variance_y) / 2 + root

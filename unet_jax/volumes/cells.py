@@ -1,11 +1,11 @@
 """The single cells of a plane that is larger than the memory: `find_cells`, block by block.
 
 Whatever the blocks are, the cells and their numbers are those that `find_cells` finds in the whole
-plane. In three steps, none of which holds more than a block or small tables:
+plane. There are three steps, none of which holds more than a block or small tables:
 
-1. `find_pieces`, of each block: the basins in it, see there, which are the pieces of cells.
-2. `number_pieces`, once a plane: which of them are of one cell, also where blocks meet.
-3. `grow_cells`, of each block: its cells, grown as far as the border allows.
+1. `find_pieces`, for each block: the basins in it, see `basins`, which are the pieces of cells.
+2. `number_pieces`, once for each plane: which of them form one cell, also where blocks meet.
+3. `grow_cells`, for each block: its cells, grown as far as the border allows.
 """
 
 import math
@@ -25,7 +25,7 @@ Index = tuple[int, int]
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle of a plane: pixels from `top` and `left` on, to before `bottom` and `right`."""
+    """A rectangle of a plane, from `top` and `left` up to, but without, `bottom` and `right`."""
 
     top: int
     left: int
@@ -47,7 +47,7 @@ class Part:
         )
 
     def within(self, other: "Part") -> tuple[slice, slice]:
-        """Where it lies in an array of the other, which contains it."""
+        """Its position in an array of the other, which contains it."""
         return (
             slice(self.top - other.top, self.bottom - other.top),
             slice(self.left - other.left, self.right - other.left),
@@ -56,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Grid:
-    """A plane and the blocks it is cut into, all square but where the plane ends.
+    """A plane and the blocks it is cut into, all square except where the plane ends.
 
     Attributes:
       height: of the plane, in pixels.
@@ -80,7 +80,7 @@ class Grid:
         return list(product(rows, columns))
 
     def block(self, index: Index, halo: int = 0) -> Part:
-        """A block with so many pixels around it, as far as the plane goes."""
+        """A block with `halo` pixels around it, as far as the plane extends."""
         top, left = index[0] * self.side, index[1] * self.side
         end = self.side + halo
         return Part(top - halo, left - halo, top + end, left + end).common(self.plane)
@@ -88,15 +88,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What has to be known of the pieces of cells in a block, n of them, to number the cells.
+    """What must be known about the n pieces of cells in a block to number the cells.
 
     Attributes:
       sizes: int64 [n], their pixels.
       first: int64 [n], their first pixels, counted in the plane row by row.
       summits: float64 [n], see `basins`.
       exits: int64 [n, 2], row and column in the plane of the pixel of another block through which
-        a piece leads to its summit; -1 where it has its own.
-      between: int64 [N, 2], pieces of this block that touch, counted from 0 on.
+        a piece leads to its summit; -1 if it has its own.
+      between: int64 [N, 2], pieces of this block that touch, counted from 0.
       passes: float64 [N], the highest pass of each such pair.
       top: float64 [2, W], the labels in the first row of the block, and the heights there.
       bottom: float64 [2, W], in the last row.
@@ -121,8 +121,8 @@ class Numbers:
     """The numbers of the cells of a plane.
 
     Attributes:
-      tables: uint32 [n + 1] of each block, the cells that its labels 0 ... n stand for, 0 for none.
-      count: of cells, which are numbered from 1 on.
+      tables: uint32 [n + 1] for each block, the cells that its labels 0 ... n stand for, 0 = none.
+      count: the number of cells, which are numbered from 1.
     """
 
     tables: Mapping[Index, np.ndarray]
@@ -130,14 +130,14 @@ class Numbers:
 
 
 def part_for_pieces(grid: Grid, index: Index, settings: InstanceSettings) -> Part:
-    """What `find_pieces` must see."""
+    """The part of the plane that `find_pieces` must see."""
     # Holes are judged as in the plane as far as basins reach from the block: one that is cut by the
     # end of the part has more than `largest_hole` pixels on its way there.
     return grid.block(index, settings.largest_hole + (REACH if settings.neck_ratio else 0))
 
 
 def part_for_growth(grid: Grid, index: Index, settings: InstanceSettings) -> Part:
-    """What `grow_cells` must see."""
+    """The part of the plane that `grow_cells` must see."""
     # All cells that a pixel may belong to. Which of several equally near ones it is, is the same
     # in any part: SciPy takes the pixel in the first column, and of these in the first row.
     return grid.block(index, math.floor(settings.border))
@@ -149,7 +149,7 @@ def find_pieces(
     """The pieces of cells in a block, before they are grown.
 
     Args:
-      background: bool of `part_for_pieces`, where `probability <= settings.threshold`.
+      background: bool, for `part_for_pieces`, where `probability <= settings.threshold`.
       grid: of the plane.
       index: of the block.
       settings: as for `find_cells`.
@@ -158,7 +158,7 @@ def find_pieces(
       uint32 of the block, its pieces as labels 1 ... n; and what `number_pieces` must know of them.
 
     Raises:
-      ValueError: background of another shape.
+      ValueError: background has the wrong shape.
     """
     part, block = part_for_pieces(grid, index, settings), grid.block(index)
     _check_shape(background, part)
@@ -229,8 +229,8 @@ def grow_cells(
     """The cells of a block.
 
     Args:
-      labels: uint32 of `part_for_growth`, each block's as from `find_pieces`.
-      numbers: of the plane; no tables are needed but those of the blocks in this part.
+      labels: uint32, for `part_for_growth`, each block's from `find_pieces`.
+      numbers: of the plane; only the tables of the blocks in this part are needed.
       grid: of the plane.
       index: of the block.
       settings: as for `find_cells`.
@@ -239,7 +239,7 @@ def grow_cells(
       uint32 of the block: 0 = background, n = cell n of the plane.
 
     Raises:
-      ValueError: labels of another shape.
+      ValueError: labels have the wrong shape.
     """
     part, block = part_for_growth(grid, index, settings), grid.block(index)
     _check_shape(labels, part)
@@ -253,9 +253,9 @@ def grow_cells(
 def _basins(
     pieces: Mapping[Index, Pieces], start: Mapping[Index, int], total: int, grid: Grid
 ) -> tuple[np.ndarray, int]:
-    """Int [total], the basin of the plane that each piece belongs to, and how many there are.
+    """Int [total], the basin of the plane that each piece belongs to, and the number of basins.
 
-    Those of a block are counted from its `start` on, basins by their first pixels.
+    The pieces of a block are counted from its `start`, basins by their first pixels.
     """
     to = np.arange(total)
     for row, column in start:
@@ -279,7 +279,7 @@ def _basins(
 
 
 def _passes(pieces: Mapping[Index, Pieces], start: Mapping[Index, int]) -> Iterator[Passes]:
-    """Between pieces, within blocks and where blocks meet; those of a block from its `start` on."""
+    """The passes between pieces, within blocks and across them, counted from a block's `start`."""
 
     def edge(index, name):
         labels, height = getattr(pieces[index], name)

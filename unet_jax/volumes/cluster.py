@@ -1,4 +1,4 @@
-"""The work on a volume by the workers of Dask, on this machine or on a cluster."""
+"""The work on a volume with Dask workers, on this machine or on a cluster."""
 
 import contextlib
 import dataclasses
@@ -42,14 +42,14 @@ _LOOK_EVERY = 10  # seconds
 
 @contextlib.contextmanager
 def local_workers(count: int) -> Iterator[Client]:
-    """So many processes of this machine, which share its cores; their ports are on loopback.
+    """`count` processes on this machine, which share its cores; their ports are on loopback.
 
     Raises:
-      InputError: there is an accelerator, which each of them would take for itself.
+      InputError: there is an accelerator, which each process would claim for itself.
     """
     if jax.default_backend() != "cpu":
         raise InputError(
-            "--workers share the cores of a CPU; start a worker of Dask for each accelerator, and "
+            "--workers share the cores of a CPU; start a Dask worker for each accelerator, and "
             "give its --scheduler, see docs/large.md."
         )
     variables = {
@@ -78,7 +78,7 @@ def local_workers(count: int) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Processes that are started meanwhile leave Ctrl-C to this one."""
+    """Processes that are started in the block leave Ctrl-C to this one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -91,7 +91,7 @@ def _no_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def workers_of(scheduler: str) -> Iterator[Client]:
-    """The workers of a scheduler that runs already, such as tcp://host:8786.
+    """The workers of a scheduler that is already running, such as tcp://host:8786.
 
     Raises:
       InputError: it does not answer.
@@ -105,7 +105,7 @@ def workers_of(scheduler: str) -> Iterator[Client]:
 
 
 def common_environment(client: Client) -> dict[str, str]:
-    """What all workers compute with; InputError if they differ, or if there are none."""
+    """The environment of all workers; InputError if they differ, or if there are none."""
     found = client.run(environment)
     if not found:
         raise InputError("The scheduler has no workers yet; start some.")
@@ -115,16 +115,16 @@ def common_environment(client: Client) -> dict[str, str]:
             if value != first[1][key]:
                 raise InputError(
                     f"The workers differ: {key} is {first[1][key]} on {first[0]} and {value} on "
-                    f"{worker}; all must be of one kind, for the same bits."
+                    f"{worker}; all must be the same to give the same bits."
                 )
     return first[1]
 
 
 @contextlib.contextmanager
 def on_workers(client: Client, job: Job) -> Iterator[Callable[..., Iterator]]:
-    """Gives what does a stage's function of all items, and yields these as they are done.
+    """Gives a function that runs a stage's function on all items and yields them as they finish.
 
-    Each with what `attempt` returns.
+    Each item comes with what `attempt` returns.
     """
     plugin = _JobPlugin(dataclasses.replace(job))  # without what this process has opened
     client.register_plugin(plugin, name=plugin.name)  # a worker that comes later gets it too
@@ -136,7 +136,7 @@ def on_workers(client: Client, job: Job) -> Iterator[Callable[..., Iterator]]:
 
 
 class _JobPlugin(WorkerPlugin):
-    """The job, kept by each worker."""
+    """Keeps the job on each worker."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -149,12 +149,12 @@ def _do(name: str, function: Callable[[Job, Item], Any], item: Item) -> tuple[An
 
 @functools.lru_cache(maxsize=2)
 def _checked_job(name: str) -> Job:
-    """That of this worker, which must be as the others are."""
+    """The job of this worker, after checking that the worker is like the others."""
     worker = get_worker()
     job = cast(_JobPlugin, worker.plugins[name]).job
     if environment() != job.made_with["versions"]:
         raise RunFailed(
-            f"The worker {worker.address} computes with {environment()}, the others with "
+            f"The worker {worker.address} has {environment()}, but the others have "
             f"{job.made_with['versions']}."
         )
     if read_object(job.output, "zarr.json") is None:
@@ -205,7 +205,7 @@ def _run(
             result = None
         except (CancelledError, CommClosedError) as error:
             raise RunFailed(
-                "The scheduler is gone; the same command goes on where it was."
+                "The scheduler is gone; run the same command again to continue."
             ) from error
         future.release()
         yield item, result, problem

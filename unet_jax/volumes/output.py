@@ -1,6 +1,6 @@
 """Results in OME-Zarr 0.5, written by TensorStore alone.
 
-A block of a result is a shard, which is one stored object. It appears whole, and even where all
+A block of a result is a shard, which is one stored object. It appears in one step, even if all
 pixels are 0: a block that exists is finished.
 """
 
@@ -33,7 +33,7 @@ class NewImage:
     """An image or labels to create.
 
     Attributes:
-      axes: see there.
+      axes: see `Axes`.
       shape: of the full resolution, in the order of the axes.
       dtype: a name of NumPy's, such as "uint8".
       block: the side of a shard in y and x; it is 1 in t and z and holds all channels.
@@ -63,7 +63,7 @@ class Output:
 
 
 def check_writable(url: str | Path, size: int) -> None:
-    """Raises InputError if an object of so many bytes cannot be written there."""
+    """Raises InputError if an object of `size` bytes cannot be written there."""
     url, name = str(url).rstrip("/"), f".probe-{uuid.uuid4().hex}"
     store = open_kvstore(url)
     try:
@@ -76,7 +76,7 @@ def check_writable(url: str | Path, size: int) -> None:
 
 
 def finished(array: tensorstore.TensorStore) -> set[tuple[int, ...]]:
-    """The indices of the blocks of a result that are there."""
+    """The indices of the existing blocks of a result."""
     return stored_chunks(array, ())
 
 
@@ -86,16 +86,16 @@ def create_output(
     image: NewImage | None = None,
     labels: Mapping[str, NewImage] | None = None,
 ) -> Output:
-    """Creates a group of OME-Zarr 0.5, or opens it where it is there; any number of times at once.
+    """Creates an OME-Zarr 0.5 group, or opens an existing one; may be called concurrently.
 
     Args:
-      url: as of `open_volume`.
+      url: as for `open_volume`.
       made_with: what the result depends on, in JSON; kept under `unet_jax` in the attributes.
       image: of the group itself.
       labels: by name, in the subgroup "labels".
 
     Raises:
-      InputError: something else is there, or the same made with something else.
+      InputError: something else exists there, or a result that was made with something else.
     """
     url, labels = str(url).rstrip("/"), labels or {}
     attributes: dict[str, Any] = {"ome": {"version": "0.5"}, "unet_jax": dict(made_with)}
@@ -137,7 +137,7 @@ def _described(image: NewImage, name: str) -> dict[str, Any]:
 
 
 def _settle(url: str, attributes: dict[str, Any], *, is_root: bool = False) -> None:
-    """Writes the metadata of a group once; InputError if there are others."""
+    """Writes the metadata of a group once; InputError if it has different metadata."""
     attributes = json.loads(json.dumps(attributes))
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     store = open_kvstore(url)
@@ -148,7 +148,9 @@ def _settle(url: str, attributes: dict[str, Any], *, is_root: bool = False) -> N
             others = [key for key in store.list().result() if not _is_passing(key)]
             before = store.read("zarr.json").result()
             if before.state == "missing" and others and is_root:
-                raise InputError(f"{url}: is there already, and no result; give another --output.")
+                raise InputError(
+                    f"{url}: exists already and is not a result; give another --output."
+                )
             if before.state == "missing":  # else another process was faster
                 content = json.dumps(group, indent=1).encode()
                 store.write("zarr.json", content, if_equal=before.stamp.generation).result()
@@ -158,7 +160,7 @@ def _settle(url: str, attributes: dict[str, Any], *, is_root: bool = False) -> N
         raise InputError(f"{url}: cannot be written to ({one_line(error)}).") from error
     there = (read_json(url, "zarr.json") or {}).get("attributes")
     if not isinstance(there, dict) or is_root and not isinstance(there.get("unet_jax"), dict):
-        raise InputError(f"{url}: is there already, and no result; give another --output.")
+        raise InputError(f"{url}: exists already and is not a result; give another --output.")
     for part, wanted in attributes.items():
         found = there.get(part)
         found = found if isinstance(found, dict) else {}
@@ -175,7 +177,7 @@ def _is_passing(key: bytes) -> bool:
 
 
 def _create_levels(url: str, image: NewImage) -> tuple[tensorstore.TensorStore, ...]:
-    """The arrays of an image; those that are there are opened."""
+    """The arrays of an image; existing ones are opened."""
     names, dtype = image.axes.names, np.dtype(image.dtype)
     sizes = dict(zip(names, image.shape, strict=True))
     shard = [{"y": image.block, "x": image.block, "c": sizes.get("c", 1)}.get(n, 1) for n in names]
@@ -221,7 +223,7 @@ def _create_levels(url: str, image: NewImage) -> tuple[tensorstore.TensorStore, 
 
 
 def count_levels(height: int, width: int, block: int) -> int:
-    """How many levels there are until the last one fits in a block."""
+    """The number of levels until the last one fits in a block."""
     return 1 + max(0, math.ceil(math.log2(max(height, width) / block)))
 
 
@@ -236,11 +238,11 @@ def fill_block(
     """Writes one block of a level from the level below it, of twice the resolution.
 
     Args:
-      below: all blocks of it under this one are finished.
-      level: to write to.
+      below: the level below, in which all blocks under this one are finished.
+      level: the level to write to.
       names: of the axes.
-      index: of the block, as of `finished`.
-      nearest: takes the first of four pixels, for labels and classes; else their mean.
+      index: of the block, as from `finished`.
+      nearest: takes the first of four pixels, for labels and classes; otherwise their mean.
     """
     shard = chunk_shape(level.chunk_layout.write_chunk)
     starts = [i * side for i, side in zip(index, shard, strict=True)]
@@ -259,7 +261,7 @@ def fill_block(
         ) from error
 
     def quarter(row: int, column: int) -> np.ndarray:
-        """Every second pixel; beyond the border there is the last one again."""
+        """Every second pixel; beyond the border the last one is repeated."""
         taken = pixels
         for axis, first in ((rows, row), (columns, column)):
             places = np.arange(first, first + 2 * (stops[axis] - starts[axis]), 2)

@@ -1,4 +1,4 @@
-"""Segmentation of a volume in OME-Zarr, of any size, block by block into another one."""
+"""Segmentation of an OME-Zarr volume of any size, block by block, into another one."""
 
 import contextlib
 import csv
@@ -50,13 +50,13 @@ _SIDES = (256, 512, 1024, 2048)
 
 @dataclass(frozen=True)
 class VolumePrediction:
-    """What `predict_volume` has come to.
+    """The outcome of `predict_volume`.
 
     Attributes:
       output: the result.
-      blocks: how many there are to predict.
-      done: how many of these are there now.
-      before: how many of these were there before.
+      blocks: how many blocks there are to predict.
+      done: how many of these exist now.
+      before: how many of these existed before.
       problems: a line for each plane or block that is missing.
     """
 
@@ -68,7 +68,10 @@ class VolumePrediction:
 
     def __str__(self):
         """One line, without the problems."""
-        return f"{self.output}: {self.done} of {self.blocks} block(s), {self.before} there before."
+        return (
+            f"{self.output}: {self.done} of {self.blocks} block(s) done, {self.before} of them "
+            "earlier."
+        )
 
 
 @unlocking()
@@ -84,32 +87,32 @@ def predict_volume(
     client: "Client | None" = None,
     part: tuple[int, int] | None = None,
 ) -> VolumePrediction:
-    """Segments each image of an OME-Zarr into another one; the same call goes on where it stopped.
+    """Segments each image of an OME-Zarr into another one; call it again to continue after a stop.
 
-    The result is the same bits whatever the blocks: of `predict_tiled` of a whole image with the
-    tile side that is recorded, and of `find_cells`. Processes that differ in what `environment`
-    tells would differ by rounding, and do not go on with each other's. It is an OME-Zarr 0.5:
+    The result has the same bits whatever the blocks: those of `predict_tiled` for a whole image
+    with the recorded tile side, and of `find_cells`. Processes that differ in their `environment`
+    would differ by rounding, and do not continue each other's results. It is an OME-Zarr 0.5:
     the image is a mask, uint8, 255 = cell; `labels/classes` uint8; `labels/cells` uint32, a number
-    for each cell, beginning again in each image; `probabilities` float32, a channel for each class;
+    for each cell, starting again in each image; `probabilities` float32, a channel for each class;
     `table.csv` the measurements of the cells, see `volumes.cell_sums`. What cannot be done is
-    reported at the end; the rest goes on.
+    reported at the end; everything else continues.
 
     Args:
       model: from `unet_jax.load`, of scale 1.
       source: OME-Zarr 0.4 or 0.5, a path or s3://BUCKET/PATH; each time and depth is an image.
       output: a path or s3://BUCKET/PATH of the result.
-      write: of "probabilities", "classes", "cells", and "table", which writes the cells as well.
-      averaging: "none", or "symmetries" as of `predict_tiled`.
-      settings: for finding the cells; the mask has their threshold.
-      block_side: pixels, a multiple of 64; by default 2048, less for smaller images. A block is
+      write: some of "probabilities", "classes", "cells", and "table", which also writes the cells.
+      averaging: "none", or "symmetries" as for `predict_tiled`.
+      settings: for finding the cells; the mask uses their threshold.
+      block_side: pixels, a multiple of 64; by default 2048, less for smaller images. One block is
         predicted at a time, and is one stored object.
-      client: of a cluster of Dask, whose workers do the work; by default this process does.
+      client: of a Dask cluster, whose workers do the work; by default this process does it.
       part: (i, n) predicts only part i of the parts 0 ... n - 1 of the blocks; a call without it,
         after all of them, finishes the result.
 
     Raises:
-      InputError: what cannot be used; nothing has been predicted.
-      RunFailed: the result cannot be written to, or the cluster is gone; what is there is whole.
+      InputError: something cannot be used; nothing has been predicted.
+      RunFailed: the result cannot be written to, or the cluster is gone; what exists is complete.
     """
     job = _job(model, str(source), str(output), write, averaging, settings, block_side, client)
     _prepare(job, part)
@@ -119,7 +122,7 @@ def predict_volume(
     with _workers(client, job) as do:
 
         def run(what: str, function: Callable[..., Any], items: Iterable[Item]) -> list[Any]:
-            """Does a stage, but for images of which something failed; what its function gave."""
+            """Runs a stage, except for images with failures; returns its function's results."""
             due = [item for item in items if (item.t, item.z) not in failed]
             results = []
             bar = tqdm(do(function, due), total=len(due), desc=what, delay=3, leave=False)
@@ -144,7 +147,7 @@ def predict_volume(
         )
         if any(missing):
             logger.warning(
-                "%s: %d chunk(s) are missing, in %d of its images, and read as the fill value",
+                "%s: %d chunk(s) are missing, in %d of its images, and are read as the fill value",
                 *(job.source, sum(missing), np.count_nonzero(missing)),
             )
         done = len(run("Predicting", blocks.predict, due))
@@ -165,7 +168,7 @@ def predict_volume(
 
 
 def _find_cells(job: Job, run: Callable[..., list]) -> None:
-    """The stages of the cells, of the images of which some are missing."""
+    """The stages of the cells, for the images that lack some."""
     if "cells" not in job.kinds:
         return
     due = unfinished(job.levels["cells"][0], job.blocks())
@@ -182,7 +185,7 @@ def _find_cells(job: Job, run: Callable[..., list]) -> None:
 
 
 def _measure_cells(job: Job, run: Callable[..., list], problems: Sequence[str]) -> None:
-    """Writes the table of the cells, once those of all images are there."""
+    """Writes the table of the cells, once the cells of all images exist."""
     if problems or not job.has_table or list_objects(job.output, TABLE):
         return
     summed = {*list_objects(job.output, f"{blocks.INTERMEDIATE}/sums/")}
@@ -209,7 +212,7 @@ def _part_of(items: list[Block], part: tuple[int, int] | None) -> list[Block]:
 
 @contextlib.contextmanager
 def _workers(client: "Client | None", job: Job) -> Iterator[Callable[..., Iterator]]:
-    """What does a stage's function of all items, and yields each with what `attempt` returns."""
+    """Gives a function that runs a stage on all items and yields each with `attempt`'s result."""
     if client is None:
         yield lambda function, items: ((item, *attempt(function, job, item)) for item in items)
         return
@@ -220,7 +223,7 @@ def _workers(client: "Client | None", job: Job) -> Iterator[Callable[..., Iterat
 
 
 def _job(model, source, output, write, averaging, settings, block_side, client) -> Job:
-    """Raises InputError for what cannot be done."""
+    """The job; raises InputError for what cannot be done."""
     for kind in write:
         if kind not in VOLUME_KINDS:
             raise InputError(
@@ -229,7 +232,7 @@ def _job(model, source, output, write, averaging, settings, block_side, client) 
     if averaging not in ("none", "symmetries"):
         raise InputError(
             f"averaging: expected none or symmetries for a volume, not {averaging!r}, for which a "
-            "block would need all of its image."
+            "block would need its whole image."
         )
     if model.scale != 1:
         raise InputError(
@@ -245,7 +248,7 @@ def _job(model, source, output, write, averaging, settings, block_side, client) 
         )
     if not is_remote(output) and not is_remote(source):
         if Path(output).is_relative_to(source):
-            raise InputError(f"{output}: is in the volume itself; give another --output.")
+            raise InputError(f"{output}: is inside the volume; give another --output.")
     if block_side is None:
         block_side = next((side for side in _SIDES if side >= max(height, width)), _SIDES[-1])
     unit = max(_STEPS[-1], 2 ** (model.network.depth - 1))  # of the max-pooling grid
@@ -282,14 +285,16 @@ def _job(model, source, output, write, averaging, settings, block_side, client) 
 
 
 def _place(url: str) -> str:
-    """The same for all processes, wherever they were started."""
+    """A path that is the same for all processes, wherever they were started."""
     return url.rstrip("/") if is_remote(url) else str(Path(url).resolve())
 
 
 def _prepare(job: Job, part: tuple[int, int] | None) -> None:
     """Makes the arrays; InputError if another run is writing, or if there is no room."""
     if part is not None and not 0 <= part[0] < part[1]:
-        raise InputError(f"part: expected such as 3/40, from 0 to 39, not {part[0]}/{part[1]}.")
+        raise InputError(
+            f"part: expected a part such as 3/40, with parts 0 to 39, not {part[0]}/{part[1]}."
+        )
     folder = Path(job.output)
     if read_object(job.output, "zarr.json") is None:
         if not is_remote(job.output):
@@ -306,7 +311,7 @@ def _prepare(job: Job, part: tuple[int, int] | None) -> None:
 
 
 def _bytes_of(kind: str, job: Job) -> float:
-    """Of a pixel and its pyramid, as compressed as they are where a picture is full of cells."""
+    """Bytes of a pixel and its pyramid, compressed as in a picture full of cells."""
     if kind == "probabilities":
         return 4 / 3 * 4 * job.model.network.classes
     return 0.4 if kind == "cells" else 0.15  # what is intermediate counted in

@@ -1,4 +1,4 @@
-"""The pictures of cells that are missed, false, split or merged: the largest ones of each kind."""
+"""The pictures of cells that are missed, false, split or merged: the largest cells of each kind."""
 
 import heapq
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ _MARGIN = 24  # pixels around a cell
 _SIDE, _LARGEST_SIDE = 192, 384  # pixels of a picture
 #: What the kinds of errors mean, by name.
 KINDS = {
-    "missed": "annotated cells of which nothing, or too little, is found",
+    "missed": "annotated cells that are not found, or only too small a part of them",
     "false": "found cells where none is annotated, or with the wrong outline",
-    "split": "annotated cells that are found as several",
-    "merged": "found cells that are several annotated ones",
+    "split": "annotated cells that are found as several cells",
+    "merged": "found cells that cover several annotated cells",
 }
 
 
 class CellExample(NamedTuple):
-    """A cell with which something is wrong: the image it is in, and its pictures."""
+    """A cell that is wrong in some way: the image it is in, and its pictures."""
 
     name: str
     panels: list[Panel]
@@ -47,7 +47,7 @@ def cell_examples(images: Sequence[Measured]) -> dict[str, list[CellExample]]:
 
 
 def _of_kind(image: Measured, kind: str) -> np.ndarray:
-    """The cells among which those of a kind are: the annotated ones, or those found."""
+    """The cells to which a kind of error refers: the annotated ones, or those found."""
     return image.example.instances if kind in ("missed", "split") else image.cells
 
 

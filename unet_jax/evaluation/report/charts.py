@@ -24,7 +24,7 @@ class Chart(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """The values of all images by one metric, with their median and the worst."""
+    """The values of all images for one metric, with their median and the worst."""
 
     title: str
     address: str
@@ -34,7 +34,7 @@ class Strip(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """SEG cell by cell: how many are annotated, found with more than a half, and missed."""
+    """SEG cell by cell: how many cells are annotated, found with more than 0.5, and missed."""
 
     address: str
     cells: int
@@ -44,7 +44,7 @@ class Histogram(NamedTuple):
 
 
 def threshold_charts(em: dict[str, Score | None], metrics: Sequence[str]) -> list[Chart]:
-    """Metrics against the threshold, as far as they are among those to show."""
+    """Metrics against the threshold, for those that are shown."""
     charts = []
     for names, label in (
         (("pixel_error", "rand_error"), "error"),
@@ -70,7 +70,7 @@ def threshold_charts(em: dict[str, Score | None], metrics: Sequence[str]) -> lis
 
 
 def strips(images: Sequence[ImageScores], metrics: Sequence[str]) -> list[Strip]:
-    """One for each metric, a dot for each image; none for a single image."""
+    """One strip for each metric, with a dot for each image; none for a single image."""
     result = []
     for name in metrics:
         metric = METRICS[name]
@@ -100,7 +100,7 @@ def strips(images: Sequence[ImageScores], metrics: Sequence[str]) -> list[Strip]
 
 
 def histogram(per_object: Sequence[float]) -> Histogram:
-    """Of the intersection over union of each annotated cell with the found one that matches."""
+    """The histogram of each annotated cell's intersection over union with its found match."""
     figure, axes = _chart()
     axes.hist(per_object, bins=np.linspace(0, 1, 21).tolist(), color="#5b7fa6", edgecolor="white")
     axes.axvline(float(np.mean(per_object)), color="grey", linestyle="--")
@@ -117,7 +117,7 @@ def histogram(per_object: Sequence[float]) -> Histogram:
 
 
 def training_charts(log: list[dict[str, Any]]) -> list[Chart]:
-    """Loss and errors against the step, as far as the rows of the log have them."""
+    """Loss and errors against the step, if the rows of the log have them."""
     charts = []
     if any("loss" in row for row in log):
         figure, axes = _chart()

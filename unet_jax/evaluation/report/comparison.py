@@ -32,7 +32,7 @@ def save_comparison(comparison: Comparison, measured: Sequence[Sequence[Measured
 
     Args:
       comparison: what `compare` returns.
-      measured: of each network the images with what it finds, in their order.
+      measured: for each network, the images with what it finds, in their order.
     """
     values = {
         "result": comparison,
@@ -49,7 +49,7 @@ def save_comparison(comparison: Comparison, measured: Sequence[Sequence[Measured
 def _apart(
     comparison: Comparison, measured: Sequence[Sequence[Measured]], other: int
 ) -> list[Apart]:
-    """The images in which a network differs most from the first, by the first metric."""
+    """The images in which a network differs most from the first one, by the first metric."""
     metric = comparison.metrics[0]
     first, second = (comparison.values[k][metric] for k in (0, other))
     steps = [
@@ -67,7 +67,7 @@ def _apart(
 
 
 def _panels(both: Sequence[tuple[str, Measured]]) -> list[Panel]:
-    """The image, its truth, and what two networks find in it, which have names."""
+    """The image, its truth, and what each of two named networks finds in it."""
     example = both[0][1].example
     size = shown_size(example.labels.shape)
     grey = pixels(resized(grey_values(example.image), size))

@@ -18,7 +18,7 @@ class Layout(NamedTuple):
       cells_first: whether the report leads with SEG and colours cells.
       classes_first: whether it leads with IoU.
       metrics: to show, the most important one first, by which images are ranked.
-      printed: of them those in the table that `eval.py` prints, in its order.
+      printed: those of them in the table that `eval.py` prints, in its order.
     """
 
     single_cells: bool
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
 
 def layout(evaluation: Evaluation) -> Layout:
-    """Of the report of an evaluation."""
+    """The layout of the report of an evaluation."""
     scores, config = evaluation.scores[evaluation.averaging], evaluation.training.config
     of_folder = isinstance(config.data, Folder) and config.data.mask_rule == "instances"
     single_cells = of_folder or isinstance(config.data, CellTracking)

@@ -1,4 +1,4 @@
-"""The page of a report: what its template is given, and the file."""
+"""The page of a report: the values for its template, and the file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -41,12 +41,12 @@ def save_report(
 ) -> None:
     """Writes the report of an evaluation as one self-contained HTML file, `evaluation.report`.
 
-    It appears when it is complete.
+    It appears only when it is complete.
 
     Args:
       evaluation: what `evaluate` returns.
       pictures: of its images, in their order.
-      cell_examples: of cells with which something is wrong, by kind.
+      cell_examples: of cells that are wrong in some way, by kind.
     """
     save_page(
         evaluation.report,
@@ -62,7 +62,7 @@ def _context(
     pictures: Sequence[Picture],
     cell_examples: Mapping[str, Sequence[CellExample]],
 ) -> dict[str, Any]:
-    """What the template is given."""
+    """The values for the template."""
     shown = evaluation.scores[evaluation.averaging]
     config, images = evaluation.training.config, evaluation.images
     data = config.data
@@ -128,7 +128,7 @@ def _context(
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a nested dict as on the command line, with their values."""
+    """The keys of a nested dict, written as on the command line, with their values."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""The pictures of a report: the best and the worst images beside what is found in them."""
+"""The pictures of a report: the best and the worst images next to what is found in them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +25,7 @@ _BEST, _WORST, _UNRANKED = 2, 3, 2  # images shown
 
 
 class Picture(NamedTuple):
-    """One scored image with all that the report draws of it.
+    """One scored image with everything that the report draws of it.
 
     Attributes:
       name: as in the result.
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
       split: bool [H, W], where the warping error finds predicted membrane that splits a cell.
       merge: bool [H, W], where it finds predicted cell that merges two.
       true_cells: int32 [H, W], the cell each pixel belongs to, 0 = none.
-      found_cells: int32 [H, W], the same of the cells found.
+      found_cells: int32 [H, W], the same for the cells found.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Panel(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An image in the report: its scores, its rank of so many that have one, its pictures."""
+    """An image in the report: its scores, its rank among those that have one, its pictures."""
 
     scores: ImageScores
     rank: int | None
@@ -72,7 +72,7 @@ class Shown(NamedTuple):
 
 
 def pictures(images: Sequence[Measured], warping: Score | None) -> list[Picture]:
-    """What is drawn of each image, with splits and merges at the threshold of the warping error."""
+    """What is drawn for each image, with splits and merges at the warping error's threshold."""
     # Where it is not defined, nothing is split or merged.
     best = warping.thresholds.index(warping.threshold) if warping else 0
     return [
@@ -101,13 +101,13 @@ def shown_images(
     colours: np.ndarray,
     cells_first: bool,
 ) -> list[Shown]:
-    """The best and the worst images with their pictures, or all if they are few.
+    """The best and the worst images with their pictures, or all if there are few.
 
-    Of those without an annotated cell, which have no rank, the ones in which most are found.
+    Of images without an annotated cell, which have no rank, those in which most cells are found.
 
     Args:
-      images: all of them.
-      pictures: of each.
+      images: all scored images.
+      pictures: of each image.
       rank_by: a metric.
       threshold: of the probability of cell, for the errors.
       colours: of the classes, uint8 [classes, 3].
@@ -170,7 +170,7 @@ def shown_size(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The array [H, W, ...] at another size, each pixel that of the nearest one."""
+    """The array [H, W, ...] at another size; each pixel has the value of the nearest one."""
     rows, columns = (
         np.minimum((np.arange(new) + 0.5) * old // new, old - 1).astype(int)
         for new, old in zip(size, array.shape, strict=False)
@@ -179,5 +179,5 @@ def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def pixels(values: np.ndarray) -> np.ndarray:
-    """uint8, the nearest to numbers."""
+    """Numbers rounded to uint8."""
     return np.round(np.clip(values, 0, 255)).astype(np.uint8)

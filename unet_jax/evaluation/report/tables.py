@@ -24,7 +24,7 @@ _PAPER_SEG = {"DIC-C2DH-HeLa": ("0.7756", ""), "PhC-C2DH-U373": ("0.9203", "")}
 
 
 class Cell(NamedTuple):
-    """A metric by one averaging; the gain over the first one is such as ("▼ 0.0102", "better")."""
+    """A metric with one averaging; the gain over the first looks like ("▼ 0.0102", "better")."""
 
     averaging: str
     value: float | None
@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A metric, or the IoU or Dice of a class, by each averaging and without a network.
+    """A metric, or the IoU or Dice of a class, with each averaging and without a network.
 
     `undefined` is the reason for a missing value; `paper` is the published value with a remark.
     """
@@ -57,7 +57,7 @@ def published(data: Data) -> dict[str, tuple[str, str]]:
 def score_rows(
     evaluation: Evaluation, paper: Mapping[str, tuple[str, str]], metrics: Sequence[str]
 ) -> list[Row]:
-    """A row for each of the metrics, and two for each class."""
+    """A row for each metric, and two for each class."""
     every, baselines = evaluation.scores, evaluation.baselines.values()
     rows = []
     for name in metrics:
@@ -81,7 +81,7 @@ def score_rows(
         ("IoU", "intersection_over_union", "intersection over union of the pixels for which this "),
         ("Dice", "dice", "twice the intersection over the sum of the pixels for which this "),
     ):
-        meaning += "class is the likeliest"
+        meaning += "class is the most probable"
         for name in evaluation.training.config.class_names:
             values = [getattr(scores.classes, measure).get(name) for scores in every.values()]
             rows.append(
@@ -124,7 +124,7 @@ def _gain(value: float | None, before: float | None, higher: bool) -> tuple[str,
 def mean_and_spread(
     folds: Sequence[FoldScores], metrics: Sequence[str]
 ) -> tuple[list[float | None], list[float | None]]:
-    """Over the folds in which a metric is defined: its mean, and its standard deviation."""
+    """Mean and standard deviation of a metric over the folds in which it is defined."""
     columns = [[v for fold in folds if (v := fold.values[name]) is not None] for name in metrics]
     return (
         [float(np.mean(values)) if values else None for values in columns],

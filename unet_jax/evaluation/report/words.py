@@ -1,4 +1,4 @@
-"""What a report says in words, and how it writes numbers."""
+"""The words and numbers of a report."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ AVERAGING_WORDS = {
 
 
 class Reference(NamedTuple):
-    """A publication: how the text cites it, how a list of references does, and its address."""
+    """A publication: its citation in the text, its entry in the references, and its address."""
 
     short: str
     text: str
@@ -53,7 +53,7 @@ _CELL_TRACKING = Reference(
 
 
 def number(value: float | None) -> str:
-    """4 decimals, up to 6 for 3 digits of small values; a dash for what is not defined."""
+    """4 decimals, up to 6 to show 3 digits of small values; a dash if not defined."""
     if value is None:
         return "–"
     decimals = 4 if value == 0 else 2 - math.floor(math.log10(abs(value)))
@@ -61,18 +61,18 @@ def number(value: float | None) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Such as "1 image" or "1,000 images"."""
+    """A count with its noun, such as "1 image" or "1,000 images"."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def listed(items: Sequence[object]) -> str:
-    """Such as "a, b and c"."""
+    """Items in words, such as "a, b and c"."""
     words = [f"{item:,}" if isinstance(item, int) else str(item) for item in items]
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def left_out_words(images: Sequence[ImageScores]) -> str:
-    """How many images are left out of which metrics as they have no cell, or one; "" for none."""
+    """How many images are left out of which metrics for lack of cells; "" if none."""
     n = len(images)
     empty = [image for image in images if image.values["rand_error"] is None]
     single = sum(image.values["v_info"] is None for image in images) - len(empty)
@@ -81,13 +81,13 @@ def left_out_words(images: Sequence[ImageScores]) -> str:
     finds = f"the network finds {plural(sum(found), 'cell')} {where}"
     if len(empty) == n:
         return (
-            f"No cell is annotated in {'this image' if n == 1 else f'these {n} images'}, so that "
-            f"only IoU is defined; {finds}."
+            f"No cell is annotated in {'this image' if n == 1 else f'these {n} images'}, so only "
+            f"IoU is defined; {finds}."
         )
     sentences = []
     for count, cells, metrics in (
         (len(empty), "no annotated cell", f"Rand error, V_rand and V_info; {finds}"),
-        (single, "one annotated cell only", "V_info"),
+        (single, "only one annotated cell", "V_info"),
     ):
         if count:
             has, is_ = ("has", "is") if count == 1 else ("have", "are")
@@ -114,13 +114,13 @@ def data_words(data: Data) -> str:
 
 
 def augmentation_words(settings: AugmentationSettings) -> list[str]:
-    """By what tiles were varied."""
+    """The ways in which tiles were varied."""
     words = {
         "elastic_pixels": "elastic deformation (Gaussian displacements with a standard deviation "
         "of {:g} pixels on a grid of 3 × 3, bicubic in between)",
         "rotation_degrees": "rotation by angles of up to ±{:g} degrees",
-        "zoom_octaves": "enlarging and reducing by factors of up to 2 to the power of {:g}",
-        "shift": "shifts to any place of the image"
+        "zoom_octaves": "enlarging and shrinking by factors of up to 2 to the power of {:g}",
+        "shift": "shifts to any place in the image"
         if settings.shift == 1
         else "shifts of up to {:g} times half the sides of the image",
         "mirror_probability": "mirroring with a probability of {:g}",

@@ -1,4 +1,4 @@
-"""Where in the images most pixels split or merge cells, magnified."""
+"""The places in the images where the most pixels split or merge cells, magnified."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Zoom(NamedTuple):
 
 
 def zooms(pictures: Sequence[Picture], threshold: float) -> list[Zoom]:
-    """The worst windows; `threshold` is that of the probability of cell, for the errors."""
+    """The worst windows; errors are drawn at this `threshold` of the probability of cell."""
     result = []
     for index, rows, columns in worst_windows([p.split | p.merge for p in pictures]):
         picture = pictures[index]
@@ -45,13 +45,13 @@ def zooms(pictures: Sequence[Picture], threshold: float) -> list[Zoom]:
 
 
 def worst_windows(errors: list[np.ndarray]) -> Iterator[tuple[int, slice, slice]]:
-    """The windows with the most errors, most first, up to six that do not overlap.
+    """The windows with the most errors, worst first, up to six that do not overlap.
 
     Args:
       errors: bool [H, W] for each image.
 
     Yields:
-      The image's index, rows and columns; 96 each, or all that the image has.
+      The image's index, rows and columns; 96 of each, or all that the image has.
     """
     scores = [_window_scores(error) for error in errors]
     for _ in range(_ZOOMS):
@@ -67,7 +67,7 @@ def worst_windows(errors: list[np.ndarray]) -> Iterator[tuple[int, slice, slice]
 
 
 def _window_scores(error: np.ndarray) -> np.ndarray:
-    """By each window's first row and column: its errors, plus below 1 for errors amid it."""
+    """Each window's errors, by its first row and column, plus below 1 for errors in its middle."""
     height, width = _window_size(error)
     sums = np.pad(error.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     counts = sums[height:, width:] - sums[:-height, width:]
