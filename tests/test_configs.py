@@ -41,7 +41,7 @@ def test_every_configuration_is_valid_and_says_how_to_run_it(name):
     assert isinstance(config, ConfigDict)
     # Each value is there, to be given another one on the command line.
     assert read_configuration(config).to_dict() == resolved(config)
-    assert f"--config=configs/{name}.py" in importlib.import_module(f"configs.{name}").__doc__
+    assert f"--config={name} " in importlib.import_module(f"configs.{name}").__doc__
 
 
 @pytest.mark.parametrize("name", CONFIGS)
