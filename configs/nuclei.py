@@ -11,7 +11,6 @@ from unet_jax.configuration import named_config
 
 def get_config():
     config = named_config("folder")
-    config.model.width = 24
     config.data.images = "runs/nuclei_images/images"
     config.data.labels = "runs/nuclei_images/masks"
     config.data.mask_rule = "instances"

@@ -622,7 +622,7 @@ def test_all_problems_of_the_cell_tracking_layout_at_once(refusals, folder):
         f"{dataset / '01' / 't002.tif'}: is empty, expected a TIFF",
         f"{first / 'man_seg002.tif'}: holds int32 pixels from -300 to 0, expected the numbers",
         f"{first / 'man_seg034.tif'}: has no image t034.tif in",
-        f"{second / 'man_seg002.tif'}: is (29, 90) pixels, expected (30, 90) as in t002.tif",
+        f"{second / 'man_seg002.tif'}: has (29, 90) pixels, expected (30, 90) as in t002.tif",
         f"{dataset / '02' / 't010.tif'}: page 0 is truncated, expected 1,920 bytes",
     ]
     assert len(lines) == len(expected)
