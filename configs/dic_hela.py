@@ -4,7 +4,9 @@
     unet-jax eval --checkpoint=runs/hela_01 --tune
     unet-jax eval --checkpoint=runs/hela_01
 
-and the other way round with --config.data.train_sequence=02 --config.data.test_sequence=01.
+and the other way round with --config.data.train_sequence=02 --config.data.test_sequence=01. Each
+takes half an hour of one CPU core. SEG of the other sequence: 0.79 and 0.81; with
+--averaging=symmetries 0.80 and 0.81.
 """
 
 from ml_collections import ConfigDict

@@ -73,3 +73,4 @@ if __name__ == "__main__":
             if end.code:
                 raise
         flags.FLAGS.remove_flag_values(set(flags.FLAGS) - before)
+        sys.modules.pop(f"unet_jax.programs.{Path(sys.argv[0]).stem}", None)

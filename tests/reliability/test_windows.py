@@ -62,8 +62,8 @@ def test_the_programs_run_on_windows(run, tmp_path):
         "Continuing after step 4.",
         f"{workdir / 'instances.json'}: SEG",
         f"Open {workdir / 'evaluation' / 'report.html'}",
-        f"{folder / 'all'}: results of 1 of 1 image file(s)",
-        f"{folder / 'one'}: results of 1 of 1 image file(s)",
+        f"{folder / 'all'}: results for 1 of 1 image file(s)",
+        f"{folder / 'one'}: results for 1 of 1 image file(s)",
     ):
         assert said.replace("\u0148", "?") in output
     assert checkpoint.saved_steps(workdir)[-1] == 6
