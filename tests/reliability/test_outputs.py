@@ -104,11 +104,11 @@ def test_printed_commands_are_what_a_shell_takes(tiny_config, tmp_path, run):
     options = [*TINY, "--config.train.steps=4", "--config.train.validate_every=4", "--folds=2"]
     status, output, errors = run("train.py", *options, f"--workdir={workdir / 'five'}")
     assert status == 0, errors
-    lines = [*map(str, runs), *(line for line in output.splitlines() if "python " in line)]
+    lines = [*map(str, runs), *(line for line in output.splitlines() if "unet-jax " in line)]
     folders = [workdir, workdir, *(workdir / "five" / f"fold{fold}" for fold in (0, 1))]
-    expected = [["python", "eval.py", f"--checkpoint={folder}"] for folder in folders]
+    expected = [["unet-jax", "eval", f"--checkpoint={folder}"] for folder in folders]
     expected.append([*expected[0][:2], f"--checkpoint={workdir / 'five'}", "--split=validation"])
-    assert [shlex.split(line[line.rindex("python ") :]) for line in lines] == expected
+    assert [shlex.split(line[line.rindex("unet-jax ") :]) for line in lines] == expected
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
