@@ -13,32 +13,25 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-NOTEBOOK = CHECKOUT / "notebooks" / "unet_jax.ipynb"
+NOTEBOOK = Path(__file__).with_name("unet_jax.ipynb")
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Runs the cells in `folder`, as in a checkout, and replaces their outputs.
-
-    The slider's cell is left out, by its tag "skip-execution": a slider shows nothing without its
-    kernel, and nbclient has waited for it for ever. The picture at its default stands before it.
+    """Runs the cells in `folder` and replaces their outputs.
 
     Args:
       notebook: changed in place.
-      folder: an empty one; it gets links to the code, and what the cells write.
+      folder: an empty one, for what the cells write.
 
     Raises:
       nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    for part in ("unet_jax", "configs"):
-        (folder / part).symlink_to(CHECKOUT / part)
-    (folder / "notebooks").mkdir()
     client = NotebookClient(
         notebook,
         timeout=900,  # seconds for a cell
         coalesce_streams=True,  # of a progress bar the last state stays
         record_timing=False,
-        resources={"metadata": {"path": str(folder / "notebooks")}},
+        resources={"metadata": {"path": str(folder)}},
     )
     client.execute()
     notebook.metadata.language_info = {"name": "python"}
