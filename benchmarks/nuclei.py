@@ -12,8 +12,7 @@ import numpy as np
 from scipy import ndimage as ndi
 
 from benchmarks.side_by_side import rounded
-from unet_jax import Example, find_cells, load, predict_tiled
-from unet_jax.checkpoint.cell_settings import read_settings
+from unet_jax import Example, cell_settings, find_cells, load, predict_tiled
 from unet_jax.data.findings import cell_diameters
 from unet_jax.data.folder import read_folder
 from unet_jax.metrics import matching, seg
@@ -34,7 +33,7 @@ KINDS = {
 
 def rows(quick):
     """One row for each kind."""
-    model, (settings, _) = load("nuclei"), read_settings("nuclei")
+    model, settings = load("nuclei"), cell_settings("nuclei")
     for kind, of_kind in _by_kind(read_nuclei("dsb2018")).items():
         yield {"images": f"dsb2018, {kind}"} | _scores(
             model, settings, of_kind[: 1 if quick else 99]

@@ -18,8 +18,13 @@ import numpy as np
 from benchmarks.nuclei import read_nuclei
 from benchmarks.recipes import of_nuclei
 from benchmarks.side_by_side import rounded
-from unet_jax import find_cells, load, predict_tiled, predict_with_uncertainty
-from unet_jax.checkpoint.cell_settings import read_settings
+from unet_jax import (
+    cell_settings,
+    find_cells,
+    load,
+    predict_tiled,
+    predict_with_uncertainty,
+)
 from unet_jax.evaluation.instance_tuning import tune_instances
 from unet_jax.metrics import matching, seg
 from unet_jax.metrics.scores import em_errors
@@ -105,7 +110,7 @@ def _trained(workdir, names, quick):
 
 
 def _scores(workdir, test):
-    model, (settings, _) = load(workdir), read_settings(workdir)
+    model, settings = load(workdir), cell_settings(workdir)
     cell = [1 - predict_tiled(model, e.image)[..., 0] for e in test]
     found = [find_cells(probability, settings) for probability in cell]
     references = [example.instances for example in test]

@@ -3,7 +3,7 @@
     unet-jax train --config=demo --workdir=runs/demo
     unet-jax eval --checkpoint=runs/demo
 
-3 minutes on two CPU cores. Held-out pictures: pixel error 0.026, Rand error 0.096; the blurred
+2 minutes on two CPU cores. Held-out pictures: pixel error XXX, Rand error XXX; the blurred
 grey value has 0.092 and 0.457.
 """
 
@@ -15,15 +15,11 @@ from unet_jax.sources import Synthetic
 
 
 def get_config():
-    config = named_config("em")
+    config = named_config("em_small")
     config.model.width = 8
-    config.model.depth = 4
-    config.model.dropout_rate = 0.0  # a network this small has no features to spare
 
     config.data = ConfigDict(as_dict(Synthetic()))
 
-    config.train.tile_side = 252
-    config.train.steps = 4500
-    config.optimiser.momentum_warmup_steps = 1000
-    config.train.validate_every = 300
+    config.train.steps = 2000
+    config.train.validate_every = 200
     return config

@@ -1,5 +1,7 @@
 """README and docs, as far as they can be checked without building the site."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -31,3 +33,13 @@ def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference(
 def test_the_readme_fits_on_a_screen():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 150
+
+
+def test_the_examples_of_the_reference_run():
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    attempted = 0
+    for module in sorted(set(re.findall(r"^::: (\S+)\.\w+$", reference, re.M))):
+        result = doctest.testmod(importlib.import_module(module))
+        assert result.failed == 0, module
+        attempted += result.attempted
+    assert attempted > 20

@@ -205,7 +205,9 @@ def test_bad_input_writes_nothing(workdir, tmp_path):
 def test_a_missing_package_is_one_line(workdir, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "unet_jax.export.bioimage_package", raising=False)
     monkeypatch.setitem(sys.modules, "bioimageio.spec", None)
-    with pytest.raises(InputError, match=r"bioimageio.spec is not .* pip install -e '.\[export\]'"):
+    with pytest.raises(
+        InputError, match=r"bioimageio.spec is not .* pip install 'unet-jax\[export\]'"
+    ):
         export(workdir, output=tmp_path / "exported")
 
 
@@ -227,4 +229,4 @@ def test_the_program(workdir, tmp_path):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "--licence" in done.stderr and not (tmp_path / "x").exists()
     done = call("export.py", "--help")
-    assert done.returncode == 0 and "pip install -e '.[export]'" in done.stdout
+    assert done.returncode == 0 and "pip install 'unet-jax[export]'" in done.stdout

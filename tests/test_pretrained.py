@@ -9,7 +9,7 @@ import tifffile
 from benchmarks.nuclei import made_up_nuclei
 from configs import folder
 from unet_jax import InputError, evaluate, find_cells, fit, load, predict_tiled, tune_instances
-from unet_jax.checkpoint.cell_settings import read_settings
+from unet_jax.checkpoint.cell_settings import cell_settings, is_tuned
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.metrics import pixel_error, seg
 from unet_jax.prediction.predict_files import predict_files
@@ -37,8 +37,8 @@ def test_what_comes_with_the_package(name):
 
 def test_nuclei_finds_nuclei_and_membranes_finds_membranes():
     usual = made_up_nuclei("usual", 99)
-    settings, tuned = read_settings("nuclei")
-    assert tuned
+    settings = cell_settings("nuclei")
+    assert is_tuned("nuclei")
     cells = find_cells(predict_tiled(load("nuclei"), usual.image)[..., 1], settings)
     assert seg([usual.instances], [cells]).value > 0.7
     assert cells.max() == pytest.approx(len(np.unique(usual.instances)) - 1, rel=0.1)

@@ -2,6 +2,7 @@ from .augmentation import AugmentationSettings as AugmentationSettings
 from .augmentation import Crop as Crop
 from .augmentation import augment as augment
 from .checkpoint import load as load
+from .checkpoint.cell_settings import cell_settings as cell_settings
 from .configuration import Configuration as Configuration
 from .configuration import TrainSettings as TrainSettings
 from .configuration import named_config as named_config

@@ -172,6 +172,10 @@ def named_config(name: str) -> ConfigDict:
 
     Raises:
       InputError: there is no configuration of this name.
+
+    Examples:
+      >>> named_config("em").model.depth
+      5
     """
     return runpy.run_path(str(configuration_file(name)))["get_config"]()
 

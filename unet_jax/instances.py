@@ -33,7 +33,9 @@ class InstanceSettings:
         check(self)
 
 
-def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarray:
+def find_cells(
+    probability: np.ndarray, settings: InstanceSettings = InstanceSettings()
+) -> np.ndarray:
     """The single cells of one image.
 
     Args:
@@ -46,6 +48,12 @@ def find_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarra
 
     Raises:
       ValueError: a probability that has another shape, has no pixels, or is not in [0, 1].
+
+    Examples:
+      >>> probability = np.array([[0.9, 0.1, 0.8], [0.7, 0.2, 0.9]])
+      >>> find_cells(probability, InstanceSettings(largest_hole=0, smallest_cell=1))
+      array([[1, 0, 2],
+             [1, 0, 2]], dtype=int32)
     """
     return grown(separate_cells(probability, settings), settings)
 

@@ -44,6 +44,13 @@ def measure(
 
     Raises:
       ValueError: shapes that do not match, or a pixel size that is not positive.
+
+    Examples:
+      >>> image, cells = np.full((4, 6), 7), np.zeros((4, 6), int)
+      >>> cells[1:3, 1:4] = 1
+      >>> table = measure(image, cells, pixel_size=0.5)
+      >>> table["area_um2"], table["mean"], table["at_border"]
+      (array([1.5]), array([7.]), array([False]))
     """
     from skimage.measure import regionprops_table  # slow to load
 

@@ -58,6 +58,13 @@ class UNet(nn.Module):
       classes: number of output channels.
       dropout_rate: rate of the drop-out "at the end of the contracting path".
       dtype: the dtype that the convolutions compute in; the parameters are float32.
+
+    Examples:
+      >>> network = UNet(width=4, depth=3)
+      >>> images = jnp.zeros((1, 60, 60, 1))
+      >>> variables = network.init(jax.random.key(0), images)
+      >>> network.apply(variables, images).shape
+      (1, 20, 20, 2)
     """
 
     width: int = setting(64, at_least=1, at_most=4096)

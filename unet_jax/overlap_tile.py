@@ -77,6 +77,12 @@ def predict_tiled(
         pixels, is not finite, or has a pixel too far from all others; a tile side that the network
         does not take; an unknown `averaging`; an `out` of the wrong shape or dtype.
       MemoryError: not even the smallest tile fits.
+
+    Examples:
+      >>> import unet_jax
+      >>> image = np.random.default_rng(0).integers(0, 255, (120, 200))
+      >>> unet_jax.predict_tiled(unet_jax.load("nuclei"), image).shape
+      (120, 200, 2)
     """
     image = _checked(image, model.channels)
     if averaging not in AVERAGING:

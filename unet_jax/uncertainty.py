@@ -44,6 +44,13 @@ def predict_with_uncertainty(
 
     Raises:
       ValueError: there is only one opinion; otherwise as `predict_tiled`.
+
+    Examples:
+      >>> import unet_jax
+      >>> image = np.random.default_rng(0).integers(0, 255, (120, 200))
+      >>> mean, uncertainty = unet_jax.predict_with_uncertainty(unet_jax.load("nuclei"), image)
+      >>> mean.shape, uncertainty.shape
+      ((120, 200, 2), (120, 200, 2))
     """
     if not has_opinions(model, averaging):
         raise ValueError(

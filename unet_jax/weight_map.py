@@ -46,6 +46,10 @@ def class_weights(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
 
     Returns:
       float32 [classes]; 0, with a warning, for a class that does not occur.
+
+    Examples:
+      >>> class_weights([np.array([[0, 1, 1, 1]])], classes=2)
+      array([2.       , 0.6666667], dtype=float32)
     """
     pixels = [np.bincount(a[a != IGNORED], minlength=classes) for a in labels]
     return balanced(np.sum(pixels, axis=0))
@@ -79,6 +83,12 @@ def weight_map(
 
     Returns:
       float32 [H, W].
+
+    Examples:
+      >>> cells = jnp.int32([[1, 1, 0, 0, 0, 2, 2]])
+      >>> weights = weight_map(jnp.int32(cells > 0), cells, jnp.float32([1, 1]))
+      >>> print(weights.round(1))
+      [[1.  1.  8.3 8.3 8.3 1.  1. ]]
     """
     around = reach(settings.sigma)
     if instances.shape == labels.shape:

@@ -14,20 +14,30 @@ from unet_jax.pretrained import run_folder
 SETTINGS = "instances.json"
 
 
-def read_settings(workdir: str | Path) -> tuple[InstanceSettings, bool]:
-    """The settings that `eval.py --tune` has chosen for a run, or the defaults, and if it has.
+def cell_settings(workdir: str | Path) -> InstanceSettings:
+    """How `find_cells` finds the cells of a run best, as `eval --tune` has chosen; else the defaults.
 
-    The networks of the package come with their settings.
+    Args:
+      workdir: the folder of a training run, or a network of the package, which has its settings.
 
     Raises:
       InputError: the file is damaged.
+
+    Examples:
+      >>> cell_settings("nuclei").threshold
+      0.5
     """
     file = run_folder(workdir) / SETTINGS
     try:
         record = json.loads(read_small(file))
         values = {name: record[name] for name in as_dict(InstanceSettings())}
-        return read(InstanceSettings, values, SETTINGS), True
+        return read(InstanceSettings, values, SETTINGS)
     except FileNotFoundError:
-        return InstanceSettings(), False
+        return InstanceSettings()
     except UNREADABLE as error:
         raise InputError(f"{file}: is damaged ({one_line(error)}); run --tune again.") from None
+
+
+def is_tuned(workdir: str | Path) -> bool:
+    """Whether `eval --tune` has chosen settings for a run."""
+    return (run_folder(workdir) / SETTINGS).exists()

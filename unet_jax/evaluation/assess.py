@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unet_jax.checkpoint import load_members
-from unet_jax.checkpoint.cell_settings import read_settings
+from unet_jax.checkpoint.cell_settings import cell_settings, is_tuned
 from unet_jax.errors import InputError
 from unet_jax.evaluation.images import Selection, predict_parts, seen_before, select
 from unet_jax.evaluation.result import Evaluation
@@ -64,13 +64,13 @@ def candidate(
     """Reads what is to be scored; arguments and errors as for `evaluate`."""
     given, workdir = Path(workdir), run_folder(workdir)
     members = load_members(workdir, step)
-    settings, tuned = read_settings(workdir)
+    settings = cell_settings(workdir)
     log = read_log(workdir / "log.jsonl")
     if members[0].training is None:
         raise InputError(f"{workdir}: its checkpoint does not record its training.")
     selection = select(members, split, images=images, labels=labels, mask_rule=mask_rule)
     split = "images" if images else split
-    result = Candidate(given, workdir, members, settings, tuned, log, split, selection)
+    result = Candidate(given, workdir, members, settings, is_tuned(workdir), log, split, selection)
     if all((example.labels == IGNORED).all() for example in result.examples):
         raise InputError(f"{selection.words}: all pixels are ignored, expected some that count.")
     return result

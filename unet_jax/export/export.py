@@ -64,7 +64,7 @@ def export(
         from unet_jax.export.onnx_graph import onnx_graph
     except ModuleNotFoundError as error:
         raise InputError(
-            f"The package {error.name} is not installed; pip install -e '.[export]' installs "
+            f"The package {error.name} is not installed; pip install 'unet-jax[export]' installs "
             "everything that an export needs."
         ) from error
     workdir, output = Path(workdir), Path(output)

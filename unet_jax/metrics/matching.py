@@ -76,6 +76,11 @@ def matching(
 
     Raises:
       ValueError: an argument is not as described; frames are counted from 0.
+
+    Examples:
+      >>> (at_half,) = matching([np.array([[1, 1, 0, 2]])], [np.array([[5, 5, 0, 0]])], [0.5])
+      >>> at_half.found, at_half.missed, at_half.average_precision
+      (1, 1, 0.5)
     """
     if not all(0.5 <= overlap <= 1 for overlap in overlaps):
         raise ValueError(f"Overlaps must lie in [0.5, 1], not {tuple(overlaps)}.")

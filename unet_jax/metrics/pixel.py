@@ -20,6 +20,10 @@ def pixel_error(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray
 
     Raises:
       ValueError: an argument is not as described; slices are counted from 0.
+
+    Examples:
+      >>> pixel_error([[[0, 1, 1, 1]]], [[[0.6, 0.3, 0.8, 0.9]]]).value
+      0.1428571428571429
     """
     return pixel_score(of_slices(pixel_counts, labels, probabilities))
 

@@ -59,6 +59,11 @@ def v_rand(labels: Sequence[np.ndarray], probabilities: Sequence[np.ndarray]) ->
 
     Raises:
       ValueError: an argument is not as described; slices are counted from 0.
+
+    Examples:
+      >>> cells = np.array([[1, 1, 0, 1, 1]])
+      >>> v_rand([cells], [np.float32(cells)]).value
+      1.0
     """
 
     def of_slice(cell: np.ndarray, proposal: np.ndarray) -> np.ndarray:

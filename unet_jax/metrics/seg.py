@@ -34,6 +34,10 @@ def seg(
     Raises:
       ValueError: an argument is not as described, or there is no reference object; frames are
         counted from 0.
+
+    Examples:
+      >>> seg([np.array([[1, 1, 1, 1, 2]])], [np.array([[5, 5, 5, 0, 7]])]).value
+      0.875
     """
     per_object = []
     for true, found in frames(reference, result):

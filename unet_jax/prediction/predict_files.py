@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from unet_jax import checkpoint
 from unet_jax.checked_settings import as_dict
-from unet_jax.checkpoint.cell_settings import read_settings
+from unet_jax.checkpoint.cell_settings import cell_settings
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.cell_table import join_tables
 from unet_jax.files.images import read_image
@@ -115,7 +115,7 @@ def predict_files(
             "uncertainty: a single network has only one opinion; give --averaging=symmetries, or "
             "the folder of a cross-validation (--folds)."
         )
-    settings, _ = read_settings(workdir)
+    settings = cell_settings(workdir)
     files = image_files(images, output)
     made_with = {
         "step": model.record.step if model.record else None,

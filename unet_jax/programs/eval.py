@@ -100,10 +100,10 @@ def _options():
 
 def main() -> Outcome:
     """Does what the flags say."""
-    from unet_jax.evaluation.summary import summary, tuning_summary  # loads JAX
-
     if _COMPARE.value:
         return _compare()
+    from unet_jax.evaluation.summary import summary, tuning_summary  # loads JAX
+
     workdir = Path(_CHECKPOINT.value)
     if _TUNE.value:
         tuning = unet_jax.tune_instances(

@@ -3,7 +3,7 @@
     unet-jax export --checkpoint=runs/mine --output=exported
 
 writes NAME.onnx and NAME.zip, which also holds an example image with its result. It needs
-additional packages: pip install -e '.[export]'. More examples:
+additional packages: pip install 'unet-jax[export]'. More examples:
 
     --image=my/images/a.tif                 use this example, not the first test image
     --name=nuclei --author='Ada Lovelace'   what the model zoo shows

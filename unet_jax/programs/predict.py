@@ -127,9 +127,6 @@ def _predict_volume():
         index, count = _PART.value.split("/")
         part = int(index), int(count)
     model = unet_jax.load(_CHECKPOINT.value, _STEP.value)
-    from unet_jax.checkpoint.cell_settings import read_settings  # loads JAX
-
-    settings, _ = read_settings(_CHECKPOINT.value)
     with _client() as client:
         prediction = unet_jax.predict_volume(
             model,
@@ -137,7 +134,7 @@ def _predict_volume():
             _OUTPUT.value,
             write=_WRITE.value if _WRITE.present else ("classes", "cells"),
             averaging=_AVERAGING.value,
-            settings=settings,
+            settings=unet_jax.cell_settings(_CHECKPOINT.value),
             block_side=_BLOCK_SIDE.value,
             client=client,
             part=part,
