@@ -15,7 +15,7 @@ SETTINGS = "instances.json"
 
 
 def cell_settings(workdir: str | Path) -> InstanceSettings:
-    """How `find_cells` finds the cells of a run best, as `eval --tune` has chosen; else the defaults.
+    """The settings of `find_cells` that `eval --tune` has chosen for a run, or the defaults.
 
     Args:
       workdir: the folder of a training run, or a network of the package, which has its settings.
