@@ -1,4 +1,7 @@
-"""Draws docs/benchmarks.png and fine_tuning.png from the results: python -m benchmarks.plot."""
+"""Draws docs/benchmarks.png, fine_tuning.png and recipes.png: python -m benchmarks.plot
+
+All from what lies in benchmarks/results.
+"""
 
 import json
 from pathlib import Path
@@ -18,6 +21,17 @@ _STARTS = {
     "random": ("from scratch", "#5b7fa6", -0.06),
     "pretrained": ("fine-tuned", "#c0392b", 0),
     "frozen": ("fine-tuned, contracting path frozen", "#e0a030", 0.06),
+}
+
+# Validations of the runs of each recipe for ISBI 2012, colour, and the processor's seconds for a step.
+_RECIPES = {
+    "SGD, width 16": (["em_small_sgd/validation"], "#8a8a8a", 1.204),
+    "Adam and average, width 24": (
+        ["em_small/validation_0", "em_small/validation_1"],
+        "#c0392b",
+        0.372,
+    ),
+    "Adam and average, width 32": (["em_evening/validation"], "#274b6d", XXX),
 }
 
 
@@ -95,10 +109,31 @@ def draw_fine_tuning():
     figure.savefig("docs/fine_tuning.png", dpi=100)
 
 
+def draw_recipes():
+    """Errors on the validation slices of ISBI 2012 by the processor's time."""
+    figure, both = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axes, metric in zip(both, ("pixel_error", "rand_error"), strict=True):
+        for name, (files, colour, seconds) in _RECIPES.items():
+            for number, file in enumerate(files):
+                lines = Path("benchmarks/results", f"{file}.jsonl").read_text().splitlines()
+                rows = [json.loads(line) for line in lines]
+                minutes = [row["step"] * seconds / 60 for row in rows]
+                errors = [row["validation"][metric] for row in rows]
+                label = None if number else name
+                axes.plot(minutes, errors, ".-", label=label, color=colour, lw=1, ms=4)
+        axes.set(title=f"{metric.split('_')[0].title()} error", xlabel="minutes of one CPU core")
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].set_ylim(0.04, 0.07)
+    both[1].set_ylim(0, 0.4)
+    both[1].legend(frameon=False, fontsize=8)
+    figure.savefig("docs/recipes.png", dpi=100)
+
+
 def main():
-    """Draws both."""
+    """Draws all."""
     draw_speed()
     draw_fine_tuning()
+    draw_recipes()
 
 
 if __name__ == "__main__":

@@ -121,5 +121,5 @@ def test_the_command_says_which_programs_there_are():
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "unet-jax: there is no program 'trian'; the programs are train, eval, predict and export.\n"
+        "unet-jax: there is no program 'trian'; the programs are train, eval, predict, export.\n"
     )

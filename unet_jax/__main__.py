@@ -4,15 +4,12 @@ import sys
 
 from unet_jax import command_line
 
-_HELP = """\
-usage: unet-jax PROGRAM --FLAG=VALUE ...
-
-    unet-jax train     trains a U-Net on images and their masks
-    unet-jax eval      scores it on images that it has not seen
-    unet-jax predict   segments images
-    unet-jax export    exports it for other programs
-
-unet-jax PROGRAM --help explains its flags."""
+_PROGRAMS = {
+    "train": "trains a U-Net on images and their masks",
+    "eval": "scores it on images that it has not seen",
+    "predict": "segments images",
+    "export": "exports it for other programs",
+}
 
 
 def main() -> None:
@@ -20,13 +17,16 @@ def main() -> None:
     sys.argv[0] = "unet-jax"
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(_HELP)
-    elif name in ("train", "eval", "predict", "export"):
+        print("usage: unet-jax PROGRAM --FLAG=VALUE ...\n")
+        for program, does in _PROGRAMS.items():
+            print(f"    unet-jax {program:10}{does}")
+        print("\nunet-jax PROGRAM --help explains its flags.")
+    elif name in _PROGRAMS:
         sys.argv = [f"unet-jax {name}", *arguments]
         command_line.start(name)
     else:
-        names = "train, eval, predict and export"
-        command_line.say(f"there is no program {name!r}; the programs are {names}.")
+        programs = ", ".join(_PROGRAMS)
+        command_line.say(f"there is no program {name!r}; the programs are {programs}.")
         sys.exit(2)
 
 
