@@ -27,7 +27,7 @@ from unet_jax.sources import Folder
 def get_config():
     config = named_config("em_small")
     config.class_names = ("background", "cell")  # as many as config.model.classes
-    # Depth 4 sees 44 pixels around each; cells of 100 pixels and more want 5.
+    # Depth 4 sees 44 pixels around each pixel; larger cells need a lower data.scale, or depth 5.
     config.model.width = 16
 
     config.data = ConfigDict(as_dict(Folder()))
