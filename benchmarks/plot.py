@@ -23,7 +23,7 @@ _STARTS = {
     "frozen": ("fine-tuned, contracting path frozen", "#e0a030", 0.06),
 }
 
-# For ISBI 2012: validations of the runs of a recipe, colour, and the processor's seconds for a step.
+# For ISBI 2012: validations of the runs of a recipe, colour, and CPU seconds for a step.
 _RECIPES = {
     "SGD, width 16": (["em_small_sgd/validation"], "#8a8a8a", 1.204),
     "Adam and average, width 24": (
