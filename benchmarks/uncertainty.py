@@ -18,13 +18,8 @@ import numpy as np
 from benchmarks.nuclei import read_nuclei
 from benchmarks.recipes import of_nuclei
 from benchmarks.side_by_side import rounded
-from unet_jax import (
-    cell_settings,
-    find_cells,
-    load,
-    predict_tiled,
-    predict_with_uncertainty,
-)
+from unet_jax import cell_settings, find_cells, load, predict_tiled, predict_with_uncertainty
+from unet_jax.checkpoint.cell_settings import is_tuned
 from unet_jax.evaluation.instance_tuning import tune_instances
 from unet_jax.metrics import matching, seg
 from unet_jax.metrics.scores import em_errors
@@ -104,7 +99,7 @@ def _trained(workdir, names, quick):
     if quick:
         config.model.width, config.optimiser.warmup_steps = 2, 1
     fit(config, workdir / "run")
-    if not (workdir / "run" / "instances.json").exists():
+    if not is_tuned(workdir / "run"):
         tune_instances(workdir / "run")
     return workdir / "run"
 
