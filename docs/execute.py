@@ -65,9 +65,11 @@ def commands(page):
     blocks = re.findall(r"(?:^    .*\n)+", re.sub(r"```.*?```", "", page, flags=re.S), re.M)
     for line in "".join(blocks).replace("\\\n", " ").splitlines():
         command = " ".join(line.split("  #")[0].split())
-        if re.match(r"(unet-jax|python3?|pip|make|srun|dask|export|#SBATCH|\.) ?", command):
+        if re.match(r"(unet-jax|python3?|pip|make|srun|dask|export|#SBATCH|\.) ", command):
             if not re.match(r"unet-jax \w+: ", command):  # what a program has printed
                 yield command
+                if command.endswith(" --preview"):  # the page says to repeat it without
+                    yield command.removesuffix(" --preview")
 
 
 def tiny(command):
@@ -116,12 +118,11 @@ def execute(text, run):
         if reason:
             yield command, reason
             continue
-        for result in ("results", "out.ome.zarr"):  # each as the only one
-            shutil.rmtree(run.folder / result, ignore_errors=True)
+        shutil.rmtree(run.folder / "out.ome.zarr", ignore_errors=True)  # one way or the other
         yield command, run(shlex.split(tiny(command)))
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
     if code:
-        code = re.sub(r"steps=\d+", "steps=4", code)
+        code = re.sub(r"steps=\d+", "steps=101", code)  # more than the warm-up
         shutil.rmtree(run.folder / "out.ome.zarr", ignore_errors=True)
         yield "Python", run([sys.executable, "-W", "ignore", "-c", PRELUDE + code])
 
