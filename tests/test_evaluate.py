@@ -20,7 +20,6 @@ from unet_jax.evaluation.evaluate import evaluate
 from unet_jax.evaluation.images import Part, seen_before
 from unet_jax.evaluation.instance_tuning import tune, tune_instances
 from unet_jax.evaluation.scoring import measure, score
-from unet_jax.evaluation.summary import summary, tuning_summary
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.metrics import pixel_error
 from unet_jax.metrics.scores import em_counts, em_scores, em_values, seg_score
@@ -101,7 +100,7 @@ def test_scores_of_the_images_left_out(workdir, tiny_config, capsys):
     assert result["training"]["command"] == "python train.py"
     assert result["instances"] == {**as_dict(InstanceSettings()), "tuned": False}
     assert capsys.readouterr().out == ""
-    text = summary(evaluation)
+    text = str(evaluation)
     assert f"{expected['v_rand'].value:.4g}" in text and "report.html" in text
 
 
@@ -138,7 +137,7 @@ def test_images_without_a_cell_are_left_out_and_counted(workdir, own_data, tmp_p
     evaluation = evaluate(workdir, images=images, labels=labels, out=tmp_path / "before")
     before = report(tmp_path / "before")
     assert before["without_cells"] == before["with_one_cell"] == 0
-    assert "left out" not in summary(evaluation)
+    assert "left out" not in str(evaluation)
     negative_controls(own_data)
     evaluation = evaluate(workdir, images=images, labels=labels, out=tmp_path / "out")
     result = report(tmp_path / "out")
@@ -151,7 +150,7 @@ def test_images_without_a_cell_are_left_out_and_counted(workdir, own_data, tmp_p
         assert row["cells"] == 0 and row["pixel_error"] in (0, 1) and row["warping_error"] == 0
         assert row["seg"] is None and row["mean_iou"] <= 1
     said = "2 of 4 images have no annotated cell and are left out of Rand error, V_rand and V_info"
-    assert said in summary(evaluation)
+    assert said in str(evaluation)
     html = (tmp_path / "out" / "report.html").read_text()
     assert said in html and "Images without an annotated cell (2) were left out" in html
 
@@ -168,8 +167,9 @@ def test_images_that_are_all_without_a_cell(workdir, own_data, tmp_path):
         assert [scores[metric] for metric in (*METRICS, "seg")] == [None] * 7
     assert result["scores"]["none"]["mean_iou"]["value"] > 0
     assert list(result["baselines"].values()) == [{}, {}]
-    said = "No cell is annotated in these 2 images, so only IoU is defined; the network finds"
-    assert f"{said} {sum(found)} cell" in summary(evaluation)
+    said = "No cell is annotated in these 2 images, so only IoU and Dice are defined; the network "
+    said += f"finds {sum(found)} cell"
+    assert said in str(evaluation)
     html = (tmp_path / "out" / "report.html").read_text()
     assert said in html and "Ranked by mean IoU" in html and "with which cells are found" in html
 
@@ -200,7 +200,7 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     assert (tuning.file, tuning.images) == (workdir / "instances.json", chosen["images"])
     assert (tuning.settings, tuning.seg, tuning.seg_left_out) == (settings, score, left_out)
     assert chosen["seg_left_out"] == left_out
-    assert f"{score:.4f}" in tuning_summary(tuning) and capsys.readouterr().out == ""
+    assert f"{score:.4f}" in str(tuning) and capsys.readouterr().out == ""
 
     evaluate(workdir)
     with pytest.raises(InputError, match="report.html: exists already; use --overwrite"):
@@ -245,7 +245,7 @@ def test_a_cross_validation_and_its_ensemble(tiny_config, tmp_path):
             metric: score.value for metric, score in expected.items()
         }
     values = [scores["pixel_error"] for scores in result["folds"]]
-    assert f"pixel over 3 folds: {np.mean(values):.4g}" in summary(evaluation)
+    assert f"pixel over 3 folds: {np.mean(values):.4g}" in str(evaluation)
 
     # All of them together on the test split.
     evaluate(workdir)

@@ -314,13 +314,13 @@ def empty(found):
         ([ONE_CELL], "1 of 1 image has only one annotated cell and is left out of V_info."),
         (
             [empty(1), empty(0)],
-            "No cell is annotated in these 2 images, so only IoU is defined; the network "
+            "No cell is annotated in these 2 images, so only IoU and Dice are defined; the network "
             "finds 1 cell in 1 of them.",
         ),
         (
             [empty(4)],
-            "No cell is annotated in this image, so only IoU is defined; the network finds 4 "
-            "cells there.",
+            "No cell is annotated in this image, so only IoU and Dice are defined; the network "
+            "finds 4 cells there.",
         ),
     ],
 )

@@ -55,6 +55,17 @@ class Tuning:
     seg_left_out: float | None
     images: list[str]
 
+    def __str__(self):
+        """The settings, and how good they are; two or three lines."""
+        settings = ", ".join(f"{name} {value:g}" for name, value in as_dict(self.settings).items())
+        said = f"{self.file}: SEG {self.seg:.4f} on {len(self.images)} validation images with\n"
+        if self.seg_left_out is None:
+            return said + settings
+        return (
+            f"{said}{settings}\n"
+            f"SEG {self.seg_left_out:.4f} if the settings for each image are chosen on the others."
+        )
+
 
 def tune_instances(
     workdir: str | Path,

@@ -1,15 +1,18 @@
-"""The result of an evaluation or a comparison, and how it is written as JSON."""
+"""The result of an evaluation or a comparison, as printed and as written."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.images import Seen
 from unet_jax.evaluation.metric_table import METRICS
-from unet_jax.evaluation.report.words import AVERAGING_WORDS, plural
+from unet_jax.evaluation.report.layout import layout
+from unet_jax.evaluation.report.words import AVERAGING_WORDS, left_out_words, plural
 from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics import Matching, Score
@@ -148,6 +151,33 @@ class Evaluation:
             "versions": self.versions,
         }
 
+    def __str__(self):
+        """The scores as a table, and the path of the report; several lines."""
+        titles = {name: METRICS[name].short for name in layout(self).printed}
+        lines = [f"{len(self.images)} {self.data}, step {self.step}:"]
+        if self.sparse:
+            lines.append(
+                f"{100 * self.annotated:.1f} % of the pixels are annotated, and only those are "
+                "scored; there are no whole cells to score."
+            )
+        lines.append(f"{'':22}" + "".join(f"{title:>10}" for title in titles.values()))
+        words = AVERAGING_WORDS | {"none": "this network"}
+        for averaging, scores in self.scores.items():
+            lines.append(f"{words[averaging]:22}" + _columns(scores.values(), titles))
+        for baseline, errors in self.baselines.items():
+            values = {name: error.value for name, error in errors.items()}
+            lines.append(f"{baseline:22}" + _columns(values, titles))
+        if not self.sparse and (left_out := left_out_words(self.images)):
+            lines.append(left_out)
+        for name, title in titles.items():
+            of_folds = [fold.values[name] for fold in self.folds]
+            defined = [value for value in of_folds if value is not None]
+            if len(defined) > 1:
+                mean, spread = f"{np.mean(defined):.4g}", f"{np.std(defined, ddof=1):.2g}"
+                folds = f"{title} over {len(defined)} folds"
+                lines.append(f"{folds}: {mean}, standard deviation {spread}")
+        return "\n".join([*lines, f"Open {self.report}"])
+
 
 class Difference(NamedTuple):
     """How a network differs from the first one in a metric, image by image.
@@ -215,10 +245,14 @@ class Comparison:
         lines = [f"{plural(len(self.images), 'image')}, {AVERAGING_WORDS[self.averaging]}:"]
         lines.append(f"{'':30}" + "".join(f"{METRICS[name].short:>10}" for name in shown))
         for name, scores in zip(self.names, self.scores, strict=True):
-            values = [scores.values()[metric] for metric in shown]
-            cells = [f"{'-':>10}" if v is None else f"{v:10.4g}" for v in values]
-            lines.append(f"{name[-29:]:30}" + "".join(cells))
+            lines.append(f"{name[-29:]:30}" + _columns(scores.values(), shown))
         return "\n".join([*lines, f"Open {self.report}"])
+
+
+def _columns(values: Mapping[str, float | None], names: Iterable[str]) -> str:
+    """The values of these names in a line of a table."""
+    shown = (values.get(name) for name in names)
+    return "".join(f"{'-':>10}" if value is None else f"{value:10.4g}" for value in shown)
 
 
 def _scores_record(scores: Scores) -> dict[str, Any]:

@@ -102,21 +102,19 @@ def main() -> Outcome:
     """Does what the flags say."""
     if _COMPARE.value:
         return _compare()
-    from unet_jax.evaluation.summary import summary, tuning_summary  # loads JAX
-
     workdir = Path(_CHECKPOINT.value)
     if _TUNE.value:
         tuning = unet_jax.tune_instances(
             workdir, step=_STEP.value, averaging=_AVERAGING.value[-1], overwrite=_OVERWRITE.value
         )
-        return Outcome(tuning_summary(tuning))
+        return Outcome(str(tuning))
     evaluation = unet_jax.evaluate(
         workdir,
         averaging=_AVERAGING.value,
         **_options(),
         command=command(),
     )
-    return Outcome(summary(evaluation))
+    return Outcome(str(evaluation))
 
 
 def _compare():

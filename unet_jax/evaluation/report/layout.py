@@ -1,9 +1,11 @@
 """What a report leads with: single cells, classes, or the metrics of the ISBI 2012 challenge."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from unet_jax.evaluation.result import Evaluation
 from unet_jax.sources import CellTracking, Folder
+
+if TYPE_CHECKING:  # which prints itself in this layout
+    from unet_jax.evaluation.result import Evaluation
 
 #: Of single cells.
 CELLS = ("seg", "ap_50", "ap", "f1", "panoptic_quality", "precision", "recall", "ap_75")
@@ -18,7 +20,7 @@ class Layout(NamedTuple):
       cells_first: whether the report leads with SEG and colours cells.
       classes_first: whether it leads with IoU.
       metrics: to show, the most important one first, by which images are ranked.
-      printed: those of them in the table that `eval.py` prints, in its order.
+      printed: those of them in the table that is printed, in its order.
     """
 
     single_cells: bool
@@ -28,7 +30,7 @@ class Layout(NamedTuple):
     printed: list[str]
 
 
-def layout(evaluation: Evaluation) -> Layout:
+def layout(evaluation: "Evaluation") -> Layout:
     """The layout of the report of an evaluation."""
     scores, config = evaluation.scores[evaluation.averaging], evaluation.training.config
     of_folder = isinstance(config.data, Folder) and config.data.mask_rule == "instances"

@@ -82,7 +82,7 @@ def left_out_words(images: Sequence[ImageScores]) -> str:
     if len(empty) == n:
         return (
             f"No cell is annotated in {'this image' if n == 1 else f'these {n} images'}, so only "
-            f"IoU is defined; {finds}."
+            f"IoU and Dice are defined; {finds}."
         )
     sentences = []
     for count, cells, metrics in (
