@@ -63,8 +63,9 @@ def run(main: Callable[[], Outcome]) -> None:
     with contextlib.suppress(AttributeError):  # of a notebook
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
     if not jax.config.values["jax_compilation_cache_dir"]:
-        # The second start takes a third of the first one's time.
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("unet_jax") / "compiled"))
+    # The fifty small functions of a start take as long as a large one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         _parse_flags()
         text, problems, status = main()
