@@ -8,8 +8,9 @@ demo: .venv/installed
 	.venv/bin/unet-jax eval --checkpoint=runs/demo --overwrite
 	@echo "Open $(CURDIR)/runs/demo/evaluation/report.html"
 
+# In their own order; by the number of tests, the notebook would come last and alone.
 test: .venv/installed-test
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/ruff format --check
