@@ -11,7 +11,6 @@ from unet_jax.errors import InputError
 from unet_jax.evaluation.assess import Candidate, assess, candidate, checked_averaging
 from unet_jax.evaluation.metric_table import METRICS
 from unet_jax.evaluation.report.comparison import save_comparison
-from unet_jax.evaluation.report.layout import layout
 from unet_jax.evaluation.result import Comparison, Difference, Evaluation
 from unet_jax.evaluation.scoring import Measured
 from unet_jax.example import sha256
@@ -120,7 +119,7 @@ def _compared(
     averaging: str,
     left_out: int,
 ) -> Comparison:
-    metrics = layout(evaluations[0]).metrics
+    metrics = evaluations[0].layout.metrics
     values = [
         {metric: [image.values[metric] for image in evaluation.images] for metric in metrics}
         for evaluation in evaluations

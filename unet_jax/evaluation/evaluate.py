@@ -8,7 +8,6 @@ from pathlib import Path
 from unet_jax.errors import InputError
 from unet_jax.evaluation.assess import assess, candidate, checked_averaging
 from unet_jax.evaluation.report.cell_examples import cell_examples
-from unet_jax.evaluation.report.layout import layout
 from unet_jax.evaluation.report.page import save_report
 from unet_jax.evaluation.report.pictures import pictures
 from unet_jax.evaluation.result import Evaluation
@@ -96,5 +95,5 @@ def _write(evaluation: Evaluation, measured: list[Measured]) -> None:
         unfinished.write_text(record + "\n", encoding="utf-8")
     with complete_text(folder / _TABLE, newline="") as table:
         csv.writer(table).writerows(evaluation.rows())
-    examples = cell_examples(measured) if layout(evaluation).cells_first else {}
+    examples = cell_examples(measured) if evaluation.layout.cells_first else {}
     save_report(evaluation, pictures(measured, em["warping_error"]), examples)

@@ -11,7 +11,7 @@ import numpy as np
 from unet_jax.checked_settings import as_dict
 from unet_jax.evaluation.images import Seen
 from unet_jax.evaluation.metric_table import METRICS
-from unet_jax.evaluation.report.layout import layout
+from unet_jax.evaluation.report.layout import Layout, layout
 from unet_jax.evaluation.report.words import AVERAGING_WORDS, left_out_words, plural
 from unet_jax.evaluation.scoring import FoldScores, ImageScores, Scores
 from unet_jax.instances import InstanceSettings
@@ -72,6 +72,11 @@ class Evaluation:
     training: Training
     log: list[dict[str, Any]]
     versions: dict[str, str]
+
+    @property
+    def layout(self) -> Layout:
+        """What is shown of it, and how."""
+        return layout(self.scores[self.averaging], self.training.config, self.sparse)
 
     @property
     def data_sha256(self) -> str | None:
@@ -153,7 +158,7 @@ class Evaluation:
 
     def __str__(self):
         """The scores as a table, and the path of the report; several lines."""
-        titles = {name: METRICS[name].short for name in layout(self).printed}
+        titles = {name: METRICS[name].short for name in self.layout.printed}
         lines = [f"{len(self.images)} {self.data}, step {self.step}:"]
         if self.sparse:
             lines.append(

@@ -1,11 +1,10 @@
 """What a report leads with: single cells, classes, or the metrics of the ISBI 2012 challenge."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from unet_jax.configuration import Configuration
+from unet_jax.evaluation.scoring import Scores
 from unet_jax.sources import CellTracking, Folder
-
-if TYPE_CHECKING:  # which prints itself in this layout
-    from unet_jax.evaluation.result import Evaluation
 
 #: Of single cells.
 CELLS = ("seg", "ap_50", "ap", "f1", "panoptic_quality", "precision", "recall", "ap_75")
@@ -30,23 +29,28 @@ class Layout(NamedTuple):
     printed: list[str]
 
 
-def layout(evaluation: "Evaluation") -> Layout:
-    """The layout of the report of an evaluation."""
-    scores, config = evaluation.scores[evaluation.averaging], evaluation.training.config
+def layout(scores: Scores, config: Configuration, sparse: bool) -> Layout:
+    """The layout of what is said of an evaluation.
+
+    Args:
+      scores: of all images together.
+      config: of the training run.
+      sparse: whether only strokes are annotated, and no cells.
+    """
     of_folder = isinstance(config.data, Folder) and config.data.mask_rule == "instances"
     single_cells = of_folder or isinstance(config.data, CellTracking)
     cells_first = single_cells and scores.seg is not None
     without_cells = scores.em["rand_error"] is None
     several = config.model.classes > 2
-    classes_first = (evaluation.sparse or without_cells or several) and not cells_first
-    if evaluation.sparse:
+    classes_first = (sparse or without_cells or several) and not cells_first
+    if sparse:
         metrics = ["mean_iou", "mean_dice", "pixel_error"]
     elif classes_first:
         others = (metric for metric in _EM_ORDER if metric != "pixel_error")
         metrics = ["mean_iou", "mean_dice", "pixel_error", *others, "seg"]
     else:
         metrics = [*CELLS, *_EM_ORDER] if cells_first else [*_EM_ORDER, "seg"]
-    if evaluation.sparse:
+    if sparse:
         printed = ["pixel_error", "mean_iou", "mean_dice"]
     elif cells_first:
         printed = [*CELLS[:5], "pixel_error", "rand_error", "mean_iou"]

@@ -15,7 +15,6 @@ from unet_jax.evaluation.report.charts import (
     threshold_charts,
     training_charts,
 )
-from unet_jax.evaluation.report.layout import layout
 from unet_jax.evaluation.report.pictures import Picture, shown_images
 from unet_jax.evaluation.report.tables import mean_and_spread, published, score_rows
 from unet_jax.evaluation.report.words import (
@@ -66,7 +65,7 @@ def _context(
     shown = evaluation.scores[evaluation.averaging]
     config, images = evaluation.training.config, evaluation.images
     data = config.data
-    single_cells, cells_first, classes_first, metrics, _ = layout(evaluation)
+    single_cells, cells_first, classes_first, metrics, _ = evaluation.layout
     main = [name for name in metrics if name != "warping_error_2016"]
     main = main[:4] if cells_first else main
     paper = {} if evaluation.split == "images" else published(data)
