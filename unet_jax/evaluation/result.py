@@ -1,7 +1,7 @@
 """The result of an evaluation or a comparison, as printed and as written."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,10 +168,11 @@ class Evaluation:
         lines.append(f"{'':22}" + "".join(f"{title:>10}" for title in titles.values()))
         words = AVERAGING_WORDS | {"none": "this network"}
         for averaging, scores in self.scores.items():
-            lines.append(f"{words[averaging]:22}" + _columns(scores.values(), titles))
+            of_all = scores.values()
+            lines.append(f"{words[averaging]:22}" + _columns(of_all[name] for name in titles))
         for baseline, errors in self.baselines.items():
-            values = {name: error.value for name, error in errors.items()}
-            lines.append(f"{baseline:22}" + _columns(values, titles))
+            values = (errors[name].value if name in errors else None for name in titles)
+            lines.append(f"{baseline:22}" + _columns(values))
         if not self.sparse and (left_out := left_out_words(self.images)):
             lines.append(left_out)
         for name, title in titles.items():
@@ -250,14 +251,14 @@ class Comparison:
         lines = [f"{plural(len(self.images), 'image')}, {AVERAGING_WORDS[self.averaging]}:"]
         lines.append(f"{'':30}" + "".join(f"{METRICS[name].short:>10}" for name in shown))
         for name, scores in zip(self.names, self.scores, strict=True):
-            lines.append(f"{name[-29:]:30}" + _columns(scores.values(), shown))
+            values = scores.values()
+            lines.append(f"{name[-29:]:30}" + _columns(values[metric] for metric in shown))
         return "\n".join([*lines, f"Open {self.report}"])
 
 
-def _columns(values: Mapping[str, float | None], names: Iterable[str]) -> str:
-    """The values of these names in a line of a table."""
-    shown = (values.get(name) for name in names)
-    return "".join(f"{'-':>10}" if value is None else f"{value:10.4g}" for value in shown)
+def _columns(values: Iterable[float | None]) -> str:
+    """The values in a line of a table."""
+    return "".join(f"{'-':>10}" if value is None else f"{value:10.4g}" for value in values)
 
 
 def _scores_record(scores: Scores) -> dict[str, Any]:
