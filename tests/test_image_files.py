@@ -658,6 +658,7 @@ def test_bombs_are_refused_before_they_are_decoded(path):
 
 def test_mutated_files_are_read_or_refused_in_one_line(path, capfd, caplog):
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO, "numba")  # it says at length how it compiles
     seeds = [
         tiff_bytes(STACK),
         tiff_bytes(STACK, metadata=None, compression="lzw", rowsperstrip=7),

@@ -324,6 +324,7 @@ def never_empty(*args, _empty=np.empty, _count=itertools.count(), **kwargs):  # 
 def read_mutated_files(kind, count, seed, folder):
     """Writes to `results.jsonl` what became of each file; the last one is in `file`."""
     logging.basicConfig(level=logging.DEBUG)  # whatever a library logs is printed
+    logging.getLogger("numba").setLevel(logging.INFO)  # it says at length how it compiles
     logging.getLogger("unet_jax").propagate = False
     logging.getLogger("unet_jax").addHandler(logging.NullHandler())
     rng = np.random.default_rng(seed)
