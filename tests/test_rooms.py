@@ -40,7 +40,7 @@ ORDER = [
     ("pretrained",),
     ("checkpoint",),
     ("run",),
-    ("evaluation", "prediction", "export", "volumes"),
+    ("evaluation", "prediction", "export", "volumes", "live"),
     ("command_line", "unet_jax"),  # the latter is the library as its users see it
     ("programs", "__main__"),
 ]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from unet_jax.compiled import compiled
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, grey_value_statistics
 from unet_jax.hardware import device_memory_bytes, is_out_of_memory
-from unet_jax.layers import compiler_options
+from unet_jax.layers import compiler_options, relu
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, valid_input_sides
 from unet_jax.normalisation import normalise
@@ -129,7 +129,8 @@ def predict_tiled(
             progress = tqdm(
                 tiles, total=count, desc="Predicting", unit="tile", delay=3, leave=False
             )
-            _predict_tiles(model, progress, statistics, averaging, batch_size, out)
+            predict = tile_probabilities(model.network)
+            _predict_tiles(model, predict, progress, statistics, averaging, batch_size, out)
             return out
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
@@ -170,7 +171,35 @@ def predict_block(
     Raises:
       jax.errors.JaxRuntimeError: the tiles do not fit into memory.
     """
-    depth, classes = model.network.depth, model.network.classes
+    predict = tile_probabilities(model.network)
+    channels = model.network.classes
+    return _block(model, predict, channels, plane, rows, columns, statistics, tile_side, averaging)
+
+
+def feature_block(
+    model: Model,
+    plane: Any,
+    rows: slice,
+    columns: slice,
+    statistics: tuple[np.ndarray, np.ndarray],
+    *,
+    tile_side: int,
+) -> np.ndarray:
+    """The feature maps of a block from which the last layer computes the classes.
+
+    Args:
+      model: of a single network; the rest as for `predict_block`.
+
+    Returns:
+      float32 [h, w, width].
+    """
+    features, width = tile_features(model.network), model.network.width
+    return _block(model, features, width, plane, rows, columns, statistics, tile_side, "none")
+
+
+def _block(model, compute, channels, plane, rows, columns, statistics, tile_side, averaging):
+    """float32 [h, w, channels] of what is computed for tiles."""
+    depth = model.network.depth
     step, before = tile_step(tile_side, depth), context(depth)
     views = turned_views(averaging)
     parts = [_in_view(rows, columns, plane.shape, *view) for view in views]
@@ -188,13 +217,13 @@ def predict_block(
         *(rows.start - around, rows.stop + around),
         *(columns.start - around, columns.stop + around),
     )
-    output = np.empty((rows.stop - rows.start, columns.stop - columns.start, classes), np.float32)
+    output = np.empty((rows.stop - rows.start, columns.stop - columns.start, channels), np.float32)
     corners = [tuple(line.start for line in part) for part in parts]
     tiles = _tiles_of_views(
         seen, output, averaging, tile_side, depth, corners=corners, around=around
     )
     batch_size = tiles_per_batch(model.network, tile_side)
-    _predict_tiles(model, tiles, statistics, averaging, batch_size, output)
+    _predict_tiles(model, compute, tiles, statistics, averaging, batch_size, output)
     return output
 
 
@@ -209,21 +238,20 @@ def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
             yield smaller, 1
 
 
-def _predict_tiles(model, tiles, statistics, averaging, batch_size, output) -> None:
-    """Fills float32 [H, W, classes], which the tiles write to."""
+def _predict_tiles(model, compute, tiles, statistics, averaging, batch_size, output) -> None:
+    """Fills float32 [H, W, channels], which the tiles write to."""
     if averaging != "none":
         output[:] = 0
-    predict = tile_probabilities(model.network)
     ahead: deque[tuple[list[_Write], jax.Array]] = deque()
     for batch in _batched(tiles, batch_size):
         pixels = [tile for tile, _ in batch]
         # The last batch is filled up, so that there is one compilation for each tile side.
         pixels += pixels[:1] * (batch_size - len(batch))
         inputs = np.stack(pixels) if batch_size > 1 else pixels[0][None]
-        probabilities = predict(model.params, _normalised(inputs, *statistics))
-        probabilities.copy_to_host_async()
+        results = compute(model.params, _normalised(inputs, *statistics))
+        results.copy_to_host_async()
         # The device computes while the host writes what came before.
-        ahead.append(([write for _, write in batch], probabilities))
+        ahead.append(([write for _, write in batch], results))
         if len(ahead) > _batches_ahead():
             _write(*ahead.popleft())
     while ahead:
@@ -257,6 +285,26 @@ def tile_probabilities(network: UNet) -> Callable[[Any, jax.Array | np.ndarray],
         return jnp.minimum(jax.lax.map(member, params).mean(0), 1)
 
     return jax.jit(predict, compiler_options=compiler_options())
+
+
+@functools.cache
+def tile_features(network: UNet) -> Callable[[Any, jax.Array | np.ndarray], jax.Array]:
+    """The compiled features(params, tiles [N, side, side, C]) -> what the last layer sees, float32.
+
+    For parameters with a leading axis of one member.
+    """
+    last = "expanding1_conv2" if network.depth > 1 else "contracting1_conv2"
+
+    def features(params, tiles):
+        _, seen = network.apply(
+            {"params": jax.tree.map(lambda x: x[0], params)},
+            tiles,
+            capture_intermediates=lambda module, _: module.name == last,
+        )
+        (convolved,) = seen["intermediates"][last]["__call__"]
+        return relu(convolved).astype(jnp.float32)
+
+    return jax.jit(features, compiler_options=compiler_options())
 
 
 def tile_step(tile_side: int, depth: int) -> int:

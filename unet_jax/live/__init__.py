@@ -1,0 +1,1 @@
+"""A network that learns from strokes while they are painted: no files, no viewer."""

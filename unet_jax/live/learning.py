@@ -1,0 +1,326 @@
+"""A network that learns from strokes while they are painted.
+
+Two things go on in turns. Whenever a stroke has been painted, a new last layer is fitted to the
+features under the strokes, which takes a fraction of a second. In between, the whole network is
+trained on the strokes as always. What is shown is the best of all so far, judged by strokes that
+are left out of both.
+
+Few strokes are no fair sample of an image: as much is painted of a rare class as of a frequent one,
+and nothing of what is obvious. So each class counts as much as the network that it began with finds
+of it, and some of the unpainted pixels count as what that network takes them for; unless it is
+wrong on the strokes too often, or knows other classes.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unet_jax.configuration import Configuration, TrainSettings
+from unet_jax.errors import InputError
+from unet_jax.example import IGNORED, Example
+from unet_jax.live.features import Features
+from unet_jax.live.last_layer import LastLayer, Pixels, entropy, fitted
+from unet_jax.live.strokes import Painted, left_out
+from unet_jax.model import Model
+from unet_jax.network import valid_input_sides
+from unet_jax.train_step import TrainState
+from unet_jax.training_loop import Progress, train
+
+_STEPS_AT_A_TIME = 10
+# Steps between two trials of the network in training.
+_STEPS_TO_TRIAL = 50
+# How far from the strokes unpainted pixels count, in pixels.
+_AROUND = 256
+# So many of them count for the last layer, together as much as one of these numbers of painted
+# pixels; and for the whole network this share of those of which a class is at least this probable.
+_UNPAINTED, _COUNT_AS = 2000, (300, 3000)
+_SHARE, _SURE = 0.4, 0.9
+# Of the strokes of each class, averaged, on which the first network must be right to be trusted.
+_TRUSTED = 0.7
+# No class counts for less than this share of the pixels.
+_LEAST_SHARE = 0.02
+_LEARNING_RATE, _WARMUP_STEPS = 1e-3, 50
+_TILE_SIDE, _AVERAGE_OVER = 172, 0.3
+_TRAIN, _LEFT_OUT = 0, 1  # of the strokes
+
+
+@dataclasses.dataclass
+class _Body:
+    """A network without its last layer, as it sees the images.
+
+    Attributes:
+      model: with the last layer that it was trained with; its kernel is 0 if it was not.
+      features: of each image that has been needed.
+    """
+
+    model: Model
+    features: dict[Hashable, Features] = dataclasses.field(default_factory=dict)
+
+    def of(self, name: Hashable, image: np.ndarray) -> Features:
+        if name not in self.features:
+            self.features[name] = Features(self.model, image)
+        return self.features[name]
+
+
+class LiveTraining:
+    """A network that learns from strokes; everything is to be called by one thread at a time.
+
+        live = LiveTraining(unet_jax.load("nuclei"))
+        live.paint({"first": Painted(image, strokes)})
+        while live.work():
+            shown = live.probabilities("first", image, rows, columns)
+
+    Attributes:
+      steps: how many steps the network in the background has been trained for.
+    """
+
+    def __init__(self, start: Model, classes: int | None = None, seed: int = 0):
+        """Begins with a network, whose last layer is replaced if it has other classes.
+
+        Args:
+          start: a single network of scale 1.
+          classes: how many there are; by default those of `start`.
+          seed: another one draws other tiles.
+
+        Raises:
+          InputError: an ensemble, or a network that sees images at another scale.
+        """
+        if jax.tree.leaves(start.params)[0].shape[0] > 1:
+            raise InputError("This is a cross-validation; begin with one of its networks, a fold.")
+        if start.scale != 1:
+            raise InputError(
+                f"This network sees images at {start.scale:g} times their resolution; to paint, "
+                "begin with one of scale 1."
+            )
+        classes = start.network.classes if classes is None else classes
+        self._knows_classes = classes == start.network.classes
+        if not self._knows_classes:
+            kernel = np.zeros((start.network.width, classes), np.float32)
+            start = _with(start, LastLayer(kernel, np.zeros(classes, np.float32)))
+        self._painted: dict[Hashable, Painted] = {}
+        self._roles: dict[Hashable, np.ndarray] = {}
+        self._start = self._body = _Body(start)
+        self._layer = _last_layer(start)
+        self._configuration = _configuration(start, seed)
+        self._optimiser = optax.adam(
+            optax.warmup_constant_schedule(0.0, _LEARNING_RATE, _WARMUP_STEPS)
+        )
+        params = jax.tree.map(lambda x: jnp.array(x[0]), start.params)
+        average = jax.tree.map(jnp.copy, params)
+        self._state = TrainState(jnp.int32(0), params, self._optimiser.init(params), average)
+        self._training: Iterator[Progress] | None = None
+        self._is_new = self._trusts_start = False
+        self.steps = 0
+
+    @property
+    def shown(self) -> Model:
+        """The best network so far, for `predict_tiled`."""
+        return _with(self._body.model, self._layer)
+
+    def probabilities(
+        self, name: Hashable, image: np.ndarray, rows: slice, columns: slice
+    ) -> np.ndarray:
+        """Of the classes, by what is shown, for a part of an image, float32 [h, w, classes].
+
+        Args:
+          name: of the image, as in `paint`.
+          image: [H, W] or [H, W, C].
+          rows: with a start and a stop.
+          columns: likewise.
+        """
+        return self._layer.probabilities(self._body.of(name, image).part(rows, columns))
+
+    def paint(self, painted: Mapping[Hashable, Painted]) -> None:
+        """Takes the strokes as they are now, on all images that have any."""
+        self._painted = {n: p for n, p in painted.items() if (p.strokes != IGNORED).any()}
+        self._roles = {
+            name: left_out(strokes, self._roles.get(name, np.zeros((2, *strokes.shape), bool)))
+            for name, (_, strokes) in self._painted.items()
+        }
+        self._is_new = True
+
+    def work(self) -> bool:
+        """Does the next piece of work, of about a second; returns whether the shown has changed."""
+        if self._is_new:
+            self._is_new = False
+            self._training = None
+            self._trusts_start = self._knows_classes and self._start_is_right() > _TRUSTED
+            return bool(self._painted) and self._improve(self._body)
+        if not self._has_all_classes(_TRAIN):
+            return False
+        if self._training is None:
+            self._training = self._begin()
+        for _ in range(_STEPS_AT_A_TIME):
+            progress = next(self._training)
+        self._state, self.steps = progress.state, progress.step
+        if self.steps % _STEPS_TO_TRIAL or not self._has_all_classes(_LEFT_OUT):
+            return False
+        return self._improve(_Body(progress.model()))
+
+    def left_out_entropy(self) -> float:
+        """Of what is shown, in nats, over the strokes left out; 0 while a class has none."""
+        return entropy(self._layer, self._judged(self._body)) if self._painted else 0.0
+
+    def _improve(self, body: _Body) -> bool:
+        """Fits last layers to the strokes and shows the best, unless what is shown is better."""
+        painted, judged = self._pixels(body, _TRAIN), self._judged(body)
+        own = _last_layer(body.model)
+        if not len(painted.weights):
+            return False
+        if self._trusts_start:
+            unpainted = self._unpainted_pixels(body, own)
+            layers = [fitted(own, _together(painted, unpainted, count)) for count in _COUNT_AS]
+            layers.append(own)
+        elif self._has_all_classes(_TRAIN):
+            layers = [fitted(own, painted)]
+        else:
+            return False
+        best = min(layers, key=lambda layer: entropy(layer, judged))
+        if len(judged.weights) and entropy(best, judged) >= self.left_out_entropy():
+            return False
+        self._body, self._layer = body, best
+        return True
+
+    def _begin(self) -> Iterator[Progress]:
+        """The steps of training on the strokes as they are now."""
+        examples = []
+        for name, (image, strokes) in self._painted.items():
+            labels = np.where(self._roles[name][_TRAIN], strokes, IGNORED).astype(np.int32)
+            labels_of = [labels]
+            if self._trusts_start:
+                labels_of.append(np.where(strokes == IGNORED, self._taken_for(name), labels))
+            no_cells = np.zeros(labels.shape, np.int32)
+            examples += [Example(str(name), image, labels, no_cells) for labels in labels_of]
+        return train(
+            examples,
+            self._configuration,
+            optimiser=self._optimiser,
+            state=self._state,
+            class_weight=self._class_weights(_TRAIN),
+        )
+
+    def _start_is_right(self) -> float:
+        """The share of the strokes' pixels, averaged over the classes that are painted."""
+        features, classes = self._strokes(self._start, _TRAIN)
+        found = _last_layer(self._start.model).probabilities(features).argmax(-1)
+        shares = [(found == label)[classes == label].mean() for label in np.unique(classes)]
+        return float(np.mean(shares)) if shares else 0.0
+
+    def _strokes(self, body: _Body, role: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features [N, width] and classes [N] of the pixels that are trained on, or left out."""
+        features = [np.empty((0, body.model.network.width), np.float32)]
+        classes = [np.empty(0, np.int32)]
+        for name, (image, strokes) in self._painted.items():
+            places = np.argwhere(self._roles[name][role])
+            features.append(body.of(name, image).at(places))
+            classes.append(strokes[tuple(places.T)])
+        return np.concatenate(features), np.concatenate(classes)
+
+    def _pixels(self, body: _Body, role: int) -> Pixels:
+        """The same for a fit."""
+        features, classes = self._strokes(body, role)
+        targets = np.eye(body.model.network.classes, dtype=np.float32)[classes]
+        return Pixels(features, targets, self._class_weights(role)[classes])
+
+    def _judged(self, body: _Body) -> Pixels:
+        """The pixels that are left out; none while they do not hold all classes."""
+        pixels = self._pixels(body, _LEFT_OUT)
+        return pixels if self._has_all_classes(_LEFT_OUT) else Pixels(*(x[:0] for x in pixels))
+
+    def _unpainted_pixels(self, body: _Body, layer: LastLayer) -> Pixels:
+        """Pixels around the strokes at random, with what the layer takes them for."""
+        parts = []
+        for name, (image, strokes) in self._painted.items():
+            rng = np.random.default_rng(0)
+            lines = _around(strokes)
+            at = np.stack([rng.integers(line.start, line.stop, _UNPAINTED) for line in lines], 1)
+            parts.append(body.of(name, image).at(at[strokes[tuple(at.T)] == IGNORED]))
+        features = np.concatenate(parts)
+        weights = np.full(len(features), 1 / max(len(features), 1), np.float32)
+        return Pixels(features, layer.probabilities(features), weights)
+
+    def _taken_for(self, name: Hashable) -> np.ndarray:
+        """What the first network takes some of the pixels around the strokes for, int32 [H, W]."""
+        image, strokes = self._painted[name]
+        around = _around(strokes)
+        features = self._start.of(name, image).part(*around)
+        probabilities = _last_layer(self._start.model).probabilities(features)
+        drawn = np.random.default_rng(0).random(features.shape[:2]) < _SHARE
+        labels = np.full(strokes.shape, IGNORED, np.int32)
+        labels[around] = np.where(
+            drawn & (probabilities.max(-1) > _SURE), probabilities.argmax(-1), IGNORED
+        )
+        return labels
+
+    def _class_weights(self, role: int) -> np.ndarray:
+        """How much a pixel of each class counts: its share of the images by that of the strokes."""
+        count = self._counts(role)
+        weights = self._shares() * count.sum() / np.maximum(count, 1)
+        return weights.astype(np.float32)
+
+    def _shares(self) -> np.ndarray:
+        """Of the pixels that are of each class, as far as that is known."""
+        classes = self._configuration.model.classes
+        if not self._trusts_start:
+            return np.full(classes, 1 / classes)
+        layer = _last_layer(self._start.model)
+        found = self._unpainted_pixels(self._start, layer).targets.mean(0)
+        return np.maximum(found, _LEAST_SHARE)
+
+    def _counts(self, role: int) -> np.ndarray:
+        """How many pixels of each class are trained on, or left out."""
+        count = np.zeros(self._configuration.model.classes, np.int64)
+        for name, (_, strokes) in self._painted.items():
+            labels = strokes[self._roles[name][role]]
+            count += np.bincount(labels, minlength=len(count))
+        return count
+
+    def _has_all_classes(self, role: int) -> bool:
+        return bool((self._counts(role) > 0).all())
+
+
+def _around(strokes: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that hold all strokes and something around them."""
+    rows, columns = (
+        slice(max(line.min() - _AROUND, 0), min(line.max() + _AROUND, side))
+        for line, side in zip(np.nonzero(strokes != IGNORED), strokes.shape, strict=True)
+    )
+    return rows, columns
+
+
+def _together(painted: Pixels, unpainted: Pixels, count_as: float) -> Pixels:
+    """Both, the unpainted ones counting as so many painted ones."""
+    scaled = unpainted._replace(weights=unpainted.weights * count_as)
+    return Pixels(*map(np.concatenate, zip(painted, scaled, strict=True)))
+
+
+def _last_layer(model: Model) -> LastLayer:
+    layer = model.params["classes"]
+    return LastLayer(np.asarray(layer["kernel"])[0, 0, 0], np.asarray(layer["bias"])[0])
+
+
+def _with(model: Model, layer: LastLayer) -> Model:
+    """The network with another last layer."""
+    params = {"kernel": jnp.asarray(layer.kernel)[None, None, None], "bias": layer.bias[None]}
+    network = model.network.clone(classes=len(layer.bias))
+    return dataclasses.replace(
+        model, network=network, params=model.params | {"classes": params}, record=None
+    )
+
+
+def _configuration(start: Model, seed: int) -> Configuration:
+    """For training on strokes, in the background."""
+    network = start.network
+    return Configuration(
+        model=network,
+        class_names=tuple(f"class {label}" for label in range(network.classes)),
+        train=TrainSettings(
+            seed=seed,
+            tile_side=valid_input_sides(_TILE_SIDE, network.depth)[-1],
+            average_over=_AVERAGE_OVER,
+        ),
+    )

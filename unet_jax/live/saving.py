@@ -1,0 +1,176 @@
+"""A network that learnt from strokes, and the strokes, as an ordinary run in a folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tifffile
+
+from unet_jax import checkpoint
+from unet_jax.checked_settings import as_dict
+from unet_jax.checkpoint.cell_settings import SETTINGS
+from unet_jax.checkpoint.steps import remove_step, saved_steps, step_folder
+from unet_jax.configuration import Configuration, TrainSettings
+from unet_jax.data.folder import read_folder
+from unet_jax.errors import InputError, RunFailed, one_line
+from unet_jax.example import IGNORED, Example, image_sha256, sha256
+from unet_jax.files.output import complete, complete_text, lock, probe, unlocking
+from unet_jax.instances import InstanceSettings
+from unet_jax.live.strokes import Painted
+from unet_jax.model import Model
+from unet_jax.network import valid_input_sides
+from unet_jax.optimiser import OptimiserSettings, create_optimiser
+from unet_jax.provenance import versions
+from unet_jax.run_record import Record, Training
+from unet_jax.sources import Folder
+from unet_jax.train_step import TrainState
+
+# What a mask holds where nothing is painted.
+_NOT_PAINTED = 255
+_IMAGES, _MASKS = "images", "masks"
+_TILE_SIDE = 172
+
+
+@unlocking()
+def save_painted(
+    folder: str | Path,
+    model: Model,
+    painted: Mapping[str, Painted],
+    class_names: tuple[str, ...],
+    *,
+    step: int,
+    cells: InstanceSettings = InstanceSettings(),
+) -> None:
+    """Saves a network as a run that `predict.py`, `eval.py`, `export.py` and `load` take.
+
+    Beside its checkpoint, the folder holds `images/` and `masks/`, as `configs/folder.py` takes
+    them; what is not painted is 255 there. What was saved there by this function is replaced.
+
+    Args:
+      folder: the run's folder, new or one of this function.
+      model: a single network of scale 1.
+      painted: the images with their strokes, by a name that becomes the file's.
+      class_names: one for each class of the network, the background first.
+      step: how many steps it has been trained for.
+      cells: how single cells are found.
+
+    Raises:
+      InputError: the folder holds something else, or cannot be written to.
+      RunFailed: something cannot be written, such as on a full disk.
+    """
+    folder = Path(folder)
+    images, masks = folder / _IMAGES, folder / _MASKS
+    if folder.exists() and any(folder.iterdir()) and not _is_painted(folder):
+        raise InputError(f"{folder}: holds something else; give a new folder, or an empty one.")
+    pixels = sum(p.image.nbytes + p.strokes.size for p in painted.values())
+    probe(folder, pixels + 5 * sum(x.nbytes for x in jax.tree.leaves(model.params)))
+    lock(folder)
+    examples = [
+        Example(name, image, strokes, np.zeros(strokes.shape, np.int32))
+        for name, (image, strokes) in painted.items()
+    ]
+    configuration = _configuration(model, class_names, folder, step)
+    params = jax.tree.map(lambda x: jnp.asarray(x[0]), model.params)
+    optimiser = create_optimiser(configuration.optimiser, steps=configuration.train.steps)
+    state = TrainState(jnp.int32(step), params, optimiser.init(params))
+    record = Record(
+        network=model.network,
+        channels=model.channels,
+        percentiles=model.percentiles,
+        step=step,
+        training=Training(
+            config=configuration,
+            class_weights=[1.0] * model.network.classes,
+            splits={"train": [e.name for e in examples], "validation": [], "test": []},
+            data={e.name: sha256(e) for e in examples},
+            images={e.name: image_sha256(e.image) for e in examples},
+            started_from=None,
+            fold=0,
+            folds=1,
+            command=None,
+            versions=versions(),
+        ),
+    )
+    try:
+        for there in (images, masks):
+            there.mkdir(exist_ok=True)
+        for name, image, strokes, _ in examples:
+            _write(images / f"{name}.tif", image)
+            mask = np.where(strokes == IGNORED, _NOT_PAINTED, strokes)
+            _write(masks / f"{name}.tif", mask.astype(np.uint8))
+        for file in [*images.iterdir(), *masks.iterdir()]:
+            if file.stem not in painted:
+                file.unlink()
+        with complete_text(folder / SETTINGS) as opened:
+            json.dump(as_dict(cells), opened, indent=1)
+        for saved in saved_steps(folder):
+            if saved != step:
+                remove_step(step_folder(folder, saved))
+    except OSError as error:
+        raise RunFailed(f"{folder}: cannot be saved ({one_line(error)}).") from error
+    checkpoint.save(folder, state, record)
+
+
+def open_painted(folder: str | Path) -> tuple[Model, dict[str, Painted]]:
+    """The network that `save_painted` has saved, and the images with their strokes.
+
+    Raises:
+      InputError: it has not saved anything there, or the files cannot be read.
+    """
+    folder = Path(folder)
+    if not _is_painted(folder):
+        raise InputError(f"{folder}: holds no network with the strokes that it learnt from.")
+    model = checkpoint.load(folder)
+    examples = read_folder(
+        folder / _IMAGES,
+        folder / _MASKS,
+        mask_rule="classes",
+        classes=model.network.classes,
+        ignore_value=_NOT_PAINTED,
+        channels=model.channels,
+    )
+    return model, {e.name: Painted(e.image, e.labels) for e in examples}
+
+
+def _is_painted(folder: Path) -> bool:
+    parts = (folder / _IMAGES).is_dir(), (folder / _MASKS).is_dir()
+    return all(parts) and bool(saved_steps(folder))
+
+
+def _write(file: Path, pixels: np.ndarray) -> None:
+    """An image [H, W] or [H, W, C], or a mask."""
+    axes = "YX" if pixels.ndim == 2 else "CYX"
+    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    pixels = pixels if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+    with complete(file) as unfinished:
+        tifffile.imwrite(
+            unfinished,
+            pixels,
+            photometric="minisblack",
+            compression="zlib",
+            ome=True,
+            metadata={"axes": axes},
+        )
+
+
+def _configuration(
+    model: Model, class_names: tuple[str, ...], folder: Path, step: int
+) -> Configuration:
+    """With which `train.py` would continue on the same files."""
+    return Configuration(
+        model=model.network,
+        class_names=class_names,
+        data=Folder(
+            images=str(folder / _IMAGES),
+            labels=str(folder / _MASKS),
+            mask_rule="classes",
+            ignore_value=_NOT_PAINTED,
+        ),
+        optimiser=OptimiserSettings(kind="adam", peak_learning_rate=1e-3, warmup_steps=0),
+        train=TrainSettings(
+            steps=max(step, 1), tile_side=valid_input_sides(_TILE_SIDE, model.network.depth)[-1]
+        ),
+    )
