@@ -42,7 +42,7 @@ ORDER = [
     ("run",),
     ("evaluation", "prediction", "export", "volumes", "live"),
     ("command_line", "unet_jax"),  # the latter is the library as its users see it
-    ("programs", "__main__"),
+    ("programs", "viewer", "__main__"),
 ]
 MODULES = sorted((ROOT / "unet_jax").rglob("*.py"))
 

@@ -63,7 +63,7 @@ def save_painted(
     """
     folder = Path(folder)
     images, masks = folder / _IMAGES, folder / _MASKS
-    if folder.exists() and any(folder.iterdir()) and not _is_painted(folder):
+    if folder.exists() and any(folder.iterdir()) and not is_painted(folder):
         raise InputError(f"{folder}: holds something else; give a new folder, or an empty one.")
     pixels = sum(p.image.nbytes + p.strokes.size for p in painted.values())
     probe(folder, pixels + 5 * sum(x.nbytes for x in jax.tree.leaves(model.params)))
@@ -121,7 +121,7 @@ def open_painted(folder: str | Path) -> tuple[Model, dict[str, Painted]]:
       InputError: it has not saved anything there, or the files cannot be read.
     """
     folder = Path(folder)
-    if not _is_painted(folder):
+    if not is_painted(folder):
         raise InputError(f"{folder}: holds no network with the strokes that it learnt from.")
     model = checkpoint.load(folder)
     examples = read_folder(
@@ -135,7 +135,8 @@ def open_painted(folder: str | Path) -> tuple[Model, dict[str, Painted]]:
     return model, {e.name: Painted(e.image, e.labels) for e in examples}
 
 
-def _is_painted(folder: Path) -> bool:
+def is_painted(folder: Path) -> bool:
+    """Whether `save_painted` has saved a run there."""
     parts = (folder / _IMAGES).is_dir(), (folder / _MASKS).is_dir()
     return all(parts) and bool(saved_steps(folder))
 

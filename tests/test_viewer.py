@@ -1,0 +1,281 @@
+"""The napari plugin, in a real viewer under a virtual display: make test-napari."""
+
+import time
+
+import numpy as np
+import pytest
+
+import unet_jax
+
+napari = pytest.importorskip("napari", reason="napari is not installed: make test-napari")
+pytestmark = pytest.mark.napari
+
+from qtpy.QtWidgets import QApplication  # noqa: E402
+
+from unet_jax.data.synthetic_em import synthetic_examples  # noqa: E402
+from unet_jax.viewer.panel import Panel  # noqa: E402
+
+
+@pytest.fixture
+def pictures():
+    return synthetic_examples(0, 2, height=128, width=128)
+
+
+@pytest.fixture
+def viewer(make_napari_viewer):
+    return make_napari_viewer()
+
+
+@pytest.fixture
+def panel(viewer):
+    panel = Panel(viewer)
+    viewer.window.add_dock_widget(panel, name="unet_jax")
+    yield panel
+    panel.cancel()
+    panel.stop()
+    wait(lambda: not panel._worker and not panel._teacher)
+
+
+def wait(condition, seconds=120):
+    """Lets the viewer live until something is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        QApplication.processEvents()
+        time.sleep(0.01)
+
+
+def said(panel):
+    return panel._status.value
+
+
+def paint(viewer, name, picture, plane=()):
+    """Strokes of both classes along some rows, as by hand."""
+    layer = viewer.layers[name]
+    for row in range(10, 120, 12):
+        for column in range(4, 124):
+            label = int(picture.labels[row, column]) + 1
+            layer.paint((*plane, row, column), label, refresh=False)
+    layer.refresh()
+
+
+def start_painting(panel, viewer, image, name="cells"):
+    viewer.add_image(image, name=name)
+    panel._network.value = "membranes"
+    panel._names.value = "membrane, cell"
+    panel.paint()
+
+
+# 1. Segment
+
+
+def test_segmentation_equals_that_of_the_library(panel, viewer, pictures):
+    stack = np.stack([picture.image for picture in pictures])
+    viewer.add_image(stack, name="cells")
+    panel._network.value = "membranes"
+    panel.segment()
+    wait(lambda: not panel._worker)
+    model = unet_jax.load("membranes")
+    for number, picture in enumerate(pictures):
+        expected = unet_jax.predict_tiled(model, picture.image)
+        found = viewer.layers["cells probability of cell"].data[number]
+        np.testing.assert_array_equal(found, expected[..., 1])
+        classes = viewer.layers["cells classes"].data[number]
+        np.testing.assert_array_equal(classes, expected.argmax(-1) + 1)
+        cells = unet_jax.find_cells(1 - expected[..., 0], unet_jax.cell_settings("membranes"))
+        np.testing.assert_array_equal(viewer.layers["cells cells"].data[number], cells)
+
+
+def test_segmentation_can_be_cancelled(panel, viewer, pictures):
+    viewer.add_image(np.stack([pictures[0].image] * 50), name="cells")
+    panel.segment()
+    wait(lambda: "cells cells" in viewer.layers)
+    panel.cancel()
+    wait(lambda: not panel._worker)
+    cells = viewer.layers["cells cells"].data
+    assert cells[0].any() and not cells[-1].any()
+
+
+# 2. Paint
+
+
+def test_strokes_are_learnt_and_undone(panel, viewer, pictures):
+    start_painting(panel, viewer, pictures[0].image)
+    wait(lambda: "cells probability of cell" in viewer.layers)
+    paint(viewer, "cells strokes", pictures[0])
+    assert viewer.layers.selection.active is viewer.layers["cells strokes"]
+    wait(lambda: panel._painting.learnt and panel._painting.learnt.entropy > 0)
+    probability = viewer.layers["cells probability of cell"].data
+    assert ((probability > 0.5) == pictures[0].labels).mean() > 0.8
+    wait(lambda: panel._painting.desk.painted is None)
+    viewer.layers["cells strokes"].undo()
+    assert panel._painting.has_changed
+
+
+def test_strokes_of_all_planes_count(panel, viewer, pictures):
+    stack = np.stack([picture.image for picture in pictures])
+    start_painting(panel, viewer, stack)
+    for plane, picture in enumerate(pictures):
+        paint(viewer, "cells strokes", picture, (plane,))
+    painted = panel._strokes(viewer.layers["cells strokes"].data)
+    assert [*painted] == [(0,), (1,)]
+    viewer.dims.set_current_step(0, 1)
+    wait(lambda: panel._painting.learnt and panel._painting.learnt.view.plane == (1,))
+    assert viewer.layers["cells probability of cell"].data[1].any()
+
+
+# 3. Correct
+
+
+def test_corrected_cells_become_strokes(panel, viewer, pictures):
+    start_painting(panel, viewer, pictures[0].image)
+    cells = np.zeros((128, 128), np.int32)
+    cells[10:30, 10:30], cells[10:30, 30:50] = 1, 2
+    panel._cells.value = viewer.add_labels(cells, name="corrected")
+    panel.annotate()
+    strokes = viewer.layers["cells strokes"].data
+    assert strokes[20, 20] == 2 and strokes[20, 29] == 1 and strokes[60, 60] == 1
+    viewer.layers["cells strokes"].undo()
+    assert not strokes.any()
+
+
+# 4. Save, predict, measure
+
+
+def test_saved_run_predicts_the_same_and_is_opened_again(panel, viewer, pictures, tmp_path):
+    start_painting(panel, viewer, pictures[0].image)
+    paint(viewer, "cells strokes", pictures[0])
+    wait(lambda: panel._painting.learnt and panel._painting.learnt.entropy > 0)
+    panel.stop()
+    wait(lambda: not panel._teacher)
+    panel.save(tmp_path / "run")
+    assert said(panel).startswith("Saved in"), said(panel)
+    panel._network.value = "what is painted"
+    panel.segment()
+    wait(lambda: not panel._worker)
+    found = viewer.layers["cells probability of cell"].data
+    model = unet_jax.load(tmp_path / "run")
+    np.testing.assert_array_equal(found, unet_jax.predict_tiled(model, pictures[0].image)[..., 1])
+
+    strokes = viewer.layers["cells strokes"].data.copy()
+    viewer.layers.clear()
+    panel.add_run(tmp_path / "run")
+    np.testing.assert_array_equal(viewer.layers["cells"].data, pictures[0].image)
+    np.testing.assert_array_equal(viewer.layers["cells strokes"].data, strokes)
+    panel.paint()
+    wait(lambda: panel._painting.learnt and panel._painting.learnt.entropy > 0)
+
+
+def test_a_folder_is_segmented(panel, viewer, pictures, tmp_path):
+    import tifffile
+
+    (tmp_path / "images").mkdir()
+    for number, picture in enumerate(pictures):
+        tifffile.imwrite(tmp_path / "images" / f"{number}.tif", picture.image)
+    panel.segment_folder(tmp_path / "images")
+    wait(lambda: not panel._worker)
+    assert (tmp_path / "images_results" / "1_cells.tif").exists()
+
+
+def test_cells_are_measured(panel, viewer):
+    cells = np.zeros((60, 60), np.int32)
+    cells[10:20, 10:30] = 3
+    panel._image.value = viewer.add_image(np.ones((60, 60)), name="image")
+    panel._cells.value = viewer.add_labels(cells, name="cells")
+    panel.measure()
+    table = viewer.layers["cells"].features
+    assert table["area_px2"].tolist() == [200] and table["index"].tolist() == [3]
+
+
+# What cannot be done is said in one sentence
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (np.zeros((40, 40, 3), np.uint8), "is an RGB image, but this network takes 1 channel"),
+        (np.full((40, 40), np.nan), "holds NaN"),
+    ],
+)
+def test_images_that_the_network_cannot_take(panel, viewer, image, sentence):
+    viewer.add_image(image, name="odd")
+    panel.segment()
+    wait(lambda: not panel._worker)
+    assert sentence in said(panel)
+    panel.paint()
+    wait(lambda: not panel._teacher)
+    assert sentence in said(panel)
+
+
+def test_nothing_to_work_on(panel, viewer):
+    for act in (panel.segment, panel.segment_all, panel.paint):
+        act()
+        assert "There is no image" in said(panel)
+    panel.measure()
+    assert said(panel) == "Choose an image and a layer of cells."
+    panel.annotate()
+    assert "Begin with Paint and train" in said(panel)
+    panel.save("nowhere")
+    assert "nothing to save yet" in said(panel)
+
+
+def test_strokes_of_another_shape(panel, viewer):
+    viewer.add_labels(np.zeros((3, 4), int), name="cells strokes")
+    start_painting(panel, viewer, np.zeros((60, 60)))
+    assert "cells strokes is 3x4, expected labels of 60x60" in said(panel)
+
+
+def test_strokes_of_one_class_alone(panel, viewer, pictures):
+    start_painting(panel, viewer, pictures[0].image)
+    layer = viewer.layers["cells strokes"]
+    layer.paint((10, 10), 2)
+    wait(lambda: panel._painting.learnt is not None)
+    time.sleep(0.5)
+    QApplication.processEvents()
+    assert panel._painting.learnt.steps == 0
+
+
+def test_a_layer_removed_while_training(panel, viewer, pictures):
+    start_painting(panel, viewer, pictures[0].image)
+    paint(viewer, "cells strokes", pictures[0])
+    wait(lambda: panel._painting.learnt and panel._painting.learnt.entropy > 0)
+    viewer.layers.remove("cells")
+    wait(lambda: not panel._teacher)
+    assert "The training has ended, because cells was removed" in said(panel)
+    assert viewer.layers["cells strokes"].data.any()
+
+
+class Huge:
+    """50,000 x 50,000 pixels that are never all in memory."""
+
+    shape, ndim, dtype, size = (50_000, 50_000), 2, np.dtype(np.uint8), 50_000**2
+
+    def __getitem__(self, part):
+        if part == ():
+            return self
+        rows, columns = (
+            np.arange(*(p if isinstance(p, slice) else slice(p, p + 1)).indices(side))
+            for p, side in zip(part, self.shape, strict=True)
+        )
+        return ((rows[:, None] // 8 + columns // 8) % 256).astype(np.uint8)
+
+
+def test_of_a_huge_image_what_is_in_view_is_segmented(panel, viewer):
+    from unet_jax.viewer.planes import Planes
+    from unet_jax.viewer.work import segment
+
+    planes = Planes("huge", Huge(), False)
+    assert planes.are_large
+    view = slice(30_000, 30_100), slice(100, 250)
+    model, settings = unet_jax.load("membranes"), unet_jax.cell_settings("membranes")
+    (part,) = segment(model, settings, planes, [()], view)
+    assert part.probabilities.shape == (100, 150, 2)
+
+
+def test_the_manifest_is_valid():
+    from npe2 import PluginManifest
+
+    manifest = PluginManifest.from_distribution("unet-jax")
+    assert [widget.display_name for widget in manifest.contributions.widgets] == ["unet_jax"]
+    ((data, options, kind),) = manifest.contributions.sample_data[0].open()
+    assert data.shape == (3, 512, 512) and kind == "image"

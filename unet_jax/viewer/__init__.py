@@ -1,0 +1,1 @@
+"""The napari plugin: the library's functions behind buttons, in threads that never block it."""

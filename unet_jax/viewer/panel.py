@@ -1,0 +1,456 @@
+"""The plugin's panel: it shows what the threads of `work` compute, and tells them what to do."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import napari
+import numpy as np
+from magicgui.widgets import ComboBox, Container, Label, LineEdit, PushButton, Table
+from napari.qt.threading import thread_worker
+from napari.utils.notifications import show_warning
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QFileDialog
+
+from unet_jax import checkpoint
+from unet_jax.checkpoint.cell_settings import cell_settings
+from unet_jax.errors import InputError, RunFailed
+from unet_jax.example import IGNORED, Example, separated
+from unet_jax.instances import InstanceSettings
+from unet_jax.live.learning import LiveTraining
+from unet_jax.live.saving import is_painted, open_painted, save_painted
+from unet_jax.live.strokes import Painted
+from unet_jax.measurements import measure
+from unet_jax.prediction.image_list import image_files
+from unet_jax.prediction.predict_files import predict_files
+from unet_jax.pretrained import NETWORKS
+from unet_jax.viewer.planes import Planes, in_view, shown_index
+from unet_jax.viewer.results import Results, class_colours
+from unet_jax.viewer.work import Desk, Found, Learnt, Predicted, View, learn, segment
+
+_PAINTED = "what is painted"
+# Errors that say in one sentence what to change.
+_EXPECTED = (InputError, RunFailed, ValueError, MemoryError, OSError)
+_LOOK_EVERY = 200  # milliseconds, at the strokes and at what is in view
+
+
+@dataclass
+class _Painting:
+    """Painting on one image.
+
+    Attributes:
+      image: the image layer.
+      strokes: the labels layer, in which 1 is the first class.
+      desk: what the thread that learns looks at.
+      results: where it is shown.
+      cells: how the network that it began with finds cells.
+      has_changed: whether there are new strokes since the last look.
+      learnt: the latest network, if there is one.
+    """
+
+    image: Any
+    strokes: Any
+    desk: Desk
+    results: Results
+    cells: InstanceSettings
+    has_changed: bool = True
+    learnt: Learnt | None = None
+
+
+class Panel(Container):
+    """Segment images, paint strokes from which a network learns, correct, measure and save."""
+
+    def __init__(self, viewer: "napari.Viewer"):
+        """Made by napari, which gives its viewer."""
+        self._viewer = viewer
+        self._runs: list[str] = []
+        self._worker: Any = None  # that segments
+        self._teacher: Any = None  # that learns from strokes
+        self._painting: _Painting | None = None
+        self._image = ComboBox(label="Image", choices=self._layers_of(napari.layers.Image))
+        self._network = ComboBox(label="Network", choices=self._networks)
+        self._names = LineEdit(label="Classes", value="background, cell")
+        self._brush = ComboBox(label="Paint", choices=self._class_names)
+        self._cells = ComboBox(label="Cells", choices=self._layers_of(napari.layers.Labels))
+        self._status = Label(value="Choose an image and a network.")
+        super().__init__(
+            widgets=[
+                self._image,
+                self._network,
+                _button("Add a run...", self._ask(self.add_run)),
+                _button("Segment", self.segment),
+                _button("Segment all images", self.segment_all),
+                _button("Segment a folder...", self._ask(self.segment_folder)),
+                _button("Cancel", self.cancel),
+                self._names,
+                _button("Paint and train", self.paint),
+                self._brush,
+                _button("Stop training", self.stop),
+                _button("Save as a run...", self._ask(self.save)),
+                self._cells,
+                _button("Use cells as annotation", self.annotate),
+                _button("Measure cells", self.measure),
+                self._status,
+            ]
+        )
+        self._names.changed.connect(self._brush.reset_choices)
+        self._brush.changed.connect(self._choose_brush)
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(self._layers_changed)
+        self._timer = QTimer(self.native)
+        self._timer.timeout.connect(self._look)
+        self._timer.start(_LOOK_EVERY)
+        self.native.destroyed.connect(self._end)
+
+    # What can be chosen
+
+    def _layers_of(self, kind: type) -> Callable[[Any], list[Any]]:
+        return lambda _: [layer for layer in self._viewer.layers if type(layer) is kind]
+
+    def _networks(self, _: Any) -> list[str]:
+        learnt = self._painting and self._painting.learnt
+        return [*NETWORKS, *self._runs, *([_PAINTED] if learnt else [])]
+
+    def _class_names(self, _: Any = None) -> list[str]:
+        return [name.strip() for name in self._names.value.split(",") if name.strip()]
+
+    def _layers_changed(self, event: Any) -> None:
+        for chosen in (self._image, self._cells):
+            chosen.reset_choices()
+        painting = self._painting
+        if event.type == "removed" and painting:
+            if event.value in (painting.image, painting.strokes):
+                self.stop()
+                self._tell(f"The training has ended, because {event.value.name} was removed.")
+
+    # Segmentation
+
+    def segment(self) -> None:
+        """Segments all planes of the chosen image, those in view first."""
+        self._begin_to_segment([self._image.value])
+
+    def segment_all(self) -> None:
+        """Segments all image layers that the network can take."""
+        self._begin_to_segment(self._layers_of(napari.layers.Image)(None))
+
+    def _begin_to_segment(self, layers: list[Any]) -> None:
+        if self._worker:
+            self._tell("A segmentation is going on; cancel it, or wait for its end.")
+        elif not layers or layers[0] is None:
+            self._tell("There is no image to segment; open one first.")
+        else:
+            views = [(shown_index(self._viewer, layer), in_view(layer)) for layer in layers]
+            self._worker = self._start(self._segmented(layers, views), self._show)
+            self._worker.finished.connect(self._forget_worker)
+            self._tell("Segmenting...", is_problem=False)
+
+    def _segmented(self, layers, views) -> Callable[[], Iterator[Any]]:
+        name, names = self._network.value, tuple(self._class_names())
+        painting = self._painting if name == _PAINTED else None
+
+        def work():
+            if painting and painting.learnt:
+                model, settings, class_names = painting.learnt.model, painting.cells, names
+            else:
+                model, settings = checkpoint.load(name), cell_settings(name)
+                class_names = model.class_names
+            for layer, (first, view) in zip(layers, views, strict=True):
+                planes = Planes.of(layer)
+                indices = sorted(planes.indices(), key=lambda index: index != first)
+                results = Results(self._viewer, layer, class_names)
+                for result in segment(model, settings, planes, indices, view):
+                    yield results, result
+
+        return work
+
+    def _show(self, shown: tuple[Results, Predicted | Found]) -> None:
+        results, result = shown
+        if isinstance(result, Found):
+            results.write_cells(*result)
+            self._tell(f"{result.cells.max()} cells found.", is_problem=False)
+        else:
+            results.write(*result)
+
+    def segment_folder(self, folder: Path) -> None:
+        """Segments the image files of a folder into FOLDER_results, as `predict.py` does."""
+        name, output = self._network.value, Path(folder).with_name(f"{Path(folder).name}_results")
+        if name == _PAINTED:
+            self._tell("Save what is painted as a run first; then choose the run as network.")
+            return
+        if self._worker:
+            self._tell("A segmentation is going on; cancel it, or wait for its end.")
+            return
+
+        def work():
+            files = image_files(folder, output)
+            for number, file in enumerate(files, 1):
+                done = predict_files(name, images=file, output=output)
+                yield "; ".join([f"{number} of {len(files)} files: {output}", *done.problems])
+
+        self._worker = self._start(work, lambda text: self._tell(text, is_problem=False))
+        self._worker.finished.connect(self._forget_worker)
+
+    def cancel(self) -> None:
+        """Ends a segmentation after the current piece; what has been segmented stays."""
+        if self._worker:
+            self._worker.quit()
+            self._tell("Cancelled.", is_problem=False)
+
+    def _forget_worker(self) -> None:
+        self._worker = None
+
+    # Painting
+
+    def paint(self) -> None:
+        """Begins to learn from strokes on the chosen image, in a labels layer of its own."""
+        image, names = self._image.value, self._class_names()
+        if self._teacher:
+            self._tell("Already training; stop that first.")
+        elif image is None:
+            self._tell("There is no image to paint on; open one first.")
+        elif len(set(names)) != len(names) or not 2 <= len(names) <= 254:
+            self._tell("Classes: expected at least two different names, divided by commas.")
+        elif Planes.of(image).are_large:
+            self._tell(f"{image.name} is too large to paint on; crop it first.")
+        else:
+            strokes = self._strokes_of(image, len(names))
+            if strokes is not None:
+                self._begin_to_learn(image, strokes, names)
+
+    def _strokes_of(self, image: Any, classes: int) -> Any:
+        """The labels layer for strokes on an image; None if there is one that does not fit."""
+        name, shape = f"{image.name} strokes", Planes.of(image).shape
+        if name not in self._viewer.layers:
+            ndim = len(shape)
+            place = {"scale": image.scale[-ndim:], "translate": image.translate[-ndim:]}
+            self._viewer.add_labels(np.zeros(shape, np.uint8), name=name, **place)
+        layer = self._viewer.layers[name]
+        if not isinstance(layer, napari.layers.Labels) or layer.data.shape != shape:
+            found = "x".join(map(str, layer.data.shape))
+            self._tell(f"{name} is {found}, expected labels of {'x'.join(map(str, shape))}.")
+            return None
+        layer.colormap = class_colours(classes)
+        return layer
+
+    def _begin_to_learn(self, image: Any, strokes: Any, names: list[str]) -> None:
+        network, painted = self._network.value, self._painting
+        view = View(shown_index(self._viewer, image), *in_view(image))
+        desk = Desk(Planes.of(image), view)
+        learnt = painted.learnt if painted and network == _PAINTED else None
+        settings = painted.cells if painted and learnt else cell_settings(network)
+        results = Results(self._viewer, image, names)
+        self._painting = _Painting(image, strokes, desk, results, settings)
+
+        def work():
+            model = learnt.model if learnt else checkpoint.load(network)
+            desk.planes.check(model.channels)
+            yield from learn(LiveTraining(model, len(names)), desk)
+
+        for event in (strokes.events.paint, strokes.events.set_data, strokes.events.data):
+            event.connect(self._strokes_changed)
+        self._viewer.layers.selection.active = strokes
+        strokes.mode = "paint"
+        self._choose_brush()
+        self._teacher = self._start(work, self._show_learnt)
+        self._teacher.finished.connect(self._forget_teacher)
+        self._tell("Paint a stroke of each class.", is_problem=False)
+
+    def _choose_brush(self, *_: Any) -> None:
+        names = self._class_names()
+        if self._painting and self._brush.value in names:
+            self._painting.strokes.selected_label = names.index(self._brush.value) + 1
+
+    def _strokes_changed(self, *_: Any) -> None:
+        if self._painting:
+            self._painting.has_changed = True
+
+    def _look(self) -> None:
+        """Puts new strokes and what is in view on the desk."""
+        painting = self._painting
+        if not painting:
+            return
+        view = View(shown_index(self._viewer, painting.image), *in_view(painting.image))
+        if view != painting.desk.view:
+            painting.desk.view = view
+        if painting.has_changed:
+            painting.has_changed = False
+            painting.desk.painted = self._strokes(painting.strokes.data)
+
+    def _strokes(self, data: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
+        """The strokes on each plane that has any; labels beyond the classes do not count."""
+        classes = len(self._class_names())
+        has_any = np.argwhere(data.any((-2, -1))) if data.ndim > 2 else [()]
+        painted = {}
+        for index in has_any:
+            plane = tuple(int(i) for i in index)
+            labels = data[plane].astype(np.int32)
+            painted[plane] = np.where((labels > 0) & (labels <= classes), labels - 1, IGNORED)
+        return painted
+
+    def _show_learnt(self, learnt: Learnt | None) -> None:
+        if learnt is None or not self._painting:
+            return
+        is_first = self._painting.learnt is None
+        self._painting.learnt = learnt
+        self._painting.results.write(*learnt.view, learnt.probabilities)
+        judged = f", {learnt.entropy:.2f} on left-out strokes" if learnt.entropy else ""
+        self._tell(f"{learnt.steps} steps{judged}", is_problem=False)
+        if is_first:
+            self._network.reset_choices()
+
+    def stop(self) -> None:
+        """Ends the training; the network learnt so far and the strokes stay."""
+        if self._teacher:
+            self._teacher.quit()
+
+    def _forget_teacher(self) -> None:
+        self._teacher = None
+
+    def annotate(self) -> None:
+        """Turns the cells, as they are after corrections, into strokes on their planes."""
+        painting, cells = self._painting, self._cells.value
+        if not painting or cells is None or cells is painting.strokes:
+            self._tell("Begin with Paint and train, and choose a layer of cells.")
+        elif cells.data.shape != painting.strokes.data.shape:
+            found, expected = ("x".join(map(str, x.data.shape)) for x in (cells, painting.strokes))
+            self._tell(f"{cells.name} is {found}, expected {expected} like the image.")
+        else:
+            for index in Planes.of(painting.image).indices():
+                numbers = np.asarray(cells.data[index]).astype(np.int32)
+                if numbers.any():
+                    example = Example("", numbers, (numbers > 0).astype(np.int32), numbers)
+                    whole = tuple(np.indices(numbers.shape).reshape(2, -1))
+                    at = (*(np.full(numbers.size, i) for i in index), *whole)
+                    painting.strokes.data_setitem(at, separated(example).labels.ravel() + 1)
+            self._strokes_changed()
+
+    # What is carried away
+
+    def measure(self) -> None:
+        """Shows the table of the cells in the plane that is shown, and keeps it in their layer."""
+        image, cells = self._image.value, self._cells.value
+        if image is None or cells is None:
+            self._tell("Choose an image and a layer of cells.")
+            return
+        index = shown_index(self._viewer, image)
+        planes = Planes.of(image)
+        if cells.data.shape != planes.shape:
+            self._tell(f"{cells.name} has another shape than {image.name}.")
+            return
+        size = image.scale[-2:][::-1] if str(image.units[-1]) == "micrometer" else None
+        table = measure(planes.read(index), np.asarray(cells.data[index]), size)
+        cells.features = {"index": table["number"], **table}
+        dock = self._viewer.window.add_dock_widget(
+            Table(value={name: list(column) for name, column in table.items()}),
+            name=f"{cells.name}: table",
+        )
+        dock.show()
+
+    def save(self, folder: Path) -> None:
+        """Saves the network learnt, and the strokes, as a run that the programs take."""
+        painting = self._painting
+        if not painting or not painting.learnt:
+            self._tell("There is nothing to save yet; paint a stroke of each class first.")
+            return
+        planes = painting.desk.planes
+        painted = {
+            _file_name(painting.image.name, index): Painted(planes.read(index), labels)
+            for index, labels in self._strokes(painting.strokes.data).items()
+        }
+        with self._one_sentence():
+            save_painted(
+                folder,
+                painting.learnt.model,
+                painted,
+                tuple(self._class_names()),
+                step=painting.learnt.steps,
+                cells=painting.cells,
+            )
+            self._choose_run(folder)
+            self._tell(f"Saved in {folder}.", is_problem=False)
+
+    def add_run(self, folder: Path) -> None:
+        """Adds a run to the networks; of one that was painted, the images and strokes as well."""
+        with self._one_sentence():
+            model = checkpoint.load(folder)
+            painted = open_painted(folder)[1] if is_painted(Path(folder)) else {}
+            self._choose_run(folder)
+            self._names.value = ", ".join(model.class_names)
+            for name, (image, strokes) in painted.items():
+                self._viewer.add_image(image, name=name, rgb=image.ndim == 3)
+                self._viewer.add_labels(
+                    np.where(strokes == IGNORED, 0, strokes + 1).astype(np.uint8),
+                    name=f"{name} strokes",
+                    colormap=class_colours(model.network.classes),
+                )
+
+    def _choose_run(self, folder: Path) -> None:
+        if str(folder) not in self._runs:
+            self._runs.append(str(folder))
+        self._network.reset_choices()
+        self._network.value = str(folder)
+
+    # What all of it needs
+
+    def _start(self, work: Callable[[], Iterator[Any]], show: Callable[[Any], None]) -> Any:
+        """Runs a generator in a thread and shows what it yields."""
+
+        def guarded():
+            try:
+                yield from work()
+            except _EXPECTED as error:
+                yield error
+
+        def shown(result):
+            if isinstance(result, Exception):
+                self._tell(str(result))
+            else:
+                show(result)
+
+        worker = thread_worker(guarded, start_thread=False)()
+        worker.yielded.connect(shown)
+        worker.start()
+        return worker
+
+    @contextlib.contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """Turns an error that is the user's to mend into a sentence."""
+        try:
+            yield
+        except _EXPECTED as error:
+            self._tell(str(error))
+
+    def _tell(self, text: str, is_problem: bool = True) -> None:
+        self._status.value = text
+        if is_problem:
+            show_warning(text)
+
+    def _ask(self, act: Callable[[Path], None]) -> Callable[[], None]:
+        """Asks for a folder first."""
+
+        def asked():
+            folder = QFileDialog.getExistingDirectory(self.native)
+            if folder:
+                act(Path(folder))
+
+        return asked
+
+    def _end(self) -> None:
+        """Ends the threads after their current piece of work."""
+        for worker in (self._worker, self._teacher):
+            if worker:
+                worker.quit()
+
+
+def _button(text: str, act: Callable[[], Any]) -> PushButton:
+    button = PushButton(text=text)
+    button.changed.connect(lambda _: act())
+    return button
+
+
+def _file_name(layer: str, index: tuple[int, ...]) -> str:
+    """Of a plane: letters, digits, dots and hyphens of the layer's name, and where it lies."""
+    return "_".join([re.sub(r"[^\w.-]+", "-", layer), *map(str, index)])

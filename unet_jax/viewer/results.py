@@ -1,0 +1,79 @@
+"""The layers in which the viewer shows what a network says of an image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from napari.utils.colormaps import DirectLabelColormap
+
+from unet_jax.viewer.planes import Planes
+
+Index = tuple[int, ...]
+# Of the classes, in strokes and results; of more than these, again from the first.
+_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
+
+
+def class_colours(classes: int) -> DirectLabelColormap:
+    """For a labels layer in which 1 is the first class, and 0 and all others nothing."""
+    colours: dict[int | None, str] = {None: "transparent", 0: "transparent"}
+    colours |= {label + 1: _COLOURS[label % len(_COLOURS)] for label in range(classes)}
+    return DirectLabelColormap(color_dict=colours)
+
+
+class Results:
+    """Probabilities, classes and cells of an image, in layers that are made when first needed.
+
+    The layers are named after the image; those that exist already are written to.
+    """
+
+    def __init__(self, viewer: Any, image: Any, class_names: Sequence[str]):
+        """For an image layer, and the names of the classes, the background first."""
+        self._viewer, self._image = viewer, image
+        self._names = tuple(class_names)
+        self._shape = Planes.of(image).shape
+
+    def write(self, plane: Index, rows: slice, columns: slice, probabilities: np.ndarray) -> None:
+        """Shows probabilities, float32 [h, w, classes], and the classes of a part of a plane."""
+        part = (*plane, rows, columns)
+        for label, name in list(enumerate(self._names))[:0:-1]:
+            layer = self._layer(f"probability of {name}", np.float32, is_shown=label == 1)
+            layer.data[part] = probabilities[..., label]
+            layer.refresh()
+        classes = self._layer("classes", np.uint8, is_shown=False)
+        classes.data[part] = probabilities.argmax(-1) + 1
+        classes.refresh()
+
+    def write_cells(self, plane: Index, cells: np.ndarray) -> None:
+        """Shows the cells of a plane, int32 [H, W]."""
+        layer = self._layer("cells", np.int32)
+        layer.data[plane] = cells
+        layer.refresh()
+
+    def _layer(self, kind: str, dtype: Any, is_shown: bool = True) -> Any:
+        name = f"{self._image.name} {kind}"
+        if name in self._viewer.layers:
+            layer = self._viewer.layers[name]
+            if layer.data.shape == self._shape and layer.data.dtype == dtype:
+                return layer
+            self._viewer.layers.remove(layer)
+        active = self._viewer.layers.selection.active
+        ndim = len(self._shape)
+        options = {"name": name, "visible": is_shown, "scale": self._image.scale[-ndim:]}
+        options["translate"] = self._image.translate[-ndim:]
+        data = np.zeros(self._shape, dtype)
+        if dtype == np.float32:
+            layer = self._viewer.add_image(
+                data,
+                contrast_limits=(0, 1),
+                colormap="inferno",
+                blending="additive",
+                opacity=0.6,
+                **options,
+            )
+        elif kind == "classes":
+            colours = class_colours(len(self._names))
+            layer = self._viewer.add_labels(data, colormap=colours, opacity=0.4, **options)
+        else:
+            layer = self._viewer.add_labels(data, opacity=0.6, **options)
+        self._viewer.layers.selection.active = active  # whoever paints goes on painting
+        return layer

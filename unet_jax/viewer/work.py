@@ -1,0 +1,191 @@
+"""The work of the plugin, in pieces between which it can be cancelled; nothing here is shown."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unet_jax.grey_values import grey_value_statistics
+from unet_jax.instances import InstanceSettings, find_cells
+from unet_jax.live.learning import LiveTraining
+from unet_jax.live.strokes import Painted
+from unet_jax.model import Model
+from unet_jax.overlap_tile import choose_tile_side, predict_block, predict_tiled, tile_step
+from unet_jax.viewer.planes import Planes
+
+_PAUSE = 0.05  # seconds, while there is nothing to do
+# Along each axis, of the pixels of a large plane by which it is normalised.
+_SAMPLED = 2048
+
+Index = tuple[int, ...]
+
+
+class Predicted(NamedTuple):
+    """A part of a plane.
+
+    Attributes:
+      plane: which one, by its leading axes.
+      rows: of the part.
+      columns: of the part.
+      probabilities: float32 [h, w, classes].
+    """
+
+    plane: Index
+    rows: slice
+    columns: slice
+    probabilities: np.ndarray
+
+
+class Found(NamedTuple):
+    """The cells of a plane, int32 [H, W]; it is the last of the plane."""
+
+    plane: Index
+    cells: np.ndarray
+
+
+def segment(
+    model: Model,
+    settings: InstanceSettings,
+    planes: Planes,
+    indices: Sequence[Index],
+    view: tuple[slice, slice],
+) -> Iterator[Predicted | Found]:
+    """The results of `predict_tiled` and `find_cells` for some planes, what is in view first.
+
+    Of planes that are too large, only what is in view is predicted, and no cells are found.
+    """
+    planes.check(model.channels)
+    for index in indices:
+        if planes.are_large:
+            rows, columns = view
+            yield Predicted(index, rows, columns, _predict_view(model, planes, index, view))
+            continue
+        image = planes.read(index)
+        height, width = image.shape[:2]
+        probabilities = np.empty((height, width, model.network.classes), np.float32)
+        if model.scale != 1:
+            predict_tiled(model, image, out=probabilities)
+            yield Predicted(index, slice(0, height), slice(0, width), probabilities)
+        else:
+            # The tiles of `predict_tiled`, one at a time.
+            side = choose_tile_side(model.network, height, width)
+            pixels = image.reshape(height, width, -1)
+            statistics = grey_value_statistics(pixels, model.percentiles)
+            for part in _blocks(height, width, tile_step(side, model.network.depth), view):
+                rows, columns = part
+                block = predict_block(model, pixels, rows, columns, statistics, tile_side=side)
+                probabilities[part] = block
+                yield Predicted(index, rows, columns, block)
+        yield Found(index, find_cells(1 - probabilities[..., 0], settings))
+
+
+def _predict_view(model, planes, index, view):
+    """Of a plane that is too large to be read as a whole, normalised by some of its pixels."""
+    plane = planes.data[index]
+    steps = [max(1, side // _SAMPLED) for side in plane.shape[:2]]
+    sample = np.asarray(plane[:: steps[0], :: steps[1]])
+    statistics = grey_value_statistics(sample.reshape(*sample.shape[:2], -1), model.percentiles)
+    side = choose_tile_side(model.network, *(line.stop - line.start for line in view))
+    return predict_block(model, _InStore(plane), view[0], view[1], statistics, tile_side=side)
+
+
+class _InStore:
+    """A plane whose pixels are read when they are needed, [H, W, C]."""
+
+    def __init__(self, plane: Any):
+        self._plane = plane
+        self.shape = (*plane.shape[:2], *(plane.shape[2:] or (1,)))
+
+    def __getitem__(self, part):
+        pixels = np.asarray(self._plane[part])
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _blocks(height, width, step, view):
+    """All blocks of a plane, those in view first."""
+    blocks = [
+        (slice(y, min(y + step, height)), slice(x, min(x + step, width)))
+        for y in range(0, height, step)
+        for x in range(0, width, step)
+    ]
+
+    def is_hidden(block):
+        pairs = zip(block, view, strict=True)
+        return not all(b.start < v.stop and v.start < b.stop for b, v in pairs)
+
+    return sorted(blocks, key=is_hidden)
+
+
+class View(NamedTuple):
+    """What the viewer shows.
+
+    Attributes:
+      plane: which one, by its leading axes.
+      rows: in view.
+      columns: in view.
+    """
+
+    plane: Index
+    rows: slice
+    columns: slice
+
+
+@dataclass
+class Desk:
+    """What lies between the viewer's thread, which puts things here, and the one that learns.
+
+    Attributes:
+      planes: of the image.
+      view: what is shown now.
+      painted: the strokes by plane, int32 [H, W]; None = as before.
+    """
+
+    planes: Planes
+    view: View
+    painted: dict[Index, np.ndarray] | None = field(default=None)
+
+
+class Learnt(NamedTuple):
+    """What the network that is shown now says of what is in view.
+
+    Attributes:
+      view: what was in view.
+      probabilities: float32 [h, w, classes].
+      model: the network.
+      steps: how many steps the one in the background has been trained for.
+      entropy: in nats, over the strokes that are left out; 0 = there are none.
+    """
+
+    view: View
+    probabilities: np.ndarray
+    model: Model
+    steps: int
+    entropy: float
+
+
+def learn(live: LiveTraining, desk: Desk) -> Iterator[Learnt | None]:
+    """Learns from what lies on the desk until it is closed; None where nothing has changed."""
+    images: dict[Index, np.ndarray] = {}
+
+    def image_of(index):
+        if index not in images:
+            images[index] = desk.planes.read(index)
+        return images[index]
+
+    shown = None
+    while True:
+        painted, desk.painted = desk.painted, None
+        if painted is not None:
+            live.paint({i: Painted(image_of(i), strokes) for i, strokes in painted.items()})
+        steps, has_changed = live.steps, live.work()
+        if has_changed or desk.view != shown:
+            shown = desk.view
+            index, rows, columns = shown
+            probabilities = live.probabilities(index, image_of(index), rows, columns)
+            yield Learnt(shown, probabilities, live.shown, live.steps, live.left_out_entropy())
+            continue
+        if live.steps == steps:
+            time.sleep(_PAUSE)
+        yield None
