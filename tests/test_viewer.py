@@ -262,7 +262,7 @@ class Huge:
 
 def test_of_a_huge_image_what_is_in_view_is_segmented(panel, viewer):
     from unet_jax.viewer.planes import Planes
-    from unet_jax.viewer.work import segment
+    from unet_jax.viewer.segmentation import segment
 
     planes = Planes("huge", Huge(), False)
     assert planes.are_large

@@ -55,17 +55,13 @@ def run(main: Callable[[], Outcome]) -> None:
     memory with 1; Ctrl-C with 130; each with one line on standard error.
     """
     import jax  # takes a second, which --help does not wait for
-    import pooch
 
     logging.basicConfig(handlers=[_Console()], force=True)  # absl has its own
     logging.getLogger("unet_jax").setLevel(logging.INFO)
     # A console may have no letter for what a file is called; it is no error to print it.
     with contextlib.suppress(AttributeError):  # of a notebook
         cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("unet_jax") / "compiled"))
-    # The fifty small functions of a start take as long as a large one.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    keep_compiled_code()
     try:
         _parse_flags()
         text, problems, status = main()
@@ -90,6 +86,17 @@ def run(main: Callable[[], Outcome]) -> None:
     except OSError:  # its reader is gone, like `tee` after Ctrl-C; Windows calls it otherwise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def keep_compiled_code() -> None:
+    """Has JAX keep what it compiles for later processes, see `run`."""
+    import jax
+    import pooch
+
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("unet_jax") / "compiled"))
+    # The fifty small functions of a start take as long as a large one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _parse_flags() -> None:

@@ -20,16 +20,16 @@ from unet_jax.checkpoint.cell_settings import cell_settings
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED, Example, separated
 from unet_jax.instances import InstanceSettings
-from unet_jax.live.learning import LiveTraining
 from unet_jax.live.saving import is_painted, open_painted, save_painted
 from unet_jax.live.strokes import Painted
 from unet_jax.measurements import measure
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.predict_files import predict_files
 from unet_jax.pretrained import NETWORKS
+from unet_jax.viewer.lessons import Desk, Learnt, View, learn
 from unet_jax.viewer.planes import Planes, in_view, shown_index
 from unet_jax.viewer.results import Results, class_colours
-from unet_jax.viewer.work import Desk, Found, Learnt, Predicted, View, learn, segment
+from unet_jax.viewer.segmentation import Found, Predicted, segment
 
 _PAINTED = "what is painted"
 # Errors that say in one sentence what to change.
@@ -76,23 +76,29 @@ class Panel(Container):
         self._brush = ComboBox(label="Paint", choices=self._class_names)
         self._cells = ComboBox(label="Cells", choices=self._layers_of(napari.layers.Labels))
         self._status = Label(value="Choose an image and a network.")
+        self._status.native.setWordWrap(True)
         super().__init__(
             widgets=[
-                self._image,
-                self._network,
-                _button("Add a run...", self._ask(self.add_run)),
-                _button("Segment", self.segment),
-                _button("Segment all images", self.segment_all),
-                _button("Segment a folder...", self._ask(self.segment_folder)),
-                _button("Cancel", self.cancel),
+                *(self._image, self._network),
+                _row(_button("Add a run...", self._ask(self.add_run))),
+                Label(value="1. Segment"),
+                _row(_button("Segment", self.segment), _button("Cancel", self.cancel)),
+                _row(
+                    _button("All images", self.segment_all),
+                    _button("A folder...", self._ask(self.segment_folder)),
+                ),
+                Label(value="2. Paint strokes, from which it learns"),
                 self._names,
-                _button("Paint and train", self.paint),
+                _row(_button("Paint and train", self.paint), _button("Stop", self.stop)),
                 self._brush,
-                _button("Stop training", self.stop),
-                _button("Save as a run...", self._ask(self.save)),
+                Label(value="3. Correct cells with the viewer's own tools"),
                 self._cells,
-                _button("Use cells as annotation", self.annotate),
-                _button("Measure cells", self.measure),
+                _row(_button("Use as annotation", self.annotate)),
+                Label(value="4. Measure and save"),
+                _row(
+                    _button("Measure cells", self.measure),
+                    _button("Save as a run...", self._ask(self.save)),
+                ),
                 self._status,
             ]
         )
@@ -169,7 +175,7 @@ class Panel(Container):
     def _show(self, shown: tuple[Results, Predicted | Found]) -> None:
         results, result = shown
         if isinstance(result, Found):
-            results.write_cells(*result)
+            self._cells.value = results.write_cells(*result)
             self._tell(f"{result.cells.max()} cells found.", is_problem=False)
         else:
             results.write(*result)
@@ -197,7 +203,6 @@ class Panel(Container):
         """Ends a segmentation after the current piece; what has been segmented stays."""
         if self._worker:
             self._worker.quit()
-            self._tell("Cancelled.", is_problem=False)
 
     def _forget_worker(self) -> None:
         self._worker = None
@@ -236,18 +241,17 @@ class Panel(Container):
         return layer
 
     def _begin_to_learn(self, image: Any, strokes: Any, names: list[str]) -> None:
-        network, painted = self._network.value, self._painting
-        view = View(shown_index(self._viewer, image), *in_view(image))
-        desk = Desk(Planes.of(image), view)
-        learnt = painted.learnt if painted and network == _PAINTED else None
-        settings = painted.cells if painted and learnt else cell_settings(network)
+        network, before = self._network.value, self._painting
+        if network == _PAINTED and before and before.learnt:
+            network, settings = before.learnt.model, before.cells
+        else:
+            settings = cell_settings(network)
+        desk = Desk(Planes.of(image), View(shown_index(self._viewer, image), *in_view(image)))
         results = Results(self._viewer, image, names)
         self._painting = _Painting(image, strokes, desk, results, settings)
 
         def work():
-            model = learnt.model if learnt else checkpoint.load(network)
-            desk.planes.check(model.channels)
-            yield from learn(LiveTraining(model, len(names)), desk)
+            yield from learn(network, len(names), desk)
 
         for event in (strokes.events.paint, strokes.events.set_data, strokes.events.data):
             event.connect(self._strokes_changed)
@@ -303,8 +307,9 @@ class Panel(Container):
 
     def stop(self) -> None:
         """Ends the training; the network learnt so far and the strokes stay."""
-        if self._teacher:
+        if self._teacher and self._painting:
             self._teacher.quit()
+            self._painting.desk.close()
 
     def _forget_teacher(self) -> None:
         self._teacher = None
@@ -440,15 +445,18 @@ class Panel(Container):
 
     def _end(self) -> None:
         """Ends the threads after their current piece of work."""
-        for worker in (self._worker, self._teacher):
-            if worker:
-                worker.quit()
+        self.cancel()
+        self.stop()
 
 
 def _button(text: str, act: Callable[[], Any]) -> PushButton:
     button = PushButton(text=text)
     button.changed.connect(lambda _: act())
     return button
+
+
+def _row(*buttons: PushButton) -> Container:
+    return Container(widgets=buttons, layout="horizontal", labels=False)
 
 
 def _file_name(layer: str, index: tuple[int, ...]) -> str:

@@ -35,21 +35,25 @@ class Results:
     def write(self, plane: Index, rows: slice, columns: slice, probabilities: np.ndarray) -> None:
         """Shows probabilities, float32 [h, w, classes], and the classes of a part of a plane."""
         part = (*plane, rows, columns)
-        for label, name in list(enumerate(self._names))[:0:-1]:
-            layer = self._layer(f"probability of {name}", np.float32, is_shown=label == 1)
+        for label, name in enumerate(self._names[1:], 1):
+            layer = self._layer(f"probability of {name}", np.float32)
             layer.data[part] = probabilities[..., label]
             layer.refresh()
-        classes = self._layer("classes", np.uint8, is_shown=False)
+        classes = self._layer("classes", np.uint8)
         classes.data[part] = probabilities.argmax(-1) + 1
         classes.refresh()
 
-    def write_cells(self, plane: Index, cells: np.ndarray) -> None:
-        """Shows the cells of a plane, int32 [H, W]."""
+    def write_cells(self, plane: Index, cells: np.ndarray) -> Any:
+        """Shows the cells of a plane, int32 [H, W]; returns their layer."""
+        is_new = f"{self._image.name} cells" not in self._viewer.layers
         layer = self._layer("cells", np.int32)
         layer.data[plane] = cells
         layer.refresh()
+        if is_new:
+            self._layer("classes", np.uint8).visible = False  # the colours of both would mix
+        return layer
 
-    def _layer(self, kind: str, dtype: Any, is_shown: bool = True) -> Any:
+    def _layer(self, kind: str, dtype: Any) -> Any:
         name = f"{self._image.name} {kind}"
         if name in self._viewer.layers:
             layer = self._viewer.layers[name]
@@ -58,22 +62,18 @@ class Results:
             self._viewer.layers.remove(layer)
         active = self._viewer.layers.selection.active
         ndim = len(self._shape)
-        options = {"name": name, "visible": is_shown, "scale": self._image.scale[-ndim:]}
-        options["translate"] = self._image.translate[-ndim:]
+        place = {"scale": self._image.scale[-ndim:], "translate": self._image.translate[-ndim:]}
         data = np.zeros(self._shape, dtype)
         if dtype == np.float32:
             layer = self._viewer.add_image(
-                data,
-                contrast_limits=(0, 1),
-                colormap="inferno",
-                blending="additive",
-                opacity=0.6,
-                **options,
+                data, name=name, visible=False, contrast_limits=(0, 1), **place
             )
-        elif kind == "classes":
-            colours = class_colours(len(self._names))
-            layer = self._viewer.add_labels(data, colormap=colours, opacity=0.4, **options)
         else:
-            layer = self._viewer.add_labels(data, opacity=0.6, **options)
+            layer = self._viewer.add_labels(data, name=name, opacity=0.35, **place)
+        if kind == "classes":
+            layer.colormap = class_colours(len(self._names))
+        strokes = f"{self._image.name} strokes"
+        if strokes in self._viewer.layers:  # they stay above
+            self._viewer.layers.move(self._viewer.layers.index(strokes), -1)
         self._viewer.layers.selection.active = active  # whoever paints goes on painting
         return layer

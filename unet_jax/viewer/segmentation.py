@@ -1,21 +1,16 @@
-"""The work of the plugin, in pieces between which it can be cancelled; nothing here is shown."""
+"""Segmentation in pieces, between which it can be cancelled."""
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from unet_jax.grey_values import grey_value_statistics
 from unet_jax.instances import InstanceSettings, find_cells
-from unet_jax.live.learning import LiveTraining
-from unet_jax.live.strokes import Painted
 from unet_jax.model import Model
 from unet_jax.overlap_tile import choose_tile_side, predict_block, predict_tiled, tile_step
 from unet_jax.viewer.planes import Planes
 
-_PAUSE = 0.05  # seconds, while there is nothing to do
 # Along each axis, of the pixels of a large plane by which it is normalised.
 _SAMPLED = 2048
 
@@ -116,76 +111,3 @@ def _blocks(height, width, step, view):
         return not all(b.start < v.stop and v.start < b.stop for b, v in pairs)
 
     return sorted(blocks, key=is_hidden)
-
-
-class View(NamedTuple):
-    """What the viewer shows.
-
-    Attributes:
-      plane: which one, by its leading axes.
-      rows: in view.
-      columns: in view.
-    """
-
-    plane: Index
-    rows: slice
-    columns: slice
-
-
-@dataclass
-class Desk:
-    """What lies between the viewer's thread, which puts things here, and the one that learns.
-
-    Attributes:
-      planes: of the image.
-      view: what is shown now.
-      painted: the strokes by plane, int32 [H, W]; None = as before.
-    """
-
-    planes: Planes
-    view: View
-    painted: dict[Index, np.ndarray] | None = field(default=None)
-
-
-class Learnt(NamedTuple):
-    """What the network that is shown now says of what is in view.
-
-    Attributes:
-      view: what was in view.
-      probabilities: float32 [h, w, classes].
-      model: the network.
-      steps: how many steps the one in the background has been trained for.
-      entropy: in nats, over the strokes that are left out; 0 = there are none.
-    """
-
-    view: View
-    probabilities: np.ndarray
-    model: Model
-    steps: int
-    entropy: float
-
-
-def learn(live: LiveTraining, desk: Desk) -> Iterator[Learnt | None]:
-    """Learns from what lies on the desk until it is closed; None where nothing has changed."""
-    images: dict[Index, np.ndarray] = {}
-
-    def image_of(index):
-        if index not in images:
-            images[index] = desk.planes.read(index)
-        return images[index]
-
-    shown = None
-    while True:
-        painted, desk.painted = desk.painted, None
-        if painted is not None:
-            live.paint({i: Painted(image_of(i), strokes) for i, strokes in painted.items()})
-        steps, has_changed = live.steps, live.work()
-        if has_changed or desk.view != shown:
-            shown = desk.view
-            index, rows, columns = shown
-            probabilities = live.probabilities(index, image_of(index), rows, columns)
-            yield Learnt(shown, probabilities, live.shown, live.steps, live.left_out_entropy())
-            continue
-        if live.steps == steps:
-            time.sleep(_PAUSE)
-        yield None

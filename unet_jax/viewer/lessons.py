@@ -1,0 +1,195 @@
+"""Learning from strokes in a process of its own, so that the viewer never waits for it.
+
+In a thread of the viewer, JAX's compiling would stop the viewer for up to two seconds. The process
+is told what has been painted and what is in view, does a piece of work, and answers with what the
+network says now; then it waits for the next time.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import jax
+import numpy as np
+
+from unet_jax import checkpoint
+from unet_jax.command_line import keep_compiled_code
+from unet_jax.errors import RunFailed
+from unet_jax.live.learning import LiveTraining
+from unet_jax.live.strokes import Painted
+from unet_jax.model import Model
+from unet_jax.viewer.planes import Planes
+
+_PAUSE = 0.05  # seconds, while there is nothing to do
+
+Index = tuple[int, ...]
+
+
+class View(NamedTuple):
+    """What the viewer shows.
+
+    Attributes:
+      plane: which one, by its leading axes.
+      rows: in view.
+      columns: in view.
+    """
+
+    plane: Index
+    rows: slice
+    columns: slice
+
+
+class Learnt(NamedTuple):
+    """What the network that is shown now says of what is in view.
+
+    Attributes:
+      view: what was in view.
+      probabilities: float32 [h, w, classes].
+      model: the network.
+      steps: how many steps the one in the background has been trained for.
+      entropy: in nats, over the strokes that are left out; 0 = there are none.
+    """
+
+    view: View
+    probabilities: np.ndarray
+    model: Model
+    steps: int
+    entropy: float
+
+
+class Task(NamedTuple):
+    """What has changed since the last piece of work.
+
+    Attributes:
+      view: what is shown.
+      painted: the strokes by plane, int32 [H, W]; None = as before.
+      images: the planes, [H, W] or [H, W, C], that have not been sent before.
+    """
+
+    view: View
+    painted: dict[Index, np.ndarray] | None
+    images: dict[Index, np.ndarray]
+
+
+@dataclasses.dataclass
+class Desk:
+    """Where the viewer's thread puts what has changed, for `learn`.
+
+    Attributes:
+      planes: of the image.
+      view: what is shown now.
+      painted: new strokes by plane, int32 [H, W]; None = as before.
+      process: that learns.
+    """
+
+    planes: Planes
+    view: View
+    painted: dict[Index, np.ndarray] | None = None
+    process: subprocess.Popen | None = None
+
+    def close(self) -> None:
+        """Ends the lessons."""
+        if self.process:
+            self.process.terminate()
+
+
+def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt | None]:
+    """Has a process learn what lies on the desk until that is closed; None = nothing has changed.
+
+    Args:
+      network: the folder of a run, or a network of the package, or one in memory, to begin with.
+      classes: how many there are.
+      desk: where new strokes are put.
+
+    Raises:
+      InputError: the network or the image cannot be used.
+      RunFailed: the process has ended otherwise, such as for lack of memory.
+    """
+    model = checkpoint.load(network) if isinstance(network, str) else network
+    desk.planes.check(model.channels)
+    # Not -m, which would give what is sent another name than here.
+    command = [sys.executable, "-c", "from unet_jax.viewer.lessons import main; main()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        desk.process = process
+        sent: set[Index] = set()
+        try:
+            message: object = (_on_host(model), classes)
+            while True:
+                answer = _ask(process, message)
+                if isinstance(answer, Exception):
+                    raise answer
+                yield answer
+                painted, desk.painted = desk.painted, None
+                view = desk.view
+                new = {view.plane, *(painted or {})} - sent
+                images = {index: desk.planes.read(index) for index in new}
+                sent |= new
+                message = Task(view, painted, images)
+        except (EOFError, BrokenPipeError) as error:
+            if process.wait() >= 0:
+                raise RunFailed("The training has ended by itself; is there enough memory?") from (
+                    error
+                )
+        finally:
+            process.terminate()
+
+
+def _ask(process: subprocess.Popen, message: object) -> Learnt | Exception | None:
+    assert process.stdin and process.stdout
+    pickle.dump(message, process.stdin)
+    process.stdin.flush()
+    return pickle.load(process.stdout)  # from our own process
+
+
+def _on_host(model: Model) -> Model:
+    return dataclasses.replace(model, params=jax.device_get(model.params))
+
+
+def teach(tasks: BinaryIO, answers: BinaryIO) -> None:
+    """The other side of `learn`: answers each task, until there are no more."""
+
+    def answer(result):
+        pickle.dump(result, answers)
+        answers.flush()
+
+    images: dict[Index, np.ndarray] = {}
+    shown = None
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        try:
+            live = LiveTraining(*pickle.load(tasks))
+            answer(None)
+            while True:
+                task = pickle.load(tasks)
+                images |= task.images
+                if task.painted is not None:
+                    live.paint({i: Painted(images[i], s) for i, s in task.painted.items()})
+                steps, has_changed = live.steps, live.work()
+                if has_changed or task.view != shown:
+                    shown = task.view
+                    index, rows, columns = shown
+                    probabilities = live.probabilities(index, images[index], rows, columns)
+                    model = _on_host(live.shown)
+                    entropy = live.left_out_entropy()
+                    answer(Learnt(shown, probabilities, model, live.steps, entropy))
+                    continue
+                if live.steps == steps:
+                    time.sleep(_PAUSE)
+                answer(None)
+        except (ValueError, MemoryError, RunFailed) as error:  # InputError is a ValueError
+            answer(error)
+
+
+def main() -> None:
+    """Teaches over standard input and output."""
+    with contextlib.suppress(AttributeError):
+        os.nice(5)  # the viewer comes first
+    keep_compiled_code()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    teach(sys.stdin.buffer, answers)
