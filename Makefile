@@ -1,7 +1,7 @@
 # Each target does its own set-up, in a virtual environment of its own.
 PYTHON ?= python3
 
-.PHONY: demo test test-slow docs clean
+.PHONY: demo test test-slow test-napari docs clean
 
 demo: .venv/installed
 	.venv/bin/unet-jax train --config=demo --workdir=runs/demo
@@ -22,6 +22,12 @@ docs: .venv/installed-docs
 test-slow: .venv/installed-test
 	.venv/bin/python -m pytest -m slow
 
+# In a viewer under a virtual display. On Debian: apt install xvfb libgl1 libegl1 libxkbcommon-x11-0
+# libxcb-cursor0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0
+# libxcb-shape0 libxcb-xinerama0. Napari itself gives warnings.
+test-napari: .venv/installed-napari
+	xvfb-run -a .venv/bin/python -m pytest -m napari -W default tests/test_viewer.py
+
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
@@ -32,6 +38,10 @@ test-slow: .venv/installed-test
 
 .venv/installed-test: setup.cfg .venv/bin/pip
 	.venv/bin/pip install --quiet --editable .[test]
+	touch $@
+
+.venv/installed-napari: setup.cfg .venv/bin/pip
+	.venv/bin/pip install --quiet --editable '.[test,napari]' pyside6 pytest-qt
 	touch $@
 
 .venv/installed-docs: setup.cfg .venv/bin/pip

@@ -47,6 +47,7 @@ NOT_RUN = {
     "config=phc_u373": "downloads",
     "runs/small": "downloads",
     "runs/hela": "downloads",
+    "runs/painted": "is painted in a viewer",
 }
 PRELUDE = f"""
 import numpy as np, tifffile, unet_jax

@@ -141,7 +141,7 @@ def _peer(contestant, place, seconds, examples):
                 for kind, array in arrays.items():
                     np.save(place / f"{split}_{number:03}_{kind}.npy", array)
         script = Path(__file__).with_name(f"train_{contestant}.py")
-        command = [_python(contestant), script, place, str(seconds)]
+        command = [python_of(contestant), script, place, str(seconds)]
         folders = {f"nnUNet_{x}": str(place / x) for x in ("raw", "preprocessed", "results")}
         result = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | folders
@@ -150,7 +150,7 @@ def _peer(contestant, place, seconds, examples):
     return json.loads(said.read_text())
 
 
-def _python(contestant):
+def python_of(contestant):
     """That of the peer's environment."""
     environment = _PLACE / "environments" / contestant
     python = environment / ("Scripts" if sys.platform == "win32" else "bin") / "python"
