@@ -3,11 +3,11 @@
 Beside the network that it begins with, as it is, and a random forest on filters alone (what ilastik
 does), on the same strokes: up to 200, 700 and 2,000 pixels on slices of the ISBI stack, begun with
 `membranes`, and ten strokes on images of nuclei, begun with `nuclei`; neither has seen any of them.
-Strokes are random walks within a class, of 40 pixels or, where there is no room, fewer; each of three
-draws takes other ones, on the stack also another slice. A second of two cores is two seconds of the
-processor, whatever else runs; what has to be compiled has been compiled before. `largest rise` is
-that of the error from one update to the next, the first from the network as it is. What is done is
-kept in `runs/painting`, not repeated.
+Strokes are random walks within a class, of 40 pixels or, where there is no room, fewer; each of the
+three draws takes other ones, on the stack also another slice. A second of two cores is two seconds
+of the processor, whatever else runs; what has to be compiled has been compiled before. `largest
+rise` is that of the error from one update to the next, the first from the network as it is. What is
+done is kept in `runs/painting`, not repeated.
 """
 
 import json

@@ -245,33 +245,6 @@ def test_a_layer_removed_while_training(panel, viewer, pictures):
     assert viewer.layers["cells strokes"].data.any()
 
 
-class Huge:
-    """50,000 x 50,000 pixels that are never all in memory."""
-
-    shape, ndim, dtype, size = (50_000, 50_000), 2, np.dtype(np.uint8), 50_000**2
-
-    def __getitem__(self, part):
-        if part == ():
-            return self
-        rows, columns = (
-            np.arange(*(p if isinstance(p, slice) else slice(p, p + 1)).indices(side))
-            for p, side in zip(part, self.shape, strict=True)
-        )
-        return ((rows[:, None] // 8 + columns // 8) % 256).astype(np.uint8)
-
-
-def test_of_a_huge_image_what_is_in_view_is_segmented(panel, viewer):
-    from unet_jax.viewer.planes import Planes
-    from unet_jax.viewer.segmentation import segment
-
-    planes = Planes("huge", Huge(), False)
-    assert planes.are_large
-    view = slice(30_000, 30_100), slice(100, 250)
-    model, settings = unet_jax.load("membranes"), unet_jax.cell_settings("membranes")
-    (part,) = segment(model, settings, planes, [()], view)
-    assert part.probabilities.shape == (100, 150, 2)
-
-
 def test_the_manifest_is_valid():
     from npe2 import PluginManifest
 

@@ -86,21 +86,24 @@ class Desk:
       view: what is shown now.
       painted: new strokes by plane, int32 [H, W]; None = as before.
       process: that learns.
+      is_closed: whether it is to end.
     """
 
     planes: Planes
     view: View
     painted: dict[Index, np.ndarray] | None = None
     process: subprocess.Popen | None = None
+    is_closed: bool = False
 
     def close(self) -> None:
         """Ends the lessons."""
+        self.is_closed = True
         if self.process:
             self.process.terminate()
 
 
-def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt | None]:
-    """Has a process learn what lies on the desk until that is closed; None = nothing has changed.
+def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
+    """Has a process learn what lies on the desk, until that is closed; yields each change.
 
     Args:
       network: the folder of a run, or a network of the package, or one in memory, to begin with.
@@ -116,15 +119,17 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt | N
     # Not -m, which would give what is sent another name than here.
     command = [sys.executable, "-c", "from unet_jax.viewer.lessons import main; main()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
         desk.process = process
         sent: set[Index] = set()
         try:
             message: object = (_on_host(model), classes)
-            while True:
+            while not desk.is_closed:
                 answer = _ask(process, message)
                 if isinstance(answer, Exception):
                     raise answer
-                yield answer
+                if answer:
+                    yield answer
                 painted, desk.painted = desk.painted, None
                 view = desk.view
                 new = {view.plane, *(painted or {})} - sent
@@ -132,12 +137,14 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt | N
                 sent |= new
                 message = Task(view, painted, images)
         except (EOFError, BrokenPipeError) as error:
-            if process.wait() >= 0:
+            if not desk.is_closed:
                 raise RunFailed("The training has ended by itself; is there enough memory?") from (
                     error
                 )
         finally:
             process.terminate()
+            with contextlib.suppress(BrokenPipeError):  # what it was not sent any more
+                process.stdin.close()
 
 
 def _ask(process: subprocess.Popen, message: object) -> Learnt | Exception | None:

@@ -294,8 +294,8 @@ class Panel(Container):
             painted[plane] = np.where((labels > 0) & (labels <= classes), labels - 1, IGNORED)
         return painted
 
-    def _show_learnt(self, learnt: Learnt | None) -> None:
-        if learnt is None or not self._painting:
+    def _show_learnt(self, learnt: Learnt) -> None:
+        if not self._painting:
             return
         is_first = self._painting.learnt is None
         self._painting.learnt = learnt
@@ -308,7 +308,6 @@ class Panel(Container):
     def stop(self) -> None:
         """Ends the training; the network learnt so far and the strokes stay."""
         if self._teacher and self._painting:
-            self._teacher.quit()
             self._painting.desk.close()
 
     def _forget_teacher(self) -> None:
