@@ -41,7 +41,7 @@ test-napari: .venv/installed-napari
 	touch $@
 
 .venv/installed-napari: setup.cfg .venv/bin/pip
-	.venv/bin/pip install --quiet --editable '.[test,napari]' pyside6 pytest-qt
+	.venv/bin/pip install --quiet --editable '.[test,napari]' 'pyside6<6.12' pytest-qt
 	touch $@
 
 .venv/installed-docs: setup.cfg .venv/bin/pip

@@ -87,7 +87,7 @@ def test_segmentation_equals_that_of_the_library(panel, viewer, pictures):
 
 
 def test_segmentation_can_be_cancelled(panel, viewer, pictures):
-    viewer.add_image(np.stack([pictures[0].image] * 50), name="cells")
+    viewer.add_image(np.stack([pictures[0].image] * 100), name="cells")
     panel.segment()
     wait(lambda: "cells cells" in viewer.layers)
     panel.cancel()

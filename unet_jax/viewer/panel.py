@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from unet_jax.viewer.segmentation import Found, Predicted, segment
 _PAINTED = "what is painted"
 # Errors that say in one sentence what to change.
 _EXPECTED = (InputError, RunFailed, ValueError, MemoryError, OSError)
+_MOST_WAITED = 10  # seconds, for a viewer that shows nothing any more
 _LOOK_EVERY = 200  # milliseconds, at the strokes and at what is in view
 
 
@@ -400,15 +402,19 @@ class Panel(Container):
     # What all of it needs
 
     def _start(self, work: Callable[[], Iterator[Any]], show: Callable[[Any], None]) -> Any:
-        """Runs a generator in a thread and shows what it yields."""
+        """Runs a generator in a thread, at most two results ahead of what is shown of it."""
+        ahead = threading.Semaphore(2)
 
         def guarded():
             try:
-                yield from work()
+                for result in work():
+                    ahead.acquire(timeout=_MOST_WAITED)
+                    yield result
             except _EXPECTED as error:
                 yield error
 
         def shown(result):
+            ahead.release()
             if isinstance(result, Exception):
                 self._tell(str(result))
             else:
