@@ -7,7 +7,7 @@ from scipy import optimize, special
 
 import unet_jax
 from unet_jax.data.synthetic_em import synthetic_examples
-from unet_jax.errors import InputError
+from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED
 from unet_jax.live import learning
 from unet_jax.live.features import Features
@@ -127,22 +127,24 @@ def test_features_and_last_layer_give_what_the_network_gives(channels):
     model = model_of(channels=channels)
     image = np.random.default_rng(0).normal(size=(300, 270, channels)).astype(np.float32)
     image = image if channels > 1 else image[..., 0]
-    features = Features(model, image)
+    features = Features(model)
     layer = LastLayer(*(np.asarray(model.params["classes"][k])[0] for k in ("kernel", "bias")))
     layer = layer._replace(kernel=layer.kernel[0, 0])
     expected = unet_jax.predict_tiled(model, image)
-    found = layer.probabilities(features.part(slice(0, 300), slice(0, 270)))
+    found = layer.probabilities(features.part(0, image, slice(0, 300), slice(0, 270)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    part = layer.probabilities(features.part(slice(250, 299), slice(3, 260)))
+    part = layer.probabilities(features.part(0, image, slice(250, 299), slice(3, 260)))
     np.testing.assert_array_equal(part, found[250:299, 3:260])
     pixels = np.array([[0, 0], [299, 269], [256, 255], [10, 260]])
-    np.testing.assert_array_equal(layer.probabilities(features.at(pixels)), found[tuple(pixels.T)])
+    np.testing.assert_array_equal(
+        layer.probabilities(features.at(0, image, pixels)), found[tuple(pixels.T)]
+    )
 
 
 def test_features_of_a_network_without_expanding_path():
     model = model_of(depth=1)
     image = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
-    found = Features(model, image).part(slice(0, 40), slice(0, 30))
+    found = Features(model).part(0, image, slice(0, 40), slice(0, 30))
     kernel, bias = (np.asarray(model.params["classes"][k])[0] for k in ("kernel", "bias"))
     probabilities = LastLayer(kernel[0, 0], bias).probabilities(found)
     np.testing.assert_allclose(probabilities, unet_jax.predict_tiled(model, image), atol=1e-5)
@@ -207,10 +209,10 @@ def test_other_classes_than_those_of_the_network_wait_for_strokes_of_each(pictur
     strokes = np.full((128, 128), IGNORED, np.int32)
     strokes[10, 10:50], strokes[30, 10:50] = 0, 1
     live.paint({"a": Painted(picture.image, strokes)})
-    assert not live.work()
+    assert not live.work() and not live.is_ready
     strokes[50, 10:50] = 2
     live.paint({"a": Painted(picture.image, strokes)})
-    assert live.work()
+    assert live.work() and live.is_ready
     assert live.shown.network.classes == 3
     part = live.probabilities("a", picture.image, slice(0, 60), slice(0, 60))
     assert part.shape == (60, 60, 3)
@@ -246,6 +248,18 @@ def test_an_ensemble_and_another_scale_are_refused():
         LiveTraining(Model(model.network, model.params, 1, scale=0.5))
 
 
+def test_a_plane_that_is_annotated_as_a_whole(picture, monkeypatch):
+    monkeypatch.setattr(learning, "_TRUSTED", -1)
+    monkeypatch.setattr(learning, "_STEPS_TO_TRIAL", 10)
+    live = LiveTraining(model_of())
+    live.paint({"a": Painted(picture.image, picture.labels)})
+    while live.steps < 10:
+        live.work()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(live.shown.params))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(live._state.params))
+    assert live.left_out_entropy() > 0
+
+
 # Saving
 
 
@@ -259,7 +273,12 @@ def test_saved_network_predicts_the_same_and_is_opened_again(tmp_path, channels)
     painted = {"cells": Painted(image, strokes)}
     folder = tmp_path / "run"
     save_painted(folder, model, painted, ("background", "nucleus"), step=0)
-    save_painted(folder, model, painted, ("background", "nucleus"), step=70)
+    with pytest.raises(InputError, match="is not empty"):
+        save_painted(folder, model, painted, ("background", "nucleus"), step=70)
+    other = {"other": painted["cells"]}
+    for shown, step in ((other, 90), (painted, 70)):
+        save_painted(folder, model, shown, ("background", "nucleus"), step=step, replace=True)
+    assert [file.name for file in (folder / "images").iterdir()] == ["cells.tif"]
     opened, again = open_painted(folder)
     assert opened.class_names == ("background", "nucleus") and opened.record.step == 70
     assert opened.sha256() == model.sha256()
@@ -275,10 +294,23 @@ def test_saved_network_predicts_the_same_and_is_opened_again(tmp_path, channels)
     np.testing.assert_array_equal(np.moveaxis(found, 0, -1), expected)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RunFailed("the disk is full")
+
+    model = model_of()
+    save_painted(tmp_path, model, {}, ("a", "b"), step=5)
+    monkeypatch.setattr("unet_jax.checkpoint.save", fail)
+    with pytest.raises(RunFailed):
+        save_painted(tmp_path, model, {}, ("a", "b"), step=7, replace=True)
+    assert unet_jax.load(tmp_path).sha256() == model.sha256()
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, replace):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds something else"):
-        save_painted(tmp_path, model_of(), {}, ("a", "b"), step=1)
+    with pytest.raises(InputError, match="is not empty"):
+        save_painted(tmp_path, model_of(), {}, ("a", "b"), step=1, replace=replace)
     with pytest.raises(InputError, match="no network with the strokes"):
         open_painted(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]

@@ -117,11 +117,29 @@ def test_strokes_of_all_planes_count(panel, viewer, pictures):
     start_painting(panel, viewer, stack)
     for plane, picture in enumerate(pictures):
         paint(viewer, "cells strokes", picture, (plane,))
-    painted = panel._strokes(viewer.layers["cells strokes"].data)
-    assert [*painted] == [(0,), (1,)]
+    assert [*panel._painting.painted()] == [(0,), (1,)]
     viewer.dims.set_current_step(0, 1)
     wait(lambda: panel._painting.learnt and panel._painting.learnt.view.plane == (1,))
     assert viewer.layers["cells probability of cell"].data[1].any()
+
+
+def test_what_is_scrolled_through_is_no_new_stroke(panel, viewer, pictures):
+    stack = np.stack([picture.image for picture in pictures])
+    start_painting(panel, viewer, stack)
+    paint(viewer, "cells strokes", pictures[0], (0,))
+    wait(lambda: panel._painting.strokes_seen)
+    seen = panel._painting.strokes_seen
+    viewer.dims.set_current_step(0, 1)
+    assert panel._painting.has_changed
+    wait(lambda: not panel._painting.has_changed)
+    assert panel._painting.strokes_seen is seen
+
+
+def test_a_closed_panel_ends_its_training(panel, viewer, pictures):
+    start_painting(panel, viewer, pictures[0].image)
+    wait(lambda: panel._painting.learnt)
+    viewer.window.remove_dock_widget("all")
+    wait(lambda: not panel._teacher)
 
 
 # 3. Correct
@@ -150,6 +168,7 @@ def test_saved_run_predicts_the_same_and_is_opened_again(panel, viewer, pictures
     wait(lambda: not panel._teacher)
     panel.save(tmp_path / "run")
     assert said(panel).startswith("Saved in"), said(panel)
+    assert panel._network.value == str(tmp_path / "run")
     panel._network.value = "what is painted"
     panel.segment()
     wait(lambda: not panel._worker)
@@ -157,6 +176,12 @@ def test_saved_run_predicts_the_same_and_is_opened_again(panel, viewer, pictures
     model = unet_jax.load(tmp_path / "run")
     np.testing.assert_array_equal(found, unet_jax.predict_tiled(model, pictures[0].image)[..., 1])
 
+    panel.save(tmp_path / "run")  # once more
+    assert said(panel).startswith("Saved in"), said(panel)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").touch()
+    panel.save(tmp_path / "other")
+    assert "is not empty" in said(panel)
     strokes = viewer.layers["cells strokes"].data.copy()
     viewer.layers.clear()
     panel.add_run(tmp_path / "run")

@@ -3,7 +3,7 @@
 Two things go on in turns. Whenever a stroke has been painted, a new last layer is fitted to the
 features under the strokes, which takes a fraction of a second. In between, the whole network is
 trained on the strokes as always. What is shown is the best of all so far, judged by strokes that
-are left out of both.
+are left out of both, once each class has such a stroke.
 
 Few strokes are no fair sample of an image: as much is painted of a rare class as of a frequent one,
 and nothing of what is obvious. So each class counts as much as the network that it began with finds
@@ -22,7 +22,7 @@ import optax
 from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example
-from unet_jax.live.features import Features
+from unet_jax.live.features import BLOCK, Features
 from unet_jax.live.last_layer import LastLayer, Pixels, entropy, fitted
 from unet_jax.live.strokes import Painted, left_out
 from unet_jax.model import Model
@@ -33,8 +33,10 @@ from unet_jax.training_loop import Progress, train
 _STEPS_AT_A_TIME = 10
 # Steps between two trials of the network in training.
 _STEPS_TO_TRIAL = 50
-# How far from the strokes unpainted pixels count, in pixels.
-_AROUND = 256
+# So many painted pixels of an image count for the last layer, drawn at random.
+_MOST_PAINTED = 10_000
+# Blocks of an image around strokes whose unpainted pixels count.
+_MOST_BLOCKS = 64
 # So many of them count for the last layer, together as much as one of these numbers of painted
 # pixels; and for the whole network this share of those of which a class is at least this probable.
 _UNPAINTED, _COUNT_AS = 2000, (300, 3000)
@@ -48,24 +50,6 @@ _TILE_SIDE, _AVERAGE_OVER = 172, 0.3
 _TRAIN, _LEFT_OUT = 0, 1  # of the strokes
 
 
-@dataclasses.dataclass
-class _Body:
-    """A network without its last layer, as it sees the images.
-
-    Attributes:
-      model: with the last layer that it was trained with; its kernel is 0 if it was not.
-      features: of each image that has been needed.
-    """
-
-    model: Model
-    features: dict[Hashable, Features] = dataclasses.field(default_factory=dict)
-
-    def of(self, name: Hashable, image: np.ndarray) -> Features:
-        if name not in self.features:
-            self.features[name] = Features(self.model, image)
-        return self.features[name]
-
-
 class LiveTraining:
     """A network that learns from strokes; everything is to be called by one thread at a time.
 
@@ -75,6 +59,7 @@ class LiveTraining:
             shown = live.probabilities("first", image, rows, columns)
 
     Attributes:
+      is_ready: whether it can say anything about the classes that are painted.
       steps: how many steps the network in the background has been trained for.
     """
 
@@ -103,7 +88,8 @@ class LiveTraining:
             start = _with(start, LastLayer(kernel, np.zeros(classes, np.float32)))
         self._painted: dict[Hashable, Painted] = {}
         self._roles: dict[Hashable, np.ndarray] = {}
-        self._start = self._body = _Body(start)
+        self._sampled: dict[Hashable, np.ndarray] = {}
+        self._start = self._body = Features(start)
         self._layer = _last_layer(start)
         self._configuration = _configuration(start, seed)
         self._optimiser = optax.adam(
@@ -113,7 +99,9 @@ class LiveTraining:
         average = jax.tree.map(jnp.copy, params)
         self._state = TrainState(jnp.int32(0), params, self._optimiser.init(params), average)
         self._training: Iterator[Progress] | None = None
+        self._shares = np.full(classes, 1 / classes)
         self._is_new = self._trusts_start = False
+        self.is_ready = self._knows_classes
         self.steps = 0
 
     @property
@@ -132,7 +120,7 @@ class LiveTraining:
           rows: with a start and a stop.
           columns: likewise.
         """
-        return self._layer.probabilities(self._body.of(name, image).part(rows, columns))
+        return self._layer.probabilities(self._body.part(name, image, rows, columns))
 
     def paint(self, painted: Mapping[Hashable, Painted]) -> None:
         """Takes the strokes as they are now, on all images that have any."""
@@ -148,8 +136,12 @@ class LiveTraining:
         if self._is_new:
             self._is_new = False
             self._training = None
+            if not self._painted:
+                return False
+            self._sampled = {n: _sampled(p.strokes) for n, p in self._painted.items()}
             self._trusts_start = self._knows_classes and self._start_is_right() > _TRUSTED
-            return bool(self._painted) and self._improve(self._body)
+            self._shares = self._shares_found()
+            return self._improve(self._body)
         if not self._has_all_classes(_TRAIN):
             return False
         if self._training is None:
@@ -159,13 +151,13 @@ class LiveTraining:
         self._state, self.steps = progress.state, progress.step
         if self.steps % _STEPS_TO_TRIAL or not self._has_all_classes(_LEFT_OUT):
             return False
-        return self._improve(_Body(progress.model()))
+        return self._improve(Features(progress.model()))
 
     def left_out_entropy(self) -> float:
         """Of what is shown, in nats, over the strokes left out; 0 while a class has none."""
         return entropy(self._layer, self._judged(self._body)) if self._painted else 0.0
 
-    def _improve(self, body: _Body) -> bool:
+    def _improve(self, body: Features) -> bool:
         """Fits last layers to the strokes and shows the best, unless what is shown is better."""
         painted, judged = self._pixels(body, _TRAIN), self._judged(body)
         own = _last_layer(body.model)
@@ -180,9 +172,9 @@ class LiveTraining:
         else:
             return False
         best = min(layers, key=lambda layer: entropy(layer, judged))
-        if len(judged.weights) and entropy(best, judged) >= self.left_out_entropy():
+        if len(judged.weights) and not entropy(best, judged) < self.left_out_entropy():
             return False
-        self._body, self._layer = body, best
+        self._body, self._layer, self.is_ready = body, best, True
         return True
 
     def _begin(self) -> Iterator[Progress]:
@@ -210,66 +202,70 @@ class LiveTraining:
         shares = [(found == label)[classes == label].mean() for label in np.unique(classes)]
         return float(np.mean(shares)) if shares else 0.0
 
-    def _strokes(self, body: _Body, role: int) -> tuple[np.ndarray, np.ndarray]:
+    def _strokes(self, body: Features, role: int) -> tuple[np.ndarray, np.ndarray]:
         """Features [N, width] and classes [N] of the pixels that are trained on, or left out."""
         features = [np.empty((0, body.model.network.width), np.float32)]
         classes = [np.empty(0, np.int32)]
         for name, (image, strokes) in self._painted.items():
             places = np.argwhere(self._roles[name][role])
-            features.append(body.of(name, image).at(places))
+            if len(places) > _MOST_PAINTED:
+                places = np.random.default_rng(0).choice(places, _MOST_PAINTED, replace=False)
+            features.append(body.at(name, image, places))
             classes.append(strokes[tuple(places.T)])
         return np.concatenate(features), np.concatenate(classes)
 
-    def _pixels(self, body: _Body, role: int) -> Pixels:
+    def _pixels(self, body: Features, role: int) -> Pixels:
         """The same for a fit."""
         features, classes = self._strokes(body, role)
         targets = np.eye(body.model.network.classes, dtype=np.float32)[classes]
         return Pixels(features, targets, self._class_weights(role)[classes])
 
-    def _judged(self, body: _Body) -> Pixels:
+    def _judged(self, body: Features) -> Pixels:
         """The pixels that are left out; none while they do not hold all classes."""
         pixels = self._pixels(body, _LEFT_OUT)
         return pixels if self._has_all_classes(_LEFT_OUT) else Pixels(*(x[:0] for x in pixels))
 
-    def _unpainted_pixels(self, body: _Body, layer: LastLayer) -> Pixels:
-        """Pixels around the strokes at random, with what the layer takes them for."""
-        parts = []
-        for name, (image, strokes) in self._painted.items():
-            rng = np.random.default_rng(0)
-            lines = _around(strokes)
-            at = np.stack([rng.integers(line.start, line.stop, _UNPAINTED) for line in lines], 1)
-            parts.append(body.of(name, image).at(at[strokes[tuple(at.T)] == IGNORED]))
-        features = np.concatenate(parts)
+    def _unpainted_pixels(self, body: Features, layer: LastLayer) -> Pixels:
+        """Some of the pixels around the strokes, with what the layer takes them for."""
+        features = np.concatenate(
+            [
+                body.at(name, image, at[strokes[tuple(at.T)] == IGNORED])
+                for (name, (image, strokes)), at in zip(
+                    self._painted.items(), self._sampled.values(), strict=True
+                )
+            ]
+        )
         weights = np.full(len(features), 1 / max(len(features), 1), np.float32)
         return Pixels(features, layer.probabilities(features), weights)
 
     def _taken_for(self, name: Hashable) -> np.ndarray:
         """What the first network takes some of the pixels around the strokes for, int32 [H, W]."""
         image, strokes = self._painted[name]
-        around = _around(strokes)
-        features = self._start.of(name, image).part(*around)
-        probabilities = _last_layer(self._start.model).probabilities(features)
-        drawn = np.random.default_rng(0).random(features.shape[:2]) < _SHARE
+        rng, layer = np.random.default_rng(0), _last_layer(self._start.model)
         labels = np.full(strokes.shape, IGNORED, np.int32)
-        labels[around] = np.where(
-            drawn & (probabilities.max(-1) > _SURE), probabilities.argmax(-1), IGNORED
-        )
+        for part in _around(strokes):
+            probabilities = layer.probabilities(self._start.part(name, image, *part))
+            counts = rng.random(probabilities.shape[:2]) < _SHARE
+            counts &= probabilities.max(-1) > _SURE
+            labels[part] = np.where(counts, probabilities.argmax(-1), IGNORED)
         return labels
 
     def _class_weights(self, role: int) -> np.ndarray:
         """How much a pixel of each class counts: its share of the images by that of the strokes."""
         count = self._counts(role)
-        weights = self._shares() * count.sum() / np.maximum(count, 1)
+        weights = self._shares * count.sum() / np.maximum(count, 1)
         return weights.astype(np.float32)
 
-    def _shares(self) -> np.ndarray:
-        """Of the pixels that are of each class, as far as that is known."""
-        classes = self._configuration.model.classes
+    def _shares_found(self) -> np.ndarray:
+        """The share of the pixels around the strokes that is of each class, as far as known."""
         if not self._trusts_start:
-            return np.full(classes, 1 / classes)
+            return np.full(len(self._shares), 1 / len(self._shares))
         layer = _last_layer(self._start.model)
-        found = self._unpainted_pixels(self._start, layer).targets.mean(0)
-        return np.maximum(found, _LEAST_SHARE)
+        found = [
+            layer.probabilities(self._start.at(name, self._painted[name].image, at))
+            for name, at in self._sampled.items()
+        ]
+        return np.maximum(np.concatenate(found).mean(0), _LEAST_SHARE)
 
     def _counts(self, role: int) -> np.ndarray:
         """How many pixels of each class are trained on, or left out."""
@@ -283,13 +279,30 @@ class LiveTraining:
         return bool((self._counts(role) > 0).all())
 
 
-def _around(strokes: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns that hold all strokes and something around them."""
-    rows, columns = (
-        slice(max(line.min() - _AROUND, 0), min(line.max() + _AROUND, side))
-        for line, side in zip(np.nonzero(strokes != IGNORED), strokes.shape, strict=True)
+def _around(strokes: np.ndarray) -> list[tuple[slice, slice]]:
+    """The blocks that hold strokes, and those around them; some of them, if they are many."""
+    blocks = np.unique(np.argwhere(strokes != IGNORED) // BLOCK, axis=0)
+    neighbours = np.indices((3, 3)).reshape(2, -1).T - 1
+    near = np.unique((blocks[:, None] + neighbours).reshape(-1, 2), axis=0)
+    last = (np.array(strokes.shape) - 1) // BLOCK
+    near = near[((near >= 0) & (near <= last)).all(1)]
+    if len(near) > _MOST_BLOCKS:
+        near = np.random.default_rng(0).choice(near, _MOST_BLOCKS, replace=False)
+    height, width = strokes.shape
+    return [
+        (slice(y, min(y + BLOCK, height)), slice(x, min(x + BLOCK, width)))
+        for y, x in (near * BLOCK).tolist()
+    ]
+
+
+def _sampled(strokes: np.ndarray) -> np.ndarray:
+    """Pixels around the strokes at random, int [N, 2], painted or not."""
+    blocks = _around(strokes)
+    rng = np.random.default_rng(0)
+    each = -(-_UNPAINTED // len(blocks))
+    return np.concatenate(
+        [np.stack([rng.integers(line.start, line.stop, each) for line in b], 1) for b in blocks]
     )
-    return rows, columns
 
 
 def _together(painted: Pixels, unpainted: Pixels, count_as: float) -> Pixels:

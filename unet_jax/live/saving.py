@@ -1,7 +1,9 @@
 """A network that learnt from strokes, and the strokes, as an ordinary run in a folder."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -12,7 +14,7 @@ import tifffile
 from unet_jax import checkpoint
 from unet_jax.checked_settings import as_dict
 from unet_jax.checkpoint.cell_settings import SETTINGS
-from unet_jax.checkpoint.steps import remove_step, saved_steps, step_folder
+from unet_jax.checkpoint.steps import saved_steps
 from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.data.folder import read_folder
 from unet_jax.errors import InputError, RunFailed, one_line
@@ -31,6 +33,8 @@ from unet_jax.train_step import TrainState
 # What a mask holds where nothing is painted.
 _NOT_PAINTED = 255
 _IMAGES, _MASKS = "images", "masks"
+# Names the files that `save_painted` has written; nothing else is ever replaced.
+_WRITTEN = "painted.json"
 _TILE_SIDE = 172
 
 
@@ -43,28 +47,30 @@ def save_painted(
     *,
     step: int,
     cells: InstanceSettings = InstanceSettings(),
+    replace: bool = False,
 ) -> None:
     """Saves a network as a run that `predict.py`, `eval.py`, `export.py` and `load` take.
 
     Beside its checkpoint, the folder holds `images/` and `masks/`, as `configs/folder.py` takes
-    them; what is not painted is 255 there. What was saved there by this function is replaced.
+    them; what is not painted is 255 there.
 
     Args:
-      folder: the run's folder, new or one of this function.
+      folder: the run's folder, new or empty.
       model: a single network of scale 1.
       painted: the images with their strokes, by a name that becomes the file's.
       class_names: one for each class of the network, the background first.
       step: how many steps it has been trained for.
       cells: how single cells are found.
+      replace: whether the folder may hold what was saved there by this function before.
 
     Raises:
-      InputError: the folder holds something else, or cannot be written to.
+      InputError: the folder is not empty, or cannot be written to.
       RunFailed: something cannot be written, such as on a full disk.
     """
     folder = Path(folder)
     images, masks = folder / _IMAGES, folder / _MASKS
-    if folder.exists() and any(folder.iterdir()) and not is_painted(folder):
-        raise InputError(f"{folder}: holds something else; give a new folder, or an empty one.")
+    if folder.exists() and any(folder.iterdir()) and not (replace and is_painted(folder)):
+        raise InputError(f"{folder}: is not empty; give a new folder, or an empty one.")
     pixels = sum(p.image.nbytes + p.strokes.size for p in painted.values())
     probe(folder, pixels + 5 * sum(x.nbytes for x in jax.tree.leaves(model.params)))
     lock(folder)
@@ -97,21 +103,38 @@ def save_painted(
     try:
         for there in (images, masks):
             there.mkdir(exist_ok=True)
+        for name in set(_written(folder)) - painted.keys():
+            for there in (images, masks):
+                (there / f"{name}.tif").unlink(missing_ok=True)
+        with complete_text(folder / _WRITTEN) as opened:
+            json.dump([*painted], opened, indent=1)
         for name, image, strokes, _ in examples:
             _write(images / f"{name}.tif", image)
             mask = np.where(strokes == IGNORED, _NOT_PAINTED, strokes)
             _write(masks / f"{name}.tif", mask.astype(np.uint8))
-        for file in [*images.iterdir(), *masks.iterdir()]:
-            if file.stem not in painted:
-                file.unlink()
         with complete_text(folder / SETTINGS) as opened:
             json.dump(as_dict(cells), opened, indent=1)
-        for saved in saved_steps(folder):
-            if saved != step:
-                remove_step(step_folder(folder, saved))
+        with _replaced(folder / "checkpoints"):
+            checkpoint.save(folder, state, record)
     except OSError as error:
         raise RunFailed(f"{folder}: cannot be saved ({one_line(error)}).") from error
-    checkpoint.save(folder, state, record)
+
+
+@contextlib.contextmanager
+def _replaced(there: Path) -> Iterator[None]:
+    """Puts a folder aside while a new one is made; brings it back if that fails."""
+    aside = there.with_name(f".{there.name}-before")
+    shutil.rmtree(aside, ignore_errors=True)
+    if there.exists():
+        there.rename(aside)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(there, ignore_errors=True)
+        if aside.exists():
+            aside.rename(there)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def open_painted(folder: str | Path) -> tuple[Model, dict[str, Painted]]:
@@ -137,8 +160,15 @@ def open_painted(folder: str | Path) -> tuple[Model, dict[str, Painted]]:
 
 def is_painted(folder: Path) -> bool:
     """Whether `save_painted` has saved a run there."""
-    parts = (folder / _IMAGES).is_dir(), (folder / _MASKS).is_dir()
-    return all(parts) and bool(saved_steps(folder))
+    return (folder / _WRITTEN).is_file() and bool(saved_steps(folder))
+
+
+def _written(folder: Path) -> list[str]:
+    """The names of the images that were saved there before."""
+    try:
+        return json.loads((folder / _WRITTEN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
 
 
 def _write(file: Path, pixels: np.ndarray) -> None:

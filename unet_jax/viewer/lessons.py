@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -129,14 +129,15 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
                 if isinstance(answer, Exception):
                     raise answer
                 if answer:
-                    yield answer
+                    model = answer["model"] or model
+                    yield Learnt(**answer | {"model": model})
                 painted, desk.painted = desk.painted, None
                 view = desk.view
                 new = {view.plane, *(painted or {})} - sent
                 images = {index: desk.planes.read(index) for index in new}
                 sent |= new
                 message = Task(view, painted, images)
-        except (EOFError, BrokenPipeError) as error:
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:  # it is gone
             if not desk.is_closed:
                 raise RunFailed("The training has ended by itself; is there enough memory?") from (
                     error
@@ -147,7 +148,8 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
                 process.stdin.close()
 
 
-def _ask(process: subprocess.Popen, message: object) -> Learnt | Exception | None:
+def _ask(process: subprocess.Popen, message: object) -> dict[str, Any] | Exception | None:
+    """What has changed, as in `Learnt`; a model of None is that of before."""
     assert process.stdin and process.stdout
     pickle.dump(message, process.stdin)
     process.stdin.flush()
@@ -177,18 +179,24 @@ def teach(tasks: BinaryIO, answers: BinaryIO) -> None:
                 if task.painted is not None:
                     live.paint({i: Painted(images[i], s) for i, s in task.painted.items()})
                 steps, has_changed = live.steps, live.work()
-                if has_changed or task.view != shown:
+                if live.is_ready and (has_changed or task.view != shown):
                     shown = task.view
                     index, rows, columns = shown
                     probabilities = live.probabilities(index, images[index], rows, columns)
-                    model = _on_host(live.shown)
-                    entropy = live.left_out_entropy()
-                    answer(Learnt(shown, probabilities, model, live.steps, entropy))
+                    answer(
+                        {
+                            "view": shown,
+                            "probabilities": probabilities,
+                            "model": _on_host(live.shown) if has_changed else None,
+                            "steps": live.steps,
+                            "entropy": live.left_out_entropy(),
+                        }
+                    )
                     continue
                 if live.steps == steps:
                     time.sleep(_PAUSE)
                 answer(None)
-        except (ValueError, MemoryError, RunFailed) as error:  # InputError is a ValueError
+        except (ValueError, RuntimeError, MemoryError) as error:  # JAX's and ours are among them
             answer(error)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from qtpy.QtWidgets import QFileDialog
 
 from unet_jax import checkpoint
 from unet_jax.checkpoint.cell_settings import cell_settings
-from unet_jax.errors import InputError, RunFailed
+from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example, separated
 from unet_jax.instances import InstanceSettings
 from unet_jax.live.saving import is_painted, open_painted, save_painted
@@ -27,14 +27,14 @@ from unet_jax.measurements import measure
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.predict_files import predict_files
 from unet_jax.pretrained import NETWORKS
-from unet_jax.viewer.lessons import Desk, Learnt, View, learn
+from unet_jax.viewer.lessons import Desk, Index, Learnt, View, learn
 from unet_jax.viewer.planes import Planes, in_view, shown_index
-from unet_jax.viewer.results import Results, class_colours
+from unet_jax.viewer.results import Results, class_colours, is_result, placed_like
 from unet_jax.viewer.segmentation import Found, Predicted, segment
 
 _PAINTED = "what is painted"
 # Errors that say in one sentence what to change.
-_EXPECTED = (InputError, RunFailed, ValueError, MemoryError, OSError)
+_EXPECTED = (ValueError, RuntimeError, MemoryError, OSError)  # ours and JAX's among them
 _MOST_WAITED = 10  # seconds, for a viewer that shows nothing any more
 _LOOK_EVERY = 200  # milliseconds, at the strokes and at what is in view
 
@@ -48,18 +48,34 @@ class _Painting:
       strokes: the labels layer, in which 1 is the first class.
       desk: what the thread that learns looks at.
       results: where it is shown.
+      names: of the classes.
       cells: how the network that it began with finds cells.
-      has_changed: whether there are new strokes since the last look.
+      has_changed: whether there may be new strokes since the last look.
+      strokes_seen: by plane, at the last look.
       learnt: the latest network, if there is one.
+      saved_in: the folders that it has been saved in.
     """
 
     image: Any
     strokes: Any
     desk: Desk
     results: Results
+    names: list[str]
     cells: InstanceSettings
     has_changed: bool = True
+    strokes_seen: dict[Index, np.ndarray] = field(default_factory=dict)
     learnt: Learnt | None = None
+    saved_in: set[Path] = field(default_factory=set)
+
+    def painted(self) -> dict[Index, np.ndarray]:
+        """The strokes on each plane that has any, int32 [H, W]; other labels do not count."""
+        data, classes = np.asarray(self.strokes.data), len(self.names)
+        planes = np.argwhere(data.any((-2, -1))) if data.ndim > 2 else [()]
+        painted = {}
+        for plane in (tuple(map(int, index)) for index in planes):
+            labels = data[plane].astype(np.int32)
+            painted[plane] = np.where((labels > 0) & (labels <= classes), labels - 1, IGNORED)
+        return painted
 
 
 class Panel(Container):
@@ -116,7 +132,13 @@ class Panel(Container):
     # What can be chosen
 
     def _layers_of(self, kind: type) -> Callable[[Any], list[Any]]:
-        return lambda _: [layer for layer in self._viewer.layers if type(layer) is kind]
+        """Those of the viewer; of the images, only what a user has opened."""
+
+        def layers(_):
+            own = [layer for layer in self._viewer.layers if type(layer) is kind]
+            return [x for x in own if kind is not napari.layers.Image or not is_result(x)]
+
+        return layers
 
     def _networks(self, _: Any) -> list[str]:
         learnt = self._painting and self._painting.learnt
@@ -151,17 +173,18 @@ class Panel(Container):
             self._tell("There is no image to segment; open one first.")
         else:
             views = [(shown_index(self._viewer, layer), in_view(layer)) for layer in layers]
-            self._worker = self._start(self._segmented(layers, views), self._show)
-            self._worker.finished.connect(self._forget_worker)
+            work = self._segmented(layers, views)
+            self._worker = self._start(work, self._show, self._forget_worker)
             self._tell("Segmenting...", is_problem=False)
 
     def _segmented(self, layers, views) -> Callable[[], Iterator[Any]]:
-        name, names = self._network.value, tuple(self._class_names())
+        name = self._network.value
         painting = self._painting if name == _PAINTED else None
 
         def work():
             if painting and painting.learnt:
-                model, settings, class_names = painting.learnt.model, painting.cells, names
+                model, settings = painting.learnt.model, painting.cells
+                class_names = tuple(painting.names)
             else:
                 model, settings = checkpoint.load(name), cell_settings(name)
                 class_names = model.class_names
@@ -169,14 +192,19 @@ class Panel(Container):
                 planes = Planes.of(layer)
                 indices = sorted(planes.indices(), key=lambda index: index != first)
                 results = Results(self._viewer, layer, class_names)
-                for result in segment(model, settings, planes, indices, view):
-                    yield results, result
+                try:
+                    for result in segment(model, settings, planes, indices, view):
+                        yield results, result
+                except InputError as error:
+                    yield results, error  # the other layers may do
 
         return work
 
-    def _show(self, shown: tuple[Results, Predicted | Found]) -> None:
+    def _show(self, shown: tuple[Results, Predicted | Found | InputError]) -> None:
         results, result = shown
-        if isinstance(result, Found):
+        if isinstance(result, InputError):
+            self._tell(str(result))
+        elif isinstance(result, Found):
             self._cells.value = results.write_cells(*result)
             self._tell(f"{result.cells.max()} cells found.", is_problem=False)
         else:
@@ -198,8 +226,9 @@ class Panel(Container):
                 done = predict_files(name, images=file, output=output)
                 yield "; ".join([f"{number} of {len(files)} files: {output}", *done.problems])
 
-        self._worker = self._start(work, lambda text: self._tell(text, is_problem=False))
-        self._worker.finished.connect(self._forget_worker)
+        self._worker = self._start(
+            work, lambda text: self._tell(text, is_problem=False), self._forget_worker
+        )
 
     def cancel(self) -> None:
         """Ends a segmentation after the current piece; what has been segmented stays."""
@@ -225,15 +254,15 @@ class Panel(Container):
         else:
             strokes = self._strokes_of(image, len(names))
             if strokes is not None:
-                self._begin_to_learn(image, strokes, names)
+                with self._one_sentence():
+                    self._begin_to_learn(image, strokes, names)
 
     def _strokes_of(self, image: Any, classes: int) -> Any:
         """The labels layer for strokes on an image; None if there is one that does not fit."""
         name, shape = f"{image.name} strokes", Planes.of(image).shape
         if name not in self._viewer.layers:
-            ndim = len(shape)
-            place = {"scale": image.scale[-ndim:], "translate": image.translate[-ndim:]}
-            self._viewer.add_labels(np.zeros(shape, np.uint8), name=name, **place)
+            data = np.zeros(shape, np.uint8)
+            self._viewer.add_labels(data, name=name, **placed_like(image))
         layer = self._viewer.layers[name]
         if not isinstance(layer, napari.layers.Labels) or layer.data.shape != shape:
             found = "x".join(map(str, layer.data.shape))
@@ -250,7 +279,8 @@ class Panel(Container):
             settings = cell_settings(network)
         desk = Desk(Planes.of(image), View(shown_index(self._viewer, image), *in_view(image)))
         results = Results(self._viewer, image, names)
-        self._painting = _Painting(image, strokes, desk, results, settings)
+        self._painting = _Painting(image, strokes, desk, results, names, settings)
+        self._network.reset_choices()
 
         def work():
             yield from learn(network, len(names), desk)
@@ -260,14 +290,13 @@ class Panel(Container):
         self._viewer.layers.selection.active = strokes
         strokes.mode = "paint"
         self._choose_brush()
-        self._teacher = self._start(work, self._show_learnt)
-        self._teacher.finished.connect(self._forget_teacher)
+        self._teacher = self._start(work, self._show_learnt, self._forget_teacher)
         self._tell("Paint a stroke of each class.", is_problem=False)
 
     def _choose_brush(self, *_: Any) -> None:
-        names = self._class_names()
-        if self._painting and self._brush.value in names:
-            self._painting.strokes.selected_label = names.index(self._brush.value) + 1
+        painting = self._painting
+        if painting and self._brush.value in painting.names:
+            painting.strokes.selected_label = painting.names.index(self._brush.value) + 1
 
     def _strokes_changed(self, *_: Any) -> None:
         if self._painting:
@@ -275,26 +304,21 @@ class Panel(Container):
 
     def _look(self) -> None:
         """Puts new strokes and what is in view on the desk."""
+        if self.native.parent() is None:  # the panel has been closed
+            self._end()
+            return
         painting = self._painting
-        if not painting:
+        if not (painting and self._teacher):
             return
         view = View(shown_index(self._viewer, painting.image), *in_view(painting.image))
         if view != painting.desk.view:
             painting.desk.view = view
         if painting.has_changed:
             painting.has_changed = False
-            painting.desk.painted = self._strokes(painting.strokes.data)
-
-    def _strokes(self, data: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
-        """The strokes on each plane that has any; labels beyond the classes do not count."""
-        classes = len(self._class_names())
-        has_any = np.argwhere(data.any((-2, -1))) if data.ndim > 2 else [()]
-        painted = {}
-        for index in has_any:
-            plane = tuple(int(i) for i in index)
-            labels = data[plane].astype(np.int32)
-            painted[plane] = np.where((labels > 0) & (labels <= classes), labels - 1, IGNORED)
-        return painted
+            painted, seen = painting.painted(), painting.strokes_seen
+            same = painted.keys() == seen.keys()
+            if not (same and all(np.array_equal(painted[i], seen[i]) for i in seen)):
+                painting.desk.painted = painting.strokes_seen = painted
 
     def _show_learnt(self, learnt: Learnt) -> None:
         if not self._painting:
@@ -314,9 +338,14 @@ class Panel(Container):
 
     def _forget_teacher(self) -> None:
         self._teacher = None
+        if self._painting and self._painting.learnt:
+            self._network.value = _PAINTED  # with which one goes on
 
     def annotate(self) -> None:
-        """Turns the cells, as they are after corrections, into strokes on their planes."""
+        """Makes strokes of the cells, as they are after corrections, where nothing is painted yet.
+
+        They become strokes of the chosen class, and all around them of the first one.
+        """
         painting, cells = self._painting, self._cells.value
         if not painting or cells is None or cells is painting.strokes:
             self._tell("Begin with Paint and train, and choose a layer of cells.")
@@ -324,14 +353,16 @@ class Panel(Container):
             found, expected = ("x".join(map(str, x.data.shape)) for x in (cells, painting.strokes))
             self._tell(f"{cells.name} is {found}, expected {expected} like the image.")
         else:
+            is_cell = max(painting.strokes.selected_label - 1, 1)
             for index in Planes.of(painting.image).indices():
                 numbers = np.asarray(cells.data[index]).astype(np.int32)
                 if numbers.any():
                     example = Example("", numbers, (numbers > 0).astype(np.int32), numbers)
-                    whole = tuple(np.indices(numbers.shape).reshape(2, -1))
-                    at = (*(np.full(numbers.size, i) for i in index), *whole)
-                    painting.strokes.data_setitem(at, separated(example).labels.ravel() + 1)
-            self._strokes_changed()
+                    labels = separated(example).labels * is_cell + 1
+                    at = np.nonzero(np.asarray(painting.strokes.data[index]) == 0)
+                    there = (*(np.full(len(at[0]), i) for i in index), *at)
+                    painting.strokes.data_setitem(there, labels[at], refresh=False)
+            painting.strokes.refresh()
 
     # What is carried away
 
@@ -347,13 +378,13 @@ class Panel(Container):
             self._tell(f"{cells.name} has another shape than {image.name}.")
             return
         size = image.scale[-2:][::-1] if str(image.units[-1]) == "micrometer" else None
-        table = measure(planes.read(index), np.asarray(cells.data[index]), size)
-        cells.features = {"index": table["number"], **table}
-        dock = self._viewer.window.add_dock_widget(
-            Table(value={name: list(column) for name, column in table.items()}),
-            name=f"{cells.name}: table",
-        )
-        dock.show()
+        with self._one_sentence():
+            table = measure(planes.read(index), np.asarray(cells.data[index]), size)
+            cells.features = {"index": table["number"], **table}
+            self._viewer.window.add_dock_widget(
+                Table(value={name: list(column) for name, column in table.items()}),
+                name=f"{cells.name}: table",
+            )
 
     def save(self, folder: Path) -> None:
         """Saves the network learnt, and the strokes, as a run that the programs take."""
@@ -361,35 +392,40 @@ class Panel(Container):
         if not painting or not painting.learnt:
             self._tell("There is nothing to save yet; paint a stroke of each class first.")
             return
+        folder = Path(folder).absolute()
         planes = painting.desk.planes
-        painted = {
-            _file_name(painting.image.name, index): Painted(planes.read(index), labels)
-            for index, labels in self._strokes(painting.strokes.data).items()
-        }
         with self._one_sentence():
+            painted = {
+                _file_name(planes.name, index): Painted(planes.read(index), labels)
+                for index, labels in painting.painted().items()
+            }
             save_painted(
                 folder,
                 painting.learnt.model,
                 painted,
-                tuple(self._class_names()),
+                tuple(painting.names),
                 step=painting.learnt.steps,
                 cells=painting.cells,
+                replace=folder in painting.saved_in,
             )
+            painting.saved_in.add(folder)
             self._choose_run(folder)
             self._tell(f"Saved in {folder}.", is_problem=False)
 
     def add_run(self, folder: Path) -> None:
         """Adds a run to the networks; of one that was painted, the images and strokes as well."""
         with self._one_sentence():
-            model = checkpoint.load(folder)
-            painted = open_painted(folder)[1] if is_painted(Path(folder)) else {}
+            if is_painted(Path(folder)):
+                model, painted = open_painted(folder)
+            else:
+                model, painted = checkpoint.load(folder), {}
             self._choose_run(folder)
             self._names.value = ", ".join(model.class_names)
             for name, (image, strokes) in painted.items():
-                self._viewer.add_image(image, name=name, rgb=image.ndim == 3)
+                layer = self._viewer.add_image(image, name=name, rgb=image.ndim == 3)
                 self._viewer.add_labels(
                     np.where(strokes == IGNORED, 0, strokes + 1).astype(np.uint8),
-                    name=f"{name} strokes",
+                    name=f"{layer.name} strokes",
                     colormap=class_colours(model.network.classes),
                 )
 
@@ -401,7 +437,12 @@ class Panel(Container):
 
     # What all of it needs
 
-    def _start(self, work: Callable[[], Iterator[Any]], show: Callable[[Any], None]) -> Any:
+    def _start(
+        self,
+        work: Callable[[], Iterator[Any]],
+        show: Callable[[Any], None],
+        end: Callable[[], None],
+    ) -> Any:
         """Runs a generator in a thread, at most two results ahead of what is shown of it."""
         ahead = threading.Semaphore(2)
 
@@ -422,6 +463,7 @@ class Panel(Container):
 
         worker = thread_worker(guarded, start_thread=False)()
         worker.yielded.connect(shown)
+        worker.finished.connect(end)
         worker.start()
         return worker
 
@@ -450,6 +492,7 @@ class Panel(Container):
 
     def _end(self) -> None:
         """Ends the threads after their current piece of work."""
+        self._timer.stop()
         self.cancel()
         self.stop()
 
@@ -466,4 +509,5 @@ def _row(*buttons: PushButton) -> Container:
 
 def _file_name(layer: str, index: tuple[int, ...]) -> str:
     """Of a plane: letters, digits, dots and hyphens of the layer's name, and where it lies."""
-    return "_".join([re.sub(r"[^\w.-]+", "-", layer), *map(str, index)])
+    name = re.sub(r"[^\w.-]+", "-", layer).lstrip(".") or "image"
+    return "_".join([name, *map(str, index)])

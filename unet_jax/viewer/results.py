@@ -20,10 +20,21 @@ def class_colours(classes: int) -> DirectLabelColormap:
     return DirectLabelColormap(color_dict=colours)
 
 
+def is_result(layer: Any) -> bool:
+    """Whether a layer was made here."""
+    return "unet_jax" in layer.metadata
+
+
+def placed_like(image: Any) -> dict[str, Any]:
+    """Where a layer of single-channel planes lies that belongs to an image layer."""
+    names = ("scale", "translate", "rotate", "shear", "affine", "units")
+    return {name: getattr(image, name) for name in names}
+
+
 class Results:
     """Probabilities, classes and cells of an image, in layers that are made when first needed.
 
-    The layers are named after the image; those that exist already are written to.
+    The layers are named after the image; those that have been made before are written to.
     """
 
     def __init__(self, viewer: Any, image: Any, class_names: Sequence[str]):
@@ -35,6 +46,8 @@ class Results:
     def write(self, plane: Index, rows: slice, columns: slice, probabilities: np.ndarray) -> None:
         """Shows probabilities, float32 [h, w, classes], and the classes of a part of a plane."""
         part = (*plane, rows, columns)
+        if self._image not in self._viewer.layers:
+            return
         for label, name in enumerate(self._names[1:], 1):
             layer = self._layer(f"probability of {name}", np.float32)
             layer.data[part] = probabilities[..., label]
@@ -45,31 +58,25 @@ class Results:
 
     def write_cells(self, plane: Index, cells: np.ndarray) -> Any:
         """Shows the cells of a plane, int32 [H, W]; returns their layer."""
-        is_new = f"{self._image.name} cells" not in self._viewer.layers
         layer = self._layer("cells", np.int32)
         layer.data[plane] = cells
         layer.refresh()
-        if is_new:
-            self._layer("classes", np.uint8).visible = False  # the colours of both would mix
+        self._layer("classes", np.uint8).visible = False  # the colours of both would mix
         return layer
 
     def _layer(self, kind: str, dtype: Any) -> Any:
         name = f"{self._image.name} {kind}"
-        if name in self._viewer.layers:
-            layer = self._viewer.layers[name]
-            if layer.data.shape == self._shape and layer.data.dtype == dtype:
+        for layer in self._viewer.layers:
+            if layer.metadata.get("unet_jax") == name and layer.data.shape == self._shape:
                 return layer
-            self._viewer.layers.remove(layer)
         active = self._viewer.layers.selection.active
-        ndim = len(self._shape)
-        place = {"scale": self._image.scale[-ndim:], "translate": self._image.translate[-ndim:]}
+        options = {"name": name, "metadata": {"unet_jax": name}, **placed_like(self._image)}
         data = np.zeros(self._shape, dtype)
         if dtype == np.float32:
-            layer = self._viewer.add_image(
-                data, name=name, visible=False, contrast_limits=(0, 1), **place
-            )
+            options |= {"visible": False, "contrast_limits": (0, 1)}
+            layer = self._viewer.add_image(data, **options)
         else:
-            layer = self._viewer.add_labels(data, name=name, opacity=0.35, **place)
+            layer = self._viewer.add_labels(data, opacity=0.35, **options)
         if kind == "classes":
             layer.colormap = class_colours(len(self._names))
         strokes = f"{self._image.name} strokes"

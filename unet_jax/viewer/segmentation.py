@@ -1,10 +1,11 @@
 """Segmentation in pieces, between which it can be cancelled."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from unet_jax.errors import InputError
 from unet_jax.grey_values import grey_value_statistics
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
@@ -52,6 +53,11 @@ def segment(
     Of planes that are too large, only what is in view is predicted, and no cells are found.
     """
     planes.check(model.channels)
+    if planes.are_large and model.scale != 1:
+        raise InputError(
+            f"{planes.name}: is too large for a network that sees images at {model.scale:g} times "
+            "their resolution; crop it first."
+        )
     for index in indices:
         if planes.are_large:
             rows, columns = view
@@ -78,23 +84,23 @@ def segment(
 
 def _predict_view(model, planes, index, view):
     """Of a plane that is too large to be read as a whole, normalised by some of its pixels."""
-    plane = planes.data[index]
+    plane = _InStore(planes, index)
     steps = [max(1, side // _SAMPLED) for side in plane.shape[:2]]
-    sample = np.asarray(plane[:: steps[0], :: steps[1]])
-    statistics = grey_value_statistics(sample.reshape(*sample.shape[:2], -1), model.percentiles)
+    sample = plane[:: steps[0], :: steps[1]]
+    statistics = grey_value_statistics(sample, model.percentiles)
     side = choose_tile_side(model.network, *(line.stop - line.start for line in view))
-    return predict_block(model, _InStore(plane), view[0], view[1], statistics, tile_side=side)
+    return predict_block(model, plane, view[0], view[1], statistics, tile_side=side)
 
 
 class _InStore:
     """A plane whose pixels are read when they are needed, [H, W, C]."""
 
-    def __init__(self, plane: Any):
-        self._plane = plane
-        self.shape = (*plane.shape[:2], *(plane.shape[2:] or (1,)))
+    def __init__(self, planes: Planes, index: Index):
+        self._data, self._index = planes.data, index
+        self.shape = (*planes.shape[-2:], planes.data.shape[-1] if planes.is_rgb else 1)
 
     def __getitem__(self, part):
-        pixels = np.asarray(self._plane[part])
+        pixels = np.asarray(self._data[(*self._index, *part)])
         return pixels.reshape(*pixels.shape[:2], -1)
 
 
