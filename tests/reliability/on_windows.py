@@ -7,6 +7,7 @@ replaced; no folder is opened; names hold none of the characters that Windows re
 file whose encoding is left to the system is an error.
 """
 
+import asyncio  # noqa: F401
 import os
 import re
 import runpy
@@ -16,7 +17,7 @@ import sys
 import warnings
 from pathlib import Path
 
-# These have branches of their own for Windows, which Linux cannot try.
+# These, and asyncio, have branches of their own for Windows, which Linux cannot try.
 import filelock  # noqa: F401
 import psutil  # noqa: F401
 from absl import flags

@@ -369,7 +369,7 @@ for where, says in {
             file.truncate(2**40)
 
 
-@attack("recursion|File name too long", sealed=True)
+@attack("nested more than 20 deep", sealed=True)
 def folders_without_end(step, outside):
     with contextlib.chdir(step):
         for _ in range(1200):

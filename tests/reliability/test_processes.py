@@ -106,7 +106,7 @@ def test_a_signal_to_one_stops_all_at_a_common_step_and_one_process_goes_on(
 
     for folder, begun_after in ((workdir, step), (whole, 0)):
         assert fit(config, folder) == Run(folder, begun_after, step=100, steps=100)
-    np.testing.assert_allclose(latest(workdir), latest(whole), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(latest(workdir), latest(whole), rtol=1e-4, atol=5e-5)
 
 
 @pytest.mark.slow

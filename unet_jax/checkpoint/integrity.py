@@ -13,6 +13,7 @@ from unet_jax.files.untrusted import read_small
 
 # What comes of reading made-up JSON, or files that are not there.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
+_MOST_LEVELS = 20  # of folders in a step; Orbax makes three
 
 
 def write_manifest(folder: Path) -> None:
@@ -83,15 +84,24 @@ def damaged(workdir: Path, step: int, reason: Exception) -> InputError:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files of a step by their path in it, without the manifest; a link raises ValueError."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{name} is not a regular file")
-        if path.is_file() and name != MANIFEST:
-            files[name] = path
-    return files
+    """The files of a step by their path in it, without the manifest.
+
+    Raises:
+      ValueError: a link, or folders nested deeper than any step is.
+    """
+    files, level = {}, [folder]
+    for _ in range(_MOST_LEVELS):
+        below = sorted(path for there in level for path in there.iterdir())
+        for path in below:
+            name = path.relative_to(folder).as_posix()
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{name} is not a regular file")
+            if path.is_file() and name != MANIFEST:
+                files[name] = path
+        level = [path for path in below if path.is_dir()]
+        if not level:
+            return files
+    raise ValueError(f"folders are nested more than {_MOST_LEVELS} deep")
 
 
 def _is_good(folder: Path) -> bool:
