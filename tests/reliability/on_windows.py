@@ -59,6 +59,7 @@ if __name__ == "__main__":
         for name in names.split():
             delattr(module, name)
     sys.modules |= dict.fromkeys(ONLY_UNIX_MODULES)
+    os.process_cpu_count = os.cpu_count  # of Python 3.13, which asks for the affinity
     shutil._use_fd_functions = False  # as on Windows: no folder is opened
     warnings.filterwarnings("ignore", category=EncodingWarning)
     warnings.filterwarnings("error", category=EncodingWarning, module=r"unet_jax")
