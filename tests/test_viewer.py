@@ -107,7 +107,7 @@ def test_strokes_are_learnt_and_undone(panel, viewer, pictures):
     wait(lambda: panel._painting.learnt and panel._painting.learnt.entropy > 0)
     probability = viewer.layers["cells probability of cell"].data
     assert ((probability > 0.5) == pictures[0].labels).mean() > 0.8
-    wait(lambda: panel._painting.desk.painted is None)
+    wait(lambda: not panel._painting.has_changed)
     viewer.layers["cells strokes"].undo()
     assert panel._painting.has_changed
 
@@ -127,12 +127,12 @@ def test_what_is_scrolled_through_is_no_new_stroke(panel, viewer, pictures):
     stack = np.stack([picture.image for picture in pictures])
     start_painting(panel, viewer, stack)
     paint(viewer, "cells strokes", pictures[0], (0,))
-    wait(lambda: panel._painting.strokes_seen)
-    seen = panel._painting.strokes_seen
+    wait(lambda: panel._painting.desk.painted)
+    seen = panel._painting.desk.painted
     viewer.dims.set_current_step(0, 1)
     assert panel._painting.has_changed
     wait(lambda: not panel._painting.has_changed)
-    assert panel._painting.strokes_seen is seen
+    assert panel._painting.desk.painted is seen
 
 
 def test_a_closed_panel_ends_its_training(panel, viewer, pictures):

@@ -24,11 +24,9 @@ from unet_jax.errors import RunFailed
 from unet_jax.live.learning import LiveTraining
 from unet_jax.live.strokes import Painted
 from unet_jax.model import Model
-from unet_jax.viewer.planes import Planes
+from unet_jax.viewer.planes import Index, Planes
 
 _PAUSE = 0.05  # seconds, while there is nothing to do
-
-Index = tuple[int, ...]
 
 
 class View(NamedTuple):
@@ -84,14 +82,14 @@ class Desk:
     Attributes:
       planes: of the image.
       view: what is shown now.
-      painted: new strokes by plane, int32 [H, W]; None = as before.
+      painted: the strokes by plane, int32 [H, W]; another dict for each change of them.
       process: that learns.
       is_closed: whether it is to end.
     """
 
     planes: Planes
     view: View
-    painted: dict[Index, np.ndarray] | None = None
+    painted: dict[Index, np.ndarray] = dataclasses.field(default_factory=dict)
     process: subprocess.Popen | None = None
     is_closed: bool = False
 
@@ -122,6 +120,7 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
         assert process.stdin
         desk.process = process
         sent: set[Index] = set()
+        taught: dict[Index, np.ndarray] | None = None
         try:
             message: object = (_on_host(model), classes)
             while not desk.is_closed:
@@ -131,12 +130,12 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
                 if answer:
                     model = answer["model"] or model
                     yield Learnt(**answer | {"model": model})
-                painted, desk.painted = desk.painted, None
-                view = desk.view
-                new = {view.plane, *(painted or {})} - sent
+                view, painted = desk.view, desk.painted  # other ones a moment later
+                new = {view.plane, *painted} - sent
                 images = {index: desk.planes.read(index) for index in new}
                 sent |= new
-                message = Task(view, painted, images)
+                message = Task(view, painted if painted is not taught else None, images)
+                taught = painted
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:  # it is gone
             if not desk.is_closed:
                 raise RunFailed("The training has ended by itself; is there enough memory?") from (

@@ -1,4 +1,4 @@
-"""The plugin's panel: it shows what the threads of `work` compute, and tells them what to do."""
+"""The plugin's panel: it shows what its threads compute, and tells them what to do."""
 
 import contextlib
 import re
@@ -27,8 +27,8 @@ from unet_jax.measurements import measure
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.predict_files import predict_files
 from unet_jax.pretrained import NETWORKS
-from unet_jax.viewer.lessons import Desk, Index, Learnt, View, learn
-from unet_jax.viewer.planes import Planes, in_view, shown_index
+from unet_jax.viewer.lessons import Desk, Learnt, View, learn
+from unet_jax.viewer.planes import Index, Planes, in_view, shown_index
 from unet_jax.viewer.results import Results, class_colours, is_result, placed_like
 from unet_jax.viewer.segmentation import Found, Predicted, segment
 
@@ -51,7 +51,6 @@ class _Painting:
       names: of the classes.
       cells: how the network that it began with finds cells.
       has_changed: whether there may be new strokes since the last look.
-      strokes_seen: by plane, at the last look.
       learnt: the latest network, if there is one.
       saved_in: the folders that it has been saved in.
     """
@@ -63,7 +62,6 @@ class _Painting:
     names: list[str]
     cells: InstanceSettings
     has_changed: bool = True
-    strokes_seen: dict[Index, np.ndarray] = field(default_factory=dict)
     learnt: Learnt | None = None
     saved_in: set[Path] = field(default_factory=set)
 
@@ -151,7 +149,7 @@ class Panel(Container):
         for chosen in (self._image, self._cells):
             chosen.reset_choices()
         painting = self._painting
-        if event.type == "removed" and painting:
+        if event.type == "removed" and painting and self._teacher:
             if event.value in (painting.image, painting.strokes):
                 self.stop()
                 self._tell(f"The training has ended, because {event.value.name} was removed.")
@@ -310,15 +308,14 @@ class Panel(Container):
         painting = self._painting
         if not (painting and self._teacher):
             return
-        view = View(shown_index(self._viewer, painting.image), *in_view(painting.image))
-        if view != painting.desk.view:
-            painting.desk.view = view
+        desk, image = painting.desk, painting.image
+        desk.view = View(shown_index(self._viewer, image), *in_view(image))
         if painting.has_changed:
             painting.has_changed = False
-            painted, seen = painting.painted(), painting.strokes_seen
+            painted, seen = painting.painted(), desk.painted
             same = painted.keys() == seen.keys()
             if not (same and all(np.array_equal(painted[i], seen[i]) for i in seen)):
-                painting.desk.painted = painting.strokes_seen = painted
+                desk.painted = painted
 
     def _show_learnt(self, learnt: Learnt) -> None:
         if not self._painting:

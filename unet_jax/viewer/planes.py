@@ -10,6 +10,8 @@ import numpy as np
 from unet_jax.errors import InputError
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values
 
+#: Which plane of a layer, by its leading axes.
+Index = tuple[int, ...]
 #: Pixels of a plane that is worked on as a whole; of larger ones, only what is in view.
 MOST_PIXELS = 2**26
 # Pixels in view that are predicted at once.

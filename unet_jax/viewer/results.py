@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from napari.utils.colormaps import DirectLabelColormap
 
-from unet_jax.viewer.planes import Planes
+from unet_jax.viewer.planes import Index, Planes
 
-Index = tuple[int, ...]
 # Of the classes, in strokes and results; of more than these, again from the first.
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
 
