@@ -26,9 +26,8 @@ _EM = (
 )
 _EM_SCORES = "python eval.py --checkpoint=RUNS/em --averaging=none --averaging=rotations"
 _HELA = (
-    "python train.py --config=configs/dic_hela.py --workdir=RUNS/hela --config.train.steps=2200"
-    " --config.train.validate_every=550 --config.data.train_sequence={}"
-    " --config.data.test_sequence={}"
+    "python train.py --config=configs/dic_hela.py --workdir=RUNS/hela"
+    " --config.data.train_sequence={} --config.data.test_sequence={}"
 )
 _HELA_CELLS = "python eval.py --checkpoint=RUNS/hela --tune"
 _HELA_SCORES = "python eval.py --checkpoint=RUNS/hela --averaging=none --averaging=symmetries"
