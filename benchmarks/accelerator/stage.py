@@ -32,7 +32,7 @@ _HELA = (
 _HELA_CELLS = "python eval.py --checkpoint=RUNS/hela --tune"
 _HELA_SCORES = "python eval.py --checkpoint=RUNS/hela --averaging=none --averaging=symmetries"
 # Several processes share the device: none may take all of its memory.
-_TESTS = "XLA_PYTHON_CLIENT_PREALLOCATE=false python -m pytest -q -n 12 --dist loadfile" + "".join(
+_TESTS = "XLA_PYTHON_CLIENT_PREALLOCATE=false python -m pytest -q -p no:benchmark -n 12 --dist loadfile" + "".join(
     f" tests/test_{name}.py"
     for name in (
         *("layers", "loss", "network", "train_step", "augmentation", "overlap_tile", "weight_map"),
