@@ -29,7 +29,7 @@ NAMES = (
 #: Run when they are named.
 ON_REQUEST = (
     *("ceilings", "gpu_compile", "loop", "kernels", "resume", "versions", "host_time"),
-    *("volumes", "unread", "recipes", "nuclei", "peers", "uncertainty", "painting"),
+    *("volumes", "unread", "recipes", "nuclei", "peers", "uncertainty", "painting", "viewer"),
 )
 
 
