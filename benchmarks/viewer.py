@@ -95,7 +95,7 @@ def _paint(layer, example, number):
 
 def _shown(viewer):
     """The probabilities in their layer, or None."""
-    found = [x for x in viewer.layers if x.metadata.get("unet_jax", "").startswith("slice prob")]
+    found = [layer for layer in viewer.layers if layer.name.startswith("slice probability")]
     return found[0].data.copy() if found else None
 
 

@@ -149,7 +149,9 @@ def test_corrected_cells_become_strokes(panel, viewer, pictures):
     start_painting(panel, viewer, pictures[0].image)
     cells = np.zeros((128, 128), np.int32)
     cells[10:30, 10:30], cells[10:30, 30:50] = 1, 2
-    panel._cells.value = viewer.add_labels(cells, name="corrected")
+    corrected = viewer.add_labels(cells, name="corrected")
+    assert panel._cells.choices == (corrected,)  # and not the strokes
+    panel._cells.value = corrected
     panel.annotate()
     strokes = viewer.layers["cells strokes"].data
     assert strokes[20, 20] == 2 and strokes[20, 29] == 1 and strokes[60, 60] == 1

@@ -29,7 +29,7 @@ from unet_jax.prediction.predict_files import predict_files
 from unet_jax.pretrained import NETWORKS
 from unet_jax.viewer.lessons import Desk, Learnt, View, learn
 from unet_jax.viewer.planes import Index, Planes, in_view, shown_index
-from unet_jax.viewer.results import Results, class_colours, is_result, placed_like
+from unet_jax.viewer.results import Results, class_colours, kind_made_here, made_here, placed_like
 from unet_jax.viewer.segmentation import Found, Predicted, segment
 
 _PAINTED = "what is painted"
@@ -130,11 +130,11 @@ class Panel(Container):
     # What can be chosen
 
     def _layers_of(self, kind: type) -> Callable[[Any], list[Any]]:
-        """Those of the viewer; of the images, only what a user has opened."""
+        """Those of the viewer; of what was made here, only cells."""
 
         def layers(_):
             own = [layer for layer in self._viewer.layers if type(layer) is kind]
-            return [x for x in own if kind is not napari.layers.Image or not is_result(x)]
+            return [layer for layer in own if kind_made_here(layer) in (None, "cells")]
 
         return layers
 
@@ -260,7 +260,8 @@ class Panel(Container):
         name, shape = f"{image.name} strokes", Planes.of(image).shape
         if name not in self._viewer.layers:
             data = np.zeros(shape, np.uint8)
-            self._viewer.add_labels(data, name=name, **placed_like(image))
+            options = {"metadata": made_here(image, "strokes"), **placed_like(image)}
+            self._viewer.add_labels(data, name=name, **options)
         layer = self._viewer.layers[name]
         if not isinstance(layer, napari.layers.Labels) or layer.data.shape != shape:
             found = "x".join(map(str, layer.data.shape))
@@ -423,6 +424,7 @@ class Panel(Container):
                 self._viewer.add_labels(
                     np.where(strokes == IGNORED, 0, strokes + 1).astype(np.uint8),
                     name=f"{layer.name} strokes",
+                    metadata=made_here(layer, "strokes"),
                     colormap=class_colours(model.network.classes),
                 )
 

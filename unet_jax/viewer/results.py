@@ -19,9 +19,14 @@ def class_colours(classes: int) -> DirectLabelColormap:
     return DirectLabelColormap(color_dict=colours)
 
 
-def is_result(layer: Any) -> bool:
-    """Whether a layer was made here."""
-    return "unet_jax" in layer.metadata
+def made_here(image: Any, kind: str) -> dict[str, Any]:
+    """The metadata of a layer that the plugin makes for an image layer, such as its strokes."""
+    return {"unet_jax": (image.name, kind)}
+
+
+def kind_made_here(layer: Any) -> str | None:
+    """What the plugin has made a layer for, such as strokes; None = it is the user's."""
+    return layer.metadata.get("unet_jax", (None, None))[1]
 
 
 def placed_like(image: Any) -> dict[str, Any]:
@@ -64,12 +69,13 @@ class Results:
         return layer
 
     def _layer(self, kind: str, dtype: Any) -> Any:
-        name = f"{self._image.name} {kind}"
+        name, metadata = f"{self._image.name} {kind}", made_here(self._image, kind)
         for layer in self._viewer.layers:
-            if layer.metadata.get("unet_jax") == name and layer.data.shape == self._shape:
+            is_it = layer.metadata.get("unet_jax") == metadata["unet_jax"]
+            if is_it and layer.data.shape == self._shape:
                 return layer
         active = self._viewer.layers.selection.active
-        options = {"name": name, "metadata": {"unet_jax": name}, **placed_like(self._image)}
+        options = {"name": name, "metadata": metadata, **placed_like(self._image)}
         data = np.zeros(self._shape, dtype)
         if dtype == np.float32:
             options |= {"visible": False, "contrast_limits": (0, 1)}
