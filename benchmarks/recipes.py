@@ -122,12 +122,12 @@ def _scores(data, workdir):
     if data == "em":
         scores = em_scores(em_counts(examples, cell))
         return loss | {name: rounded(score.value) for name, score in scores.items()}
-    settings, score, _ = tune(examples, cell)
+    settings, quality, _ = tune(examples, cell)
     found = [find_cells(probability, settings) for probability in cell]
     of_cells = matching([example.instances for example in examples], found)
     precisions = [at.average_precision for at in of_cells]
     return loss | {
-        "seg": rounded(score),
+        "seg": rounded(quality.seg),
         "ap_50": rounded(precisions[0]),
         "ap": rounded(float(np.mean(precisions))),
     }

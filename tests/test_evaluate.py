@@ -194,13 +194,13 @@ def test_settings_are_tuned_on_the_validation_split_alone(
     chosen = json.loads((workdir / "instances.json").read_text())
     assert chosen["images"] == [e.name for e in validation]
     cell = [1 - predict_tiled(load(workdir), e.image)[..., 0] for e in validation]
-    settings, score, left_out = tune(validation, cell)
+    settings, quality, left_out = tune(validation, cell)
     assert {name: chosen[name] for name in as_dict(settings)} == as_dict(settings)
-    assert chosen["seg_on_validation"] == score
+    assert chosen["on_validation"] == quality._asdict()
     assert (tuning.file, tuning.images) == (workdir / "instances.json", chosen["images"])
-    assert (tuning.settings, tuning.seg, tuning.seg_left_out) == (settings, score, left_out)
-    assert chosen["seg_left_out"] == left_out
-    assert f"{score:.4f}" in str(tuning) and capsys.readouterr().out == ""
+    assert (tuning.settings, tuning.quality, tuning.left_out) == (settings, quality, left_out)
+    assert chosen["left_out"] == left_out._asdict()
+    assert f"{quality.panoptic_quality:.4f}" in str(tuning) and capsys.readouterr().out == ""
 
     evaluate(workdir)
     with pytest.raises(InputError, match="report.html: exists already; use --overwrite"):

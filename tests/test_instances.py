@@ -161,24 +161,35 @@ def blurred_cells(seed):
 def test_tuning_finds_settings_better_than_the_defaults():
     pairs = [blurred_cells(seed) for seed in range(3)]
     examples, probabilities = map(list, zip(*pairs, strict=True))
-    settings, score, left_out = tune(examples, probabilities)
+    settings, quality, left_out = tune(examples, probabilities)
+    references = [e.instances for e in examples]
 
-    def seg_of(settings):
-        return seg(
-            [e.instances for e in examples], [find_cells(p, settings) for p in probabilities]
-        ).value
+    def quality_of(settings):
+        found = [find_cells(p, settings) for p in probabilities]
+        (pairs,) = matching(references, found, [0.5])
+        return seg(references, found).value, pairs.panoptic_quality
 
-    assert score == pytest.approx(seg_of(settings), abs=1e-12)
-    assert seg_of(InstanceSettings()) < 0.7 and score > 0.8
+    assert quality == pytest.approx(quality_of(settings), abs=1e-12)
+    assert quality_of(InstanceSettings())[0] < 0.7 and quality.seg > 0.8
     assert settings.neck_ratio > 0 and settings.border > 0
 
     by_others = []
     for i in range(3):
         others = [j for j in range(3) if j != i]
         of_others = tune([examples[j] for j in others], [probabilities[j] for j in others]).settings
-        by_others += seg(
-            [examples[i].instances], [find_cells(probabilities[i], of_others)]
-        ).per_object
-    assert left_out == pytest.approx(np.mean(by_others), abs=0.02)  # other sizes of holes are tried
-    assert left_out <= score
-    assert tune(examples[:1], probabilities[:1]).seg_left_out is None
+        by_others.append(find_cells(probabilities[i], of_others))
+    # Other sizes of cells and holes are tried.
+    assert left_out.seg == pytest.approx(seg(references, by_others).value, abs=0.02)
+    assert sum(left_out) <= sum(quality)
+    assert tune(examples[:1], probabilities[:1]).left_out is None
+
+
+def test_tuning_drops_specks_where_there_is_no_cell():
+    example, probability = blurred_cells(0)
+    no_cells = np.zeros((48, 48), np.int32)
+    empty = Example("empty", no_cells, no_cells, no_cells)
+    # Of 36 pixels where the smallest cell has 144: SEG alone would keep them.
+    specks = np.kron(np.indices((4, 4)).sum(0) % 2, np.pad(np.ones((6, 6)), 3)) * 0.99
+    settings = tune([example, empty], [probability, specks]).settings
+    assert settings.smallest_cell > 36
+    assert not find_cells(specks, settings).any() and find_cells(probability, settings).any()

@@ -1,4 +1,8 @@
-"""How the settings for finding single cells are chosen: by SEG, on the validation split."""
+"""How the settings for finding single cells are chosen, on the validation split.
+
+By SEG, which says how well the annotated cells are covered, and by panoptic quality, which also
+counts what is found where there is no cell.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,8 +22,26 @@ from unet_jax.evaluation.images import left_out, predict_parts
 from unet_jax.example import Example
 from unet_jax.files.output import complete, writable_folder
 from unet_jax.instances import InstanceSettings, nearest_cells, separate_cells
+from unet_jax.metrics.matching import matching_score
+from unet_jax.metrics.scores import cell_overlaps
 from unet_jax.metrics.seg import matches
 from unet_jax.pretrained import is_pretrained, run_folder
+
+
+class Quality(NamedTuple):
+    """How good the cells are that are found; `tune` chooses by the sum of both.
+
+    Attributes:
+      seg: see `metrics.seg`.
+      panoptic_quality: see `metrics.Matching`, at an overlap of 0.5.
+    """
+
+    seg: float
+    panoptic_quality: float
+
+    def __str__(self):
+        """Both, as part of a sentence."""
+        return f"SEG {self.seg:.4f} and panoptic quality {self.panoptic_quality:.4f}"
 
 
 class Tuned(NamedTuple):
@@ -27,14 +49,14 @@ class Tuned(NamedTuple):
 
     Attributes:
       settings: the first of several equally good ones.
-      seg: of all images together.
-      seg_left_out: of the cells of each image with the settings chosen on all other images, which
-        is closer to the score on new images; None if only one image has cells.
+      quality: of all images together.
+      left_out: of the cells of each image with the settings chosen on all other images, which is
+        closer to that on new images; None if only one image has cells.
     """
 
     settings: InstanceSettings
-    seg: float
-    seg_left_out: float | None
+    quality: Quality
+    left_out: Quality | None
 
 
 @dataclass(frozen=True)
@@ -44,26 +66,26 @@ class Tuning:
     Attributes:
       file: where it was written.
       settings: how single cells are found from now on.
-      seg: SEG of the cells found with them in the validation images.
-      seg_left_out: see `Tuned`.
+      quality: of the cells found with them in the validation images.
+      left_out: see `Tuned`.
       images: their names.
     """
 
     file: Path
     settings: InstanceSettings
-    seg: float
-    seg_left_out: float | None
+    quality: Quality
+    left_out: Quality | None
     images: list[str]
 
     def __str__(self):
         """The settings, and how good they are; two or three lines."""
         settings = ", ".join(f"{name} {value:g}" for name, value in as_dict(self.settings).items())
-        said = f"{self.file}: SEG {self.seg:.4f} on {len(self.images)} validation images with\n"
-        if self.seg_left_out is None:
+        said = f"{self.file}: {self.quality} on {len(self.images)} validation images with\n"
+        if self.left_out is None:
             return said + settings
         return (
             f"{said}{settings}\n"
-            f"SEG {self.seg_left_out:.4f} if the settings for each image are chosen on the others."
+            f"{self.left_out} if the settings for each image are chosen on the others."
         )
 
 
@@ -104,8 +126,8 @@ def tune_instances(
     names = [example.name for example in examples]
     record = {
         **as_dict(tuned.settings),
-        "seg_on_validation": tuned.seg,
-        "seg_left_out": tuned.seg_left_out,
+        "on_validation": tuned.quality._asdict(),
+        "left_out": tuned.left_out and tuned.left_out._asdict(),
         "step": step,
         "averaging": averaging,
         "images": names,
@@ -116,38 +138,58 @@ def tune_instances(
 
 
 def tune(examples: Sequence[Example], probabilities: Sequence[np.ndarray]) -> Tuned:
-    """The settings with the highest SEG on these examples; report scores on other examples.
+    """The settings with which SEG and panoptic quality are highest on these examples, as a sum.
+
+    Report scores on other examples.
 
     Args:
       examples: with at least one cell; their cells determine the sizes of cells and holes to try.
       probabilities: of cell, float [H, W] for each example.
     """
-    settings, per_image = zip(*_tried(examples, probabilities), strict=True)
-    sums = np.array(per_image)  # [settings, images]
-    cells = np.array([len(np.unique(e.instances[e.instances > 0])) for e in examples])
-    of_all = sums.sum(1)
-    best = of_all.argmax()
+    settings, counted = zip(*_tried(examples, probabilities), strict=True)
+    counts = np.array(counted)  # [settings, images, ...]
+    of_all = counts.sum(1)
+    best = _best(of_all)
     left_out = None
-    if np.count_nonzero(cells) > 1:
-        # Rounded: among equally good ones the first is chosen.
-        of_others = np.round(of_all[:, None] - sums, 9).argmax(0)
-        left_out = float(sums[of_others, range(len(cells))].sum() / cells.sum())
-    return Tuned(settings[best], float(of_all[best] / cells.sum()), left_out)
+    if np.count_nonzero([example.instances.any() for example in examples]) > 1:
+        of_others = _best(of_all[:, None] - counts)
+        left_out = _quality(counts[of_others, range(len(examples))].sum(0))
+    return Tuned(settings[best], _quality(of_all[best]), left_out)
+
+
+def _best(counts: np.ndarray) -> np.ndarray:
+    """The settings, by their place on the first axis; of equally good ones the first."""
+    return np.round(sum(_quality(counts)), 9).argmax(0)
+
+
+def _quality(counts: np.ndarray) -> Quality:
+    """Of what `_counts` returns, [..., 4], added up over images."""
+    covered, cells, shared, either = np.moveaxis(counts, -1, 0)
+    return Quality(covered / np.maximum(cells, 1), shared / np.maximum(either, 1))
+
+
+def _counts(example: Example, found: np.ndarray) -> tuple[float, float, float, float]:
+    """What SEG and panoptic quality of one image are quotients of."""
+    covered = matches(example.instances, found)[2]
+    (pairs,) = matching_score([cell_overlaps(example, found)], [0.5])
+    return (
+        *(covered.sum(), covered.size),
+        *(2 * pairs.shared, 2 * pairs.found + pairs.false + pairs.missed),
+    )
 
 
 def _tried(
     examples: Sequence[Example], probabilities: Sequence[np.ndarray]
-) -> Iterator[tuple[InstanceSettings, list[float]]]:
-    """Settings with the sum of the intersections over union of each image's cells, see `seg`."""
-    references = [example.instances for example in examples]
-    areas = np.concatenate([np.bincount(cells[cells > 0]) for cells in references])
+) -> Iterator[tuple[InstanceSettings, list[tuple[float, float, float, float]]]]:
+    """Settings, with the `_counts` of each image."""
+    areas = np.concatenate([np.bincount(e.instances[e.instances > 0]) for e in examples])
     smallest = int(areas[areas > 0].min())
     grid = list(
         product(
             (0.5, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95),
             (smallest // 16, smallest // 4),
             (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
-            (smallest // 4,),
+            (smallest // 4, smallest // 2, smallest),
         )
     )
     for values in tqdm(grid, desc="Tuning", delay=3):
@@ -155,5 +197,4 @@ def _tried(
         near = [nearest_cells(separate_cells(p, settings)) for p in probabilities]
         for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
             found = [np.where(distance <= border, cells, 0) for cells, distance in near]
-            pairs = zip(references, found, strict=True)
-            yield replace(settings, border=border), [matches(*pair)[2].sum() for pair in pairs]
+            yield replace(settings, border=border), list(map(_counts, examples, found))
