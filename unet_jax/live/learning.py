@@ -26,7 +26,7 @@ from unet_jax.live.features import BLOCK, Features
 from unet_jax.live.last_layer import LastLayer, Pixels, entropy, fitted
 from unet_jax.live.strokes import Painted, left_out
 from unet_jax.model import Model
-from unet_jax.network import valid_input_sides
+from unet_jax.network import UNet, valid_input_sides
 from unet_jax.train_step import TrainState
 from unet_jax.training_loop import Progress, train
 
@@ -331,9 +331,10 @@ def _configuration(start: Model, seed: int) -> Configuration:
     return Configuration(
         model=network,
         class_names=tuple(f"class {label}" for label in range(network.classes)),
-        train=TrainSettings(
-            seed=seed,
-            tile_side=valid_input_sides(_TILE_SIDE, network.depth)[-1],
-            average_over=_AVERAGE_OVER,
-        ),
+        train=TrainSettings(seed=seed, tile_side=tile_side(network), average_over=_AVERAGE_OVER),
     )
+
+
+def tile_side(network: UNet) -> int:
+    """Pixels, of the tiles on which a network learns from strokes."""
+    return valid_input_sides(_TILE_SIDE, network.depth)[-1]

@@ -21,9 +21,9 @@ from unet_jax.errors import InputError, RunFailed, one_line
 from unet_jax.example import IGNORED, Example, image_sha256, sha256
 from unet_jax.files.output import complete, complete_text, lock, probe, unlocking
 from unet_jax.instances import InstanceSettings
+from unet_jax.live.learning import tile_side
 from unet_jax.live.strokes import Painted
 from unet_jax.model import Model
-from unet_jax.network import valid_input_sides
 from unet_jax.optimiser import OptimiserSettings, create_optimiser
 from unet_jax.provenance import versions
 from unet_jax.run_record import Record, Training
@@ -35,7 +35,6 @@ _NOT_PAINTED = 255
 _IMAGES, _MASKS = "images", "masks"
 # Names the files that `save_painted` has written; nothing else is ever replaced.
 _WRITTEN = "painted.json"
-_TILE_SIDE = 172
 
 
 @unlocking()
@@ -201,7 +200,5 @@ def _configuration(
             ignore_value=_NOT_PAINTED,
         ),
         optimiser=OptimiserSettings(kind="adam", peak_learning_rate=1e-3, warmup_steps=0),
-        train=TrainSettings(
-            steps=max(step, 1), tile_side=valid_input_sides(_TILE_SIDE, model.network.depth)[-1]
-        ),
+        train=TrainSettings(steps=max(step, 1), tile_side=tile_side(model.network)),
     )
