@@ -24,7 +24,6 @@ from unet_jax.files.output import complete, writable_folder
 from unet_jax.instances import InstanceSettings, nearest_cells, separate_cells
 from unet_jax.metrics.matching import matching_score
 from unet_jax.metrics.scores import cell_overlaps
-from unet_jax.metrics.seg import matches
 from unet_jax.pretrained import is_pretrained, run_folder
 
 
@@ -32,7 +31,7 @@ class Quality(NamedTuple):
     """How good the cells are that are found; `tune` chooses by the sum of both.
 
     Attributes:
-      seg: see `metrics.seg`.
+      seg: see `metrics.seg`; nothing that lies mostly on ignored pixels counts.
       panoptic_quality: see `metrics.Matching`, at an overlap of 0.5.
     """
 
@@ -170,12 +169,11 @@ def _quality(counts: np.ndarray) -> Quality:
 
 def _counts(example: Example, found: np.ndarray) -> tuple[float, float, float, float]:
     """What SEG and panoptic quality of one image are quotients of."""
-    covered = matches(example.instances, found)[2]
-    (pairs,) = matching_score([cell_overlaps(example, found)], [0.5])
-    return (
-        *(covered.sum(), covered.size),
-        *(2 * pairs.shared, 2 * pairs.found + pairs.false + pairs.missed),
-    )
+    pairs = cell_overlaps(example, found)
+    (at_half,) = matching_score([pairs], [0.5])
+    covered = float(pairs.overlap[pairs.covered > 0.5].sum())
+    either = 2 * at_half.found + at_half.false + at_half.missed
+    return covered, pairs.true_ids.size, 2 * at_half.shared, either
 
 
 def _tried(
