@@ -925,16 +925,17 @@ def loading(area):
 
 
 def evaluating(area):
-    from unet_jax import command_line
+    import matplotlib.font_manager  # noqa: F401 (asks a program once which fonts there are)
 
-    main = runpy.run_path(str(ROOT / "eval.py"), run_name="eval")["_evaluate"]
+    from unet_jax import command_line
+    from unet_jax.programs import eval as program
 
     def act(workdir):
         arguments = f"--checkpoint={workdir} --images={area}/images --labels={area}/masks"
         sys.argv = ["eval.py", *arguments.split()]
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-            status = outcome(lambda: command_line.run(main))
+            status = outcome(lambda: command_line.run(program.main))
         return {"status": status, "errors": errors.getvalue()}
 
     return act
@@ -985,8 +986,9 @@ def child(mode, area, *names):
     act = {"load": loading, "evaluate": evaluating}.get(mode, misbehaving)(area)
     if mode in ("load", "evaluate"):
         load(area / "attacks" / "nothing_at_all")  # imports and compiles
-    writable = [os.environ["JAX_COMPILATION_CACHE_DIR"], "/dev/null", "/proc/self/clear_refs"]
-    writable = [os.path.realpath(path) for path in writable] + [f"{area}_scratch"]
+    compiled = os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["NUMBA_CACHE_DIR"]
+    writable = [*compiled, "/dev/null", "/proc/self/clear_refs", f"{area}_scratch"]
+    writable = [os.path.realpath(path) for path in writable]
     writable += [str(area / "attacks" / name / "evaluation_images") for name in names]
     tried = watch(area, writable) if mode != "misbehave_unwatched" else []
     os.path.exists(BEGINS)
