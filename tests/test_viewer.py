@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QApplication  # noqa: E402
 
 from unet_jax.data.synthetic_em import synthetic_examples  # noqa: E402
 from unet_jax.viewer.panel import Panel  # noqa: E402
+from unet_jax.viewer.planes import in_view  # noqa: E402
 
 
 @pytest.fixture
@@ -94,6 +95,20 @@ def test_segmentation_can_be_cancelled(panel, viewer, pictures):
     wait(lambda: not panel._worker)
     cells = viewer.layers["cells cells"].data
     assert cells[0].any() and not cells[-1].any()
+
+
+def test_of_a_large_plane_only_what_is_in_view_is_segmented(panel, viewer, pictures):
+    viewer.add_image(np.tile(pictures[0].image, (65, 65)), name="large")
+    panel._network.value = "membranes"
+    rows, columns = in_view(viewer.layers["large"])
+    panel.segment()
+    wait(lambda: not panel._worker)
+    assert said(panel) == "large is large: only what is in view is segmented."
+    classes = viewer.layers["large classes"].data
+    seen = classes[rows, columns]
+    assert {*np.unique(seen)} == {1, 2} and np.count_nonzero(classes) == seen.size < classes.size
+    panel.paint()
+    assert said(panel) == "large is too large to paint on; crop it first."
 
 
 # 2. Paint

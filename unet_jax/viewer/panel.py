@@ -207,6 +207,9 @@ class Panel(Container):
             self._tell(f"{result.cells.max()} cells found.", is_problem=False)
         else:
             results.write(*result)
+            if Planes.of(results.image).are_large:
+                name = results.image.name
+                self._tell(f"{name} is large: only what is in view is segmented.", is_problem=False)
 
     def segment_folder(self, folder: Path) -> None:
         """Segments the image files of a folder into FOLDER_results, as `predict.py` does."""

@@ -39,18 +39,21 @@ class Results:
     """Probabilities, classes and cells of an image, in layers that are made when first needed.
 
     The layers are named after the image; those that have been made before are written to.
+
+    Attributes:
+      image: its layer.
     """
 
     def __init__(self, viewer: Any, image: Any, class_names: Sequence[str]):
         """For an image layer, and the names of the classes, the background first."""
-        self._viewer, self._image = viewer, image
+        self._viewer, self.image = viewer, image
         self._names = tuple(class_names)
         self._shape = Planes.of(image).shape
 
     def write(self, plane: Index, rows: slice, columns: slice, probabilities: np.ndarray) -> None:
         """Shows probabilities, float32 [h, w, classes], and the classes of a part of a plane."""
         part = (*plane, rows, columns)
-        if self._image not in self._viewer.layers:
+        if self.image not in self._viewer.layers:
             return
         for label, name in enumerate(self._names[1:], 1):
             layer = self._layer(f"probability of {name}", np.float32)
@@ -69,13 +72,13 @@ class Results:
         return layer
 
     def _layer(self, kind: str, dtype: Any) -> Any:
-        name, metadata = f"{self._image.name} {kind}", made_here(self._image, kind)
+        name, metadata = f"{self.image.name} {kind}", made_here(self.image, kind)
         for layer in self._viewer.layers:
             is_it = layer.metadata.get("unet_jax") == metadata["unet_jax"]
             if is_it and layer.data.shape == self._shape:
                 return layer
         active = self._viewer.layers.selection.active
-        options = {"name": name, "metadata": metadata, **placed_like(self._image)}
+        options = {"name": name, "metadata": metadata, **placed_like(self.image)}
         data = np.zeros(self._shape, dtype)
         if dtype == np.float32:
             options |= {"visible": False, "contrast_limits": (0, 1)}
@@ -84,7 +87,7 @@ class Results:
             layer = self._viewer.add_labels(data, opacity=0.35, **options)
         if kind == "classes":
             layer.colormap = class_colours(len(self._names))
-        strokes = f"{self._image.name} strokes"
+        strokes = f"{self.image.name} strokes"
         if strokes in self._viewer.layers:  # they stay above
             self._viewer.layers.move(self._viewer.layers.index(strokes), -1)
         self._viewer.layers.selection.active = active  # whoever paints goes on painting
