@@ -12,6 +12,9 @@ from unet_jax.optimiser import sgd
 from unet_jax.train_step import create_train_state, make_train_step
 
 WIDTH, DEPTH, SIDE = 4, 2, 44
+as_now = pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="JAX before 0.10 writes more transposes and scatters"
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,7 @@ def lowered():
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
+@as_now
 def test_the_loss_has_no_scatter(lowered):
     assert "stablehlo.gather" in lowered  # of the augmentation, whose gradient nobody takes
     assert "scatter" not in lowered
@@ -39,6 +43,7 @@ def test_nothing_calls_or_waits_for_the_host(lowered):
     assert not re.findall(r"callback|infeed|outfeed|stablehlo\.(?:send|recv)", lowered)
 
 
+@as_now
 def test_no_image_is_transposed_but_in_the_up_convolutions(lowered):
     shapes = [
         sorted(map(int, shape.split("x")))
