@@ -28,7 +28,8 @@ from unet_jax import predict_tiled
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, init_params, valid_input_sides
 from unet_jax.normalisation import PERCENTILES
-from unet_jax.overlap_tile import choose_tile_side, tile_probabilities, tile_step
+from unet_jax.overlap_tile import tile_probabilities
+from unet_jax.tiles import choose_tile_side, tile_step
 
 _SIDES = (512, 1024, 2048, 4096, 8192, 16_384)
 _LARGEST_BESIDE_OTHERS = 2048

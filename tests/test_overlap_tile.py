@@ -3,7 +3,6 @@ import itertools
 import tracemalloc
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -13,16 +12,9 @@ from unet_jax.grey_values import grey_value_statistics
 from unet_jax.model import Model
 from unet_jax.network import UNet, context, init_params
 from unet_jax.normalisation import PERCENTILES, normalise
-from unet_jax.overlap_tile import (
-    choose_tile_side,
-    mirror_indices,
-    predict_block,
-    predict_tiled,
-    side_of_step,
-    tile_probabilities,
-    tile_step,
-)
+from unet_jax.overlap_tile import predict_block, predict_tiled, tile_probabilities
 from unet_jax.resizing import resized
+from unet_jax.tiles import side_of_step, tile_step
 
 
 def he_model(depth=5, channels=1, classes=2, width=4, scale=1.0, seed=0):
@@ -161,48 +153,6 @@ def test_symmetries_average_what_comes_back(small):
     np.testing.assert_allclose(np.rot90(averaged), turned, atol=1e-5)
 
 
-def test_rotations_average_what_comes_back(small):
-    """Against the whole image turned by SciPy, a route of its own."""
-    image = picture(61, 45)
-    padded = np.pad(image, 80, mode="reflect")
-    statistics = grey_value_statistics(image[..., None])
-    expected = np.zeros((61, 45, 2))
-    for k in range(7):
-        turned = ndimage.rotate(padded, k * 360 / 7, reshape=False, order=1, mode="mirror")
-        normalised = normalise(turned[None, :-1, :-1, None], *statistics)  # even sides
-        margin = context(2)
-        # The image begins at row and column 80, which is a multiple of the pooling grid.
-        probabilities = np.asarray(tile_probabilities(small.network)(small.params, normalised))[0]
-        whole_canvas = np.pad(probabilities, [(margin, margin + 1), (margin, margin + 1), (0, 0)])
-        back = ndimage.rotate(whole_canvas, -k * 360 / 7, reshape=False, order=1)
-        expected += back[80:-80, 80:-80] / 7
-    averaged = predict_tiled(small, image, averaging="rotations")
-    np.testing.assert_allclose(averaged.sum(-1), 1, atol=1e-5)
-    np.testing.assert_allclose(averaged, expected, atol=1e-4)
-    other_tiles = predict_tiled(small, image, averaging="rotations", tile_side=2 * context(2) + 22)
-    np.testing.assert_allclose(averaged, other_tiles, atol=1e-5)
-
-
-@pytest.mark.parametrize("depth", [1, 3])
-def test_each_pixel_is_written_by_one_turned_tile_for_each_angle(depth, monkeypatch):
-    """A network of the same probabilities everywhere: a pixel of two tiles, or of none, differs."""
-    model, margin = he_model(depth, width=1), context(depth)
-    probabilities = jnp.array([0.25, 0.75])
-
-    @jax.jit
-    def predict(_, tiles):
-        sides = (side - 2 * margin for side in tiles.shape[1:3])
-        return jnp.broadcast_to(probabilities, (len(tiles), *sides, 2))
-
-    monkeypatch.setattr(overlap_tile, "tile_probabilities", lambda _: predict)
-    sizes = np.random.default_rng(depth).integers(1, 120, (10, 2))
-    for height, width in [(1, 1), (1, 90), (64, 64), (65, 64), (101, 77), *sizes]:
-        for tile_side in (2 * margin + 20, 2 * margin + 44):
-            image = np.eye(height, width)
-            result = predict_tiled(model, image, tile_side=tile_side, averaging="rotations")
-            np.testing.assert_allclose(result, np.broadcast_to(probabilities, result.shape), 1e-6)
-
-
 def test_the_result_is_written_to_the_array_that_is_given(small, tmp_path):
     image = picture(61, 45)
     for averaging in ("none", "rotations", "symmetries"):
@@ -276,41 +226,6 @@ def test_memory_beyond_input_and_output_does_not_grow(small):
     for averaging in ("none", "symmetries", "rotations"):
         # The statistics take chunks of 2^17 pixels: both images are larger.
         assert extra(800, averaging) < 1.1 * extra(400, averaging)
-
-
-def test_tile_side_is_chosen_by_size_and_memory(monkeypatch):
-    network = UNet()
-    assert choose_tile_side(network, 50, 60) == 252
-    assert choose_tile_side(network, 512, 512) == 700
-    assert choose_tile_side(network, 384, 384) == 572
-    assert choose_tile_side(network, 20_000, 20_000) == 1148
-    monkeypatch.setattr(overlap_tile, "device_memory_bytes", lambda: 2**30)
-    assert choose_tile_side(network, 20_000, 20_000) == 700
-    monkeypatch.setattr(overlap_tile, "device_memory_bytes", lambda: 1)
-    assert choose_tile_side(network, 20_000, 20_000) == 252
-    assert all(tile_step(s, 5) % 16 == 0 for s in (252, 572, 1212))
-    assert tile_step(572, 5) == 384  # 388 is not a multiple of 16
-
-
-def test_tiles_fill_an_accelerator(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(overlap_tile, "device_memory_bytes", lambda: 80 * 2**30)
-    assert overlap_tile.tiles_per_batch(UNet(), 572) == 3
-    assert overlap_tile.tiles_per_batch(UNet(), 252) == 16
-    monkeypatch.setattr(overlap_tile, "device_memory_bytes", lambda: 3 * 2**29)
-    assert overlap_tile.tiles_per_batch(UNet(), 572) == 2
-    image, model = picture(70, 90), he_model(depth=2, width=2)
-    assert overlap_tile.tiles_per_batch(model.network, 36) > 1
-    np.testing.assert_allclose(
-        predict_tiled(model, image, tile_side=36), whole(model, image), atol=1e-5
-    )
-
-
-def test_mirror_indices_do_not_repeat_the_edge():
-    assert mirror_indices(-3, 6, 3).tolist() == [1, 2, 1, 0, 1, 2, 1, 0, 1]
-    line = np.arange(7)
-    assert np.array_equal(line[mirror_indices(-20, 25, 7)], np.pad(line, (20, 18), mode="reflect"))
-    assert not mirror_indices(-5, 5, 1).any()
 
 
 @pytest.mark.parametrize(

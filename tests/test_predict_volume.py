@@ -20,7 +20,8 @@ from unet_jax.files.ome_zarr import open_volume
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
 from unet_jax.network import UNet, init_params
-from unet_jax.overlap_tile import predict_tiled, side_of_step
+from unet_jax.overlap_tile import predict_tiled
+from unet_jax.tiles import side_of_step
 from unet_jax.volumes import blocks
 from unet_jax.volumes.predict_volume import predict_volume
 

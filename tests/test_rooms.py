@@ -15,6 +15,9 @@ PAPER = {
     *(
         "train_step",
         "overlap_tile",
+        "mirroring",
+        "rotations",
+        "tiles",
         "instances",
         "basins",
         "example",

@@ -20,14 +20,24 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from unet_jax.compiled import compiled
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, grey_value_statistics
-from unet_jax.hardware import device_memory_bytes, is_out_of_memory
+from unet_jax.hardware import is_out_of_memory
 from unet_jax.layers import compiler_options, relu
+from unet_jax.mirroring import mirrored_part
 from unet_jax.model import Model
-from unet_jax.network import UNet, context, valid_input_sides
+from unet_jax.network import UNet, context
 from unet_jax.normalisation import normalise
 from unet_jax.resizing import resized, scaled_size
+from unet_jax.rotations import rotated_tiles
+from unet_jax.tiles import (
+    Tile,
+    Write,
+    check_tile_side,
+    choose_tile_side,
+    sizes_to_try,
+    tile_step,
+    tiles_per_batch,
+)
 
 # Elsewhere before JAX 0.8.
 _in_64_bits = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
@@ -36,16 +46,6 @@ logger = logging.getLogger("unet_jax")
 
 #: How the probabilities of several views of the image may be averaged.
 AVERAGING = ("none", "rotations", "symmetries")
-
-# Pixels that a tile contributes to each side of the output; multiples of the max-pooling grid up to
-# depth 7. Few, because each tile side is compiled once; dense enough that large images take less
-# than 1.3 times the operations of the whole at once.
-_STEPS = (64, 128, 256, 384, *range(512, 1025, 64))
-# More input pixels at a time do not make an accelerator any faster.
-_PIXELS_IN_FLIGHT = 2**20
-# Memory in feature maps of the first level's size and width. XLA's plans take 2.1 to 3.1 of them on
-# a CPU and up to 2.4 on a GPU, where the convolutions may ask for more.
-_MAPS_ALIVE = 4
 
 
 def predict_tiled(
@@ -109,21 +109,14 @@ def predict_tiled(
         turned = math.ceil((height + width) / math.sqrt(2))
         seen = (turned, turned) if averaging == "rotations" else (height, width)
         tile_side = choose_tile_side(model.network, *seen)
-    nearest = valid_input_sides(tile_side, depth)
-    if tile_side not in nearest or tile_step(tile_side, depth) < 1:
-        nearest = [side for side in nearest if tile_step(side, depth) > 0]
-        nearest = nearest or [side_of_step(2 ** (depth - 1), depth)]
-        raise ValueError(
-            f"A U-Net of depth {depth} cannot take tiles of side {tile_side}; "
-            f"the nearest valid ones: {', '.join(map(str, nearest))}."
-        )
+    check_tile_side(tile_side, depth)
 
     try:
         statistics = grey_value_statistics(image, model.percentiles)
     except ValueError as error:
         raise ValueError(f"The image {error}.") from None
     out = np.empty(shape, np.float32) if out is None else out  # the statistics' memory is free now
-    for fitting, batch_size in _attempts(model.network, tile_side):
+    for fitting, batch_size in sizes_to_try(model.network, tile_side):
         try:
             tiles, count = _tiles(image, out, averaging, fitting, depth)
             progress = tqdm(
@@ -212,7 +205,7 @@ def _block(model, compute, channels, plane, rows, columns, statistics, tile_side
             _origins(line, step)[-1] + tile_side - before - line.stop,
         )
     )
-    seen = _part(
+    seen = mirrored_part(
         plane,
         *(rows.start - around, rows.stop + around),
         *(columns.start - around, columns.stop + around),
@@ -227,22 +220,11 @@ def _block(model, compute, channels, plane, rows, columns, statistics, tile_side
     return output
 
 
-def _attempts(network: UNet, side: int) -> Iterator[tuple[int, int]]:
-    """Tile sides and numbers of tiles at a time, from what should fit to the smallest possible."""
-    batch_size = tiles_per_batch(network, side)
-    yield side, batch_size
-    if batch_size > 1:
-        yield side, 1
-    for smaller in sorted((side_of_step(step, network.depth) for step in _STEPS), reverse=True):
-        if smaller < side:
-            yield smaller, 1
-
-
 def _predict_tiles(model, compute, tiles, statistics, averaging, batch_size, output) -> None:
     """Fills float32 [H, W, channels], which the tiles write to."""
     if averaging != "none":
         output[:] = 0
-    ahead: deque[tuple[list[_Write], jax.Array]] = deque()
+    ahead: deque[tuple[list[Write], jax.Array]] = deque()
     for batch in _batched(tiles, batch_size):
         pixels = [tile for tile, _ in batch]
         # The last batch is filled up, so that there is one compilation for each tile side.
@@ -307,55 +289,6 @@ def tile_features(network: UNet) -> Callable[[Any, jax.Array | np.ndarray], jax.
     return jax.jit(features, compiler_options=compiler_options())
 
 
-def tile_step(tile_side: int, depth: int) -> int:
-    """Pixels from one tile's origin to the next one's, a multiple of the max-pooling grid.
-
-    The output is at least one pixel larger, for the interpolation of rotated tiles.
-    """
-    grid = 2 ** (depth - 1)
-    return (tile_side - 2 * context(depth) - 1) // grid * grid
-
-
-def side_of_step(step: int, depth: int) -> int:
-    """The smallest tile side with this `tile_step`, a multiple of the max-pooling grid."""
-    return valid_input_sides(step + 2 * context(depth) + 1, depth)[-1]
-
-
-def choose_tile_side(network: UNet, height: int, width: int) -> int:
-    """The tile side that fits in memory and needs the fewest operations for such an image."""
-
-    def input_pixels(step):
-        side = side_of_step(step, network.depth)
-        batch = tiles_per_batch(network, side)
-        tiles = math.ceil(height / step) * math.ceil(width / step)
-        return math.ceil(tiles / batch) * batch * side**2
-
-    def fits(step):
-        return _tile_bytes(network, side_of_step(step, network.depth)) <= device_memory_bytes() // 2
-
-    # The smallest is always allowed: there is nothing else to try.
-    fitting = [step for step in _STEPS if fits(step)]
-    return side_of_step(min(fitting or _STEPS[:1], key=input_pixels), network.depth)
-
-
-def tiles_per_batch(network: UNet, tile_side: int) -> int:
-    """Tiles that fill the device; one on a CPU, whose cores share one tile."""
-    if jax.default_backend() == "cpu":
-        return 1
-    fit = device_memory_bytes() // 2 // _tile_bytes(network, tile_side)
-    return max(1, min(fit, _PIXELS_IN_FLIGHT // tile_side**2))
-
-
-def mirror_indices(start: int, stop: int, size: int) -> np.ndarray:
-    """Where the pixels start ... stop - 1 of a mirrored line of `size` pixels come from, int [n].
-
-    The edge pixel is not repeated: 2 1 0 1 2 for start = -2.
-    """
-    period = max(2 * (size - 1), 1)
-    indices = np.arange(start, stop) % period
-    return np.minimum(np.minimum(indices, period - indices), size - 1)
-
-
 def _checked(image, channels):
     if _is_masked(image):
         raise ValueError(
@@ -391,10 +324,6 @@ def _batches_ahead():
     return 0 if jax.default_backend() == "cpu" else 3
 
 
-def _tile_bytes(network, side):
-    return _MAPS_ALIVE * side**2 * network.width * np.dtype(np.float32).itemsize
-
-
 def _batched(items, size):
     batch = []
     for item in items:
@@ -411,27 +340,19 @@ def _write(writes, probabilities):
         write(tile_output)
 
 
-# A tile to predict, [side, side, C] of grey values, and what writes its probabilities.
-_Write = Callable[[np.ndarray], None]
-_Tile = tuple[np.ndarray, _Write]
-
-
-def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[_Tile], int]:
+def _tiles(image, output, averaging, side, depth) -> tuple[Iterator[Tile], int]:
     """The tiles of all views, and their number."""
     height, width, _ = output.shape
-    step = tile_step(side, depth)
     if averaging == "rotations":
-        angles = [2 * math.pi * k / 7 for k in range(7)]
-        places = [p for angle in angles for p in _turned_places(height, width, angle, step, depth)]
-        tiles = (_turned_tile(image, output, place, step, side, depth) for place in places)
-        return tiles, len(places)
+        return rotated_tiles(image, output, side, depth)
+    step = tile_step(side, depth)
     count = len(turned_views(averaging)) * math.ceil(height / step) * math.ceil(width / step)
     return _tiles_of_views(image, output, averaging, side, depth), count
 
 
 def _tiles_of_views(
     image, output, averaging, side, depth, *, corners=None, around=0
-) -> Iterator[_Tile]:
+) -> Iterator[Tile]:
     """The tiles of an image that is not rotated, or of a block, see `_upright_tiles`."""
     views = turned_views(averaging)
     corners = corners or [(0, 0)] * len(views)
@@ -468,7 +389,7 @@ def _origins(line, step):
     return range(line.start // step * step, line.stop, step)
 
 
-def _upright_tiles(image, output, weight, side, depth, *, corner, around) -> Iterator[_Tile]:
+def _upright_tiles(image, output, weight, side, depth, *, corner, around) -> Iterator[Tile]:
     """Tiles of one view; `output` is the same view of the array to write to, or to add to.
 
     The output begins at a `corner` of the view, and `image` has so many pixels around it.
@@ -491,93 +412,5 @@ def _upright_tiles(image, output, weight, side, depth, *, corner, around) -> Ite
                     target += np.float32(weight) * probabilities
 
             top, left = top + around, left + around  # in the image
-            yield _part(image, top - before, top + after, left - before, left + after), write
-
-
-def _part(image, top, bottom, left, right):
-    """The pixels [top ... bottom - 1, left ... right - 1] of an image mirrored at its border."""
-    height, width, _ = image.shape
-    rows, columns = mirror_indices(top, bottom, height), mirror_indices(left, right, width)
-    # Only what is needed of an image that may be larger than the memory.
-    first_row, first = rows.min(), columns.min()
-    part = image[first_row : rows.max() + 1, first : columns.max() + 1]
-    if left < 0 or right > width:
-        # One by one, which is slow, only those beyond the image.
-        start, end = np.clip((0, width), left, right)
-        before, after = columns[: start - left] - first, columns[end - left :] - first
-        inside = part[:, start - first : end - first]
-        part = np.concatenate([part.take(before, 1), inside, part.take(after, 1)], axis=1)
-    if top < 0 or bottom > height:
-        part = part.take(rows - first_row, axis=0)
-    return part
-
-
-def _turned_places(height, width, angle, step, depth):
-    """The tiles that see something of the image turned by `angle` (radians) about its centre.
-
-    Yields the turns from there to the image and back, see `_turned`, a tile's first row and column
-    in the turned plane, and the slices of the image outside of which it writes no pixel.
-    """
-    centre = (height - 1) / 2, (width - 1) / 2
-    forth, back = ((math.cos(a), math.sin(a), *centre) for a in (angle, -angle))
-    grid = 2 ** (depth - 1)
-    (top, bottom), (left, right) = _reach((0, height - 1), (0, width - 1), back)
-    for y in range(top // grid * grid, bottom + 1, step):
-        for x in range(left // grid * grid, right + 1, step):
-            (first, last), (start, end) = _reach((y, y + step), (x, x + step), forth)
-            rows = slice(max(first, 0), min(last + 2, height))
-            columns = slice(max(start, 0), min(end + 2, width))
-            if rows.start < rows.stop and columns.start < columns.stop:
-                yield forth, back, (y, x), (rows, columns)
-
-
-def _turned_tile(image, output, place, step, side, depth) -> _Tile:
-    """A tile of the turned image, interpolated linearly there and back."""
-    forth, back, origin, part = place
-    top, left = (first - context(depth) for first in origin)
-    (y, last_y), (x, last_x) = _reach((top, top + side - 1), (left, left + side - 1), forth)
-    seen = _part(image, y, last_y + 2, x, last_x + 2).astype(np.float32, order="C")
-    tile = np.zeros((side, side, image.shape[-1]), np.float32)
-    _add_turned(tile, (top, left), seen, (y, x), max(seen.shape), forth, np.float32(1))
-
-    def write(probabilities):
-        corner, share = (part[0].start, part[1].start), np.float32(1 / 7)
-        _add_turned(output[part], corner, probabilities, origin, step, back, share)
-
-    return tile, write
-
-
-def _reach(rows, columns, turn):
-    """The first and last row, and column, that a turned rectangle reaches, rounded down."""
-    y, x = np.transpose([_turned(y, x, turn) for y in rows for x in columns])
-    return [(math.floor(line.min()), math.floor(line.max())) for line in (y, x)]
-
-
-@compiled
-def _turned(y, x, turn):
-    """Turned coordinates, the same bits wherever they are asked for."""
-    cos, sin, cy, cx = turn
-    return cos * (y - cy) + cy - sin * (x - cx), sin * (y - cy) + cx + cos * (x - cx)
-
-
-@compiled
-def _add_turned(target, corner, source, source_corner, step, turn, weight):
-    """Adds the pixels of `source`, turned and interpolated linearly, to those of `target`.
-
-    Both are parts [H, W, C] of planes, in which they begin at their corners. What lies beyond the
-    first `step` rows and columns of the source is left to its neighbours; whole numbers decide, so
-    that each pixel of the target is added to by exactly one of them.
-    """
-    height, width, channels = target.shape
-    for i in range(height):
-        for j in range(width):
-            y, x = _turned(corner[0] + i, corner[1] + j, turn)
-            floor_y, floor_x = math.floor(y), math.floor(x)
-            k, m = floor_y - source_corner[0], floor_x - source_corner[1]
-            if 0 <= k < step and 0 <= m < step:
-                y, x = np.float32(y - floor_y), np.float32(x - floor_x)
-                for c in range(channels):
-                    upper = source[k, m, c] + x * (source[k, m + 1, c] - source[k, m, c])
-                    lower = source[k + 1, m, c]
-                    lower += x * (source[k + 1, m + 1, c] - lower)
-                    target[i, j, c] += weight * (upper + y * (lower - upper))
+            sides = top - before, top + after, left - before, left + after
+            yield mirrored_part(image, *sides), write

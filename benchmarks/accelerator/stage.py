@@ -34,8 +34,9 @@ _HELA_SCORES = "python eval.py --checkpoint=RUNS/hela --averaging=none --averagi
 # Several processes share the device: none may take all of its memory. In several processes,
 # pytest-benchmark warns that it measures nothing, and warnings are errors.
 _TESTED = (
-    *("layers", "loss", "network", "train_step", "augmentation", "overlap_tile", "weight_map"),
-    *("torch_parity", "fit", "checkpoint", "evaluate", "predict_files", "benchmarks"),
+    *("layers", "loss", "network", "train_step", "augmentation", "overlap_tile", "rotations"),
+    *("tiles", "weight_map", "torch_parity", "fit", "checkpoint", "evaluate", "predict_files"),
+    "benchmarks",
 )
 _TESTS = (
     "XLA_PYTHON_CLIENT_PREALLOCATE=false python -m pytest -q -p no:benchmark -n 12 --dist loadfile "

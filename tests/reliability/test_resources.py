@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.reliability.conftest import TINY
-from unet_jax import load, predict_tiled, training_loop
+from unet_jax import load, predict_tiled, tiles, training_loop
 from unet_jax import overlap_tile as overlap_tile_module
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.run.fit import fit
+from unet_jax.tiles import choose_tile_side
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
 
@@ -43,7 +44,7 @@ def tiles_up_to(side):
 def test_smaller_tiles_are_tried_and_that_is_said(model, monkeypatch, caplog):
     image = np.random.default_rng(0).normal(size=(300, 200))
     expected = predict_tiled(model, image)
-    first = overlap_tile_module.choose_tile_side(model.network, *image.shape)
+    first = choose_tile_side(model.network, *image.shape)
     monkeypatch.setattr(overlap_tile_module, "tile_probabilities", tiles_up_to(140))
     found = predict_tiled(model, image)
     assert f"Out of memory with 1 tile(s) of side {first}." in caplog.text
@@ -51,7 +52,7 @@ def test_smaller_tiles_are_tried_and_that_is_said(model, monkeypatch, caplog):
 
 
 def test_fewer_tiles_at_a_time_come_before_smaller_ones(model, monkeypatch, caplog):
-    monkeypatch.setattr(overlap_tile_module, "tiles_per_batch", lambda *_: 4)
+    monkeypatch.setattr(tiles, "tiles_per_batch", lambda *_: 4)
     compiled = overlap_tile_module.tile_probabilities
     seen = []
 

@@ -23,9 +23,9 @@ from unet_jax.example import Example
 from unet_jax.files.hyperstack import Frame, result_file
 from unet_jax.files.output import complete, lock, unlocking
 from unet_jax.network import UNet
-from unet_jax.overlap_tile import choose_tile_side
 from unet_jax.prediction.predict_files import predict_files
 from unet_jax.run.stop import StopRequest
+from unet_jax.tiles import choose_tile_side
 from unet_jax.training_images import annotated_images
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux plays Windows; /proc is needed")

@@ -16,11 +16,12 @@ from unet_jax.example import IGNORED, Example, annotated_share, is_sparse
 from unet_jax.instances import InstanceSettings
 from unet_jax.metrics.scores import baselines
 from unet_jax.model import Model
-from unet_jax.overlap_tile import AVERAGING, choose_tile_side
+from unet_jax.overlap_tile import AVERAGING
 from unet_jax.pretrained import run_folder
 from unet_jax.provenance import versions
 from unet_jax.resizing import scaled_size
 from unet_jax.run.log import read_log
+from unet_jax.tiles import choose_tile_side
 
 
 class Candidate(NamedTuple):

@@ -34,8 +34,9 @@ from pydantic import ValidationError
 from unet_jax.errors import InputError, one_line
 from unet_jax.export.onnx_graph import OPSET, halo, size_step
 from unet_jax.grey_values import grey_value_statistics
+from unet_jax.mirroring import mirror_indices
 from unet_jax.model import Model
-from unet_jax.overlap_tile import mirror_indices, predict_tiled
+from unet_jax.overlap_tile import predict_tiled
 from unet_jax.resizing import resized, scaled_size
 
 _EXAMPLE_SIDE = 512  # pixels, at most: the example is part of the package

@@ -1,7 +1,7 @@
 """The network as an ONNX graph, written node by node: nothing is traced.
 
 The graph takes float32 [N, C, H, W], normalised, and gives the probabilities, float32
-[N, classes, H, W]. It mirrors the image as `unet_jax.overlap_tile` does, so that output and input
+[N, classes, H, W]. It mirrors the image as `unet_jax.mirroring` does, so that output and input
 have the same size, and gives the result of `predict_tiled` without averaging. It computes in
 float32, even if the network was trained in bfloat16.
 """

@@ -7,7 +7,8 @@ import numpy as np
 
 from unet_jax.grey_values import grey_value_statistics
 from unet_jax.model import Model
-from unet_jax.overlap_tile import feature_block, side_of_step
+from unet_jax.overlap_tile import feature_block
+from unet_jax.tiles import side_of_step
 
 #: Pixels, side of a block: a multiple of the max-pooling grid at any depth.
 BLOCK = 256

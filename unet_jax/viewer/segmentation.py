@@ -9,7 +9,8 @@ from unet_jax.errors import InputError
 from unet_jax.grey_values import grey_value_statistics
 from unet_jax.instances import InstanceSettings, find_cells
 from unet_jax.model import Model
-from unet_jax.overlap_tile import choose_tile_side, predict_block, predict_tiled, tile_step
+from unet_jax.overlap_tile import predict_block, predict_tiled
+from unet_jax.tiles import choose_tile_side, tile_step
 from unet_jax.viewer.planes import Index, Planes
 
 # Along each axis, of the pixels of a large plane by which it is normalised.

@@ -34,7 +34,8 @@ from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values, statistics_of_
 from unet_jax.hardware import cpu_cores, is_out_of_memory
 from unet_jax.instances import InstanceSettings
 from unet_jax.model import Model
-from unet_jax.overlap_tile import predict_block, side_of_step
+from unet_jax.overlap_tile import predict_block
+from unet_jax.tiles import side_of_step
 from unet_jax.volumes.cell_sums import sum_cells, table_of_sums
 from unet_jax.volumes.cells import (
     Grid,
