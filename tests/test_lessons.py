@@ -7,7 +7,7 @@ import unet_jax
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED
-from unet_jax.viewer.lessons import Desk, Learnt, View, learn
+from unet_jax.viewer.lessons import Desk, Learnt, View, learn, start_process
 from unet_jax.viewer.planes import Planes
 from unet_jax.viewer.segmentation import Found, segment
 
@@ -88,7 +88,7 @@ def strokes_on(stack):
 
 
 def test_a_process_learns_until_the_desk_is_closed(stack):
-    desk = Desk(Planes("layer", stack, False), View((0,), *VIEW))
+    desk = Desk(Planes("layer", stack, False), View((0,), *VIEW), start_process())
     lessons = learn("membranes", 2, desk)
     first = next(lessons)
     expected = unet_jax.predict_tiled(unet_jax.load("membranes"), stack[0])
@@ -104,7 +104,7 @@ def test_a_process_learns_until_the_desk_is_closed(stack):
 
 
 def test_a_process_that_ends_by_itself_is_reported(stack):
-    desk = Desk(Planes("layer", stack, False), View((0,), *VIEW))
+    desk = Desk(Planes("layer", stack, False), View((0,), *VIEW), start_process())
     lessons = learn("membranes", 2, desk)
     next(lessons)
     desk.process.stdin.write(b"no pickle")
@@ -113,9 +113,9 @@ def test_a_process_that_ends_by_itself_is_reported(stack):
 
 
 def test_what_the_process_refuses_is_said_here(stack, tmp_path):
-    desk = Desk(Planes("layer", stack, False), View((0,), *VIEW))
+    desk = Desk(Planes("layer", stack, False), View((0,), *VIEW), start_process())
     with pytest.raises(InputError, match="no checkpoint"):
         next(learn(str(tmp_path), 2, desk))
-    rgb = Desk(Planes("layer", np.zeros((9, 9, 3)), True), View((), *VIEW))
+    rgb = Desk(Planes("layer", np.zeros((9, 9, 3)), True), View((), *VIEW), start_process())
     with pytest.raises(InputError, match="is an RGB image"):
         next(learn("membranes", 2, rgb))

@@ -35,6 +35,7 @@ def panel(viewer):
     panel.cancel()
     panel.stop()
     wait(lambda: not panel._worker and not panel._teacher)
+    panel._end()
 
 
 def wait(condition, seconds=120):
@@ -125,6 +126,18 @@ def test_strokes_are_learnt_and_undone(panel, viewer, pictures):
     wait(lambda: not panel._painting.has_changed)
     viewer.layers["cells strokes"].undo()
     assert panel._painting.has_changed
+
+
+def test_a_process_is_ready_before_painting_begins(panel, viewer, pictures):
+    wait(lambda: panel._process)
+    ready = panel._process
+    start_painting(panel, viewer, pictures[0].image)
+    assert panel._painting.desk.process is ready and ready.poll() is None
+    panel.stop()
+    wait(lambda: panel._process)  # for the next time
+    assert ready.poll() is not None and panel._process is not ready
+    panel._end()
+    assert panel._process.poll() is not None
 
 
 def test_strokes_of_all_planes_count(panel, viewer, pictures):

@@ -82,26 +82,37 @@ class Desk:
     Attributes:
       planes: of the image.
       view: what is shown now.
+      process: that learns, from `start_process`.
       painted: the strokes by plane, int32 [H, W]; another dict for each change of them.
-      process: that learns.
       is_closed: whether it is to end.
     """
 
     planes: Planes
     view: View
+    process: subprocess.Popen
     painted: dict[Index, np.ndarray] = dataclasses.field(default_factory=dict)
-    process: subprocess.Popen | None = None
     is_closed: bool = False
 
     def close(self) -> None:
         """Ends the lessons."""
         self.is_closed = True
-        if self.process:
-            self.process.terminate()
+        self.process.terminate()
+
+
+def start_process() -> subprocess.Popen:
+    """A process for one call of `learn`; after some seconds it has imported what it needs.
+
+    It ends by itself when the viewer does.
+    """
+    # Not -m, which would give what is sent another name than here.
+    command = [sys.executable, "-c", "from unet_jax.viewer.lessons import main; main()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
     """Has a process learn what lies on the desk, until that is closed; yields each change.
+
+    The process has ended afterwards.
 
     Args:
       network: the folder of a run, or a network of the package, or one in memory, to begin with.
@@ -112,16 +123,13 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
       InputError: the network or the image cannot be used.
       RunFailed: the process has ended otherwise, such as for lack of memory.
     """
-    model = checkpoint.load(network) if isinstance(network, str) else network
-    desk.planes.check(model.channels)
-    # Not -m, which would give what is sent another name than here.
-    command = [sys.executable, "-c", "from unet_jax.viewer.lessons import main; main()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    sent: set[Index] = set()
+    taught: dict[Index, np.ndarray] | None = None
+    with desk.process as process:
         assert process.stdin
-        desk.process = process
-        sent: set[Index] = set()
-        taught: dict[Index, np.ndarray] | None = None
         try:
+            model = checkpoint.load(network) if isinstance(network, str) else network
+            desk.planes.check(model.channels)
             message: object = (_on_host(model), classes)
             while not desk.is_closed:
                 answer = _ask(process, message)

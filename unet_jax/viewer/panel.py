@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from unet_jax.measurements import measure
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.predict_files import predict_files
 from unet_jax.pretrained import NETWORKS
-from unet_jax.viewer.lessons import Desk, Learnt, View, learn
+from unet_jax.viewer.lessons import Desk, Learnt, View, learn, start_process
 from unet_jax.viewer.planes import Index, Planes, in_view, shown_index
 from unet_jax.viewer.results import Results, class_colours, kind_made_here, made_here, placed_like
 from unet_jax.viewer.segmentation import Found, Predicted, segment
@@ -85,6 +86,7 @@ class Panel(Container):
         self._runs: list[str] = []
         self._worker: Any = None  # that segments
         self._teacher: Any = None  # that learns from strokes
+        self._process: subprocess.Popen | None = None  # that is ready for the next strokes
         self._painting: _Painting | None = None
         self._image = ComboBox(label="Image", choices=self._layers_of(napari.layers.Image))
         self._network = ComboBox(label="Network", choices=self._networks)
@@ -279,7 +281,9 @@ class Panel(Container):
             network, settings = before.learnt.model, before.cells
         else:
             settings = cell_settings(network)
-        desk = Desk(Planes.of(image), View(shown_index(self._viewer, image), *in_view(image)))
+        view = View(shown_index(self._viewer, image), *in_view(image))
+        desk = Desk(Planes.of(image), view, self._process or start_process())
+        self._process = None
         results = Results(self._viewer, image, names)
         self._painting = _Painting(image, strokes, desk, results, names, settings)
         self._network.reset_choices()
@@ -305,12 +309,13 @@ class Panel(Container):
             self._painting.has_changed = True
 
     def _look(self) -> None:
-        """Puts new strokes and what is in view on the desk."""
+        """Puts new strokes and what is in view on the desk, or has a process ready for some."""
         if self.native.parent() is None:  # the panel has been closed
             self._end()
             return
         painting = self._painting
         if not (painting and self._teacher):
+            self._process = self._process or start_process()
             return
         desk, image = painting.desk, painting.image
         desk.view = View(shown_index(self._viewer, image), *in_view(image))
@@ -493,10 +498,13 @@ class Panel(Container):
         return asked
 
     def _end(self) -> None:
-        """Ends the threads after their current piece of work."""
+        """Ends the threads after their current piece of work, and a process that has none."""
         self._timer.stop()
         self.cancel()
         self.stop()
+        if self._process:
+            with self._process as process:
+                process.terminate()
 
 
 def _button(text: str, act: Callable[[], Any]) -> PushButton:
