@@ -1,9 +1,9 @@
 """How soon strokes show in the viewer, and how long it stands still while a network learns.
 
 In napari, under a real display or a virtual one (`xvfb-run -a python -m benchmarks viewer`): on a
-slice of the ISBI stack, strokes of 40 pixels, one every two seconds for 75 seconds. The first two,
-one of each class, are painted the moment "Paint and train" has been pressed, or when the viewer
-shows what the network says without them. `until shown` are the seconds from there to a prediction
+slice of the ISBI stack, strokes of 40 pixels, one every two seconds for 75 seconds. The panel has
+been open for a few seconds. The first two strokes, one of each class, are painted the moment "Paint
+and train" has been pressed, or when the viewer shows what the network says without them. `until shown` are the seconds from there to a prediction
 that has learnt from them. The gaps are those between the ticks of a timer of 5 ms: longer ones are
 a viewer that does not move.
 """
@@ -23,6 +23,7 @@ from unet_jax.data.splits import read_splits
 from unet_jax.example import IGNORED, separated
 from unet_jax.viewer.panel import Panel
 
+_CHOOSING = 5  # seconds, from the opening of an image to the button
 _EVERY = 2  # seconds, between two strokes
 
 
@@ -45,6 +46,7 @@ def _trial(viewer, panel, example, network, seconds=0):
     viewer.layers.clear()
     viewer.add_image(example.image, name="slice")
     panel._network.value = network
+    _let_live(_CHOOSING)
     panel.paint()
     strokes = viewer.layers["slice strokes"]
     while seconds and _shown(viewer) is None:
