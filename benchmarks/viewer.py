@@ -3,9 +3,9 @@
 In napari, under a real display or a virtual one (`xvfb-run -a python -m benchmarks viewer`): on a
 slice of the ISBI stack, strokes of 40 pixels, one every two seconds for 75 seconds. The panel has
 been open for a few seconds. The first two strokes, one of each class, are painted the moment "Paint
-and train" has been pressed, or when the viewer shows what the network says without them. `until shown` are the seconds from there to a prediction
-that has learnt from them. The gaps are those between the ticks of a timer of 5 ms: longer ones are
-a viewer that does not move.
+and train" has been pressed, or when the viewer shows what the network says without them. `until
+shown` are the seconds from there to a prediction that has learnt from them. The gaps are those
+between the ticks of a timer of 5 ms: longer ones are a viewer that does not move.
 """
 
 import time

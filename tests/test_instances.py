@@ -181,7 +181,10 @@ def test_tuning_finds_settings_better_than_the_defaults():
     # Other sizes of cells and holes are tried.
     assert left_out.seg == pytest.approx(seg(references, by_others).value, abs=0.02)
     assert sum(left_out) <= sum(quality)
-    assert tune(examples[:1], probabilities[:1]).left_out is None
+    alone = tune(examples[:1], probabilities[:1])
+    assert alone.left_out is None
+    large_ids = examples[0]._replace(instances=references[0] * 10**8)
+    assert tune([large_ids], probabilities[:1]) == alone
 
 
 def test_tuning_drops_specks_where_there_is_no_cell():

@@ -56,6 +56,16 @@ def test_brute_force(seed):
     assert 0.1 < score.value < 0.9
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
+def test_ids_may_be_any_numbers(dtype):
+    """Few and small ones are counted in a table, others are sorted."""
+    reference, result = some_frames()
+    large = np.iinfo(dtype).max // 120
+    for true, found in ([1, large], [large, 1]):
+        frames = reference.astype(dtype) * dtype(true), result.astype(dtype) * dtype(found)
+        assert seg(*frames) == seg(reference, result)
+
+
 def test_perfect_and_empty_results():
     reference, _ = some_frames()
     assert seg(reference, reference).value == 1

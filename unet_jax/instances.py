@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from unet_jax.basins import Passes, basins, joined
+from unet_jax.basins import Basins, Passes, basins, joined
 from unet_jax.checked_settings import check, setting
 
 
@@ -55,11 +55,11 @@ def find_cells(
       array([[1, 0, 2],
              [1, 0, 2]], dtype=int32)
     """
-    return grown(separate_cells(probability, settings), settings)
+    return grown(numbered(divided(probability, settings), settings), settings)
 
 
-def separate_cells(probability: np.ndarray, settings: InstanceSettings) -> np.ndarray:
-    """The cells before they grow; arguments, result and errors are those of `find_cells`."""
+def divided(probability: np.ndarray, settings: InstanceSettings) -> Basins:
+    """The basins that cells consist of, by the first three settings; errors as in `find_cells`."""
     if probability.ndim != 2 or not probability.size:
         raise ValueError(f"Expected a probability [H, W], not one of shape {probability.shape}.")
     if not (probability.min() >= 0 and probability.max() <= 1):  # NaN fails too
@@ -68,7 +68,11 @@ def separate_cells(probability: np.ndarray, settings: InstanceSettings) -> np.nd
             f"{probability.max()}."
         )
     mask = fill_holes(probability <= settings.threshold, settings)
-    found = basins(mask, np.s_[:, :], neck_ratio=settings.neck_ratio)
+    return basins(mask, np.s_[:, :], neck_ratio=settings.neck_ratio)
+
+
+def numbered(found: Basins, settings: InstanceSettings) -> np.ndarray:
+    """The cells before they grow, int32 [H, W], like the result of `find_cells`."""
     numbers = number_cells(found.summits, found.sizes, found.between, settings)
     return np.append(0, numbers).astype(np.int32)[found.labels]
 

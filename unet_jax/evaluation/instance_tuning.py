@@ -21,7 +21,7 @@ from unet_jax.errors import InputError
 from unet_jax.evaluation.images import left_out, predict_parts
 from unet_jax.example import Example
 from unet_jax.files.output import complete, writable_folder
-from unet_jax.instances import InstanceSettings, nearest_cells, separate_cells
+from unet_jax.instances import InstanceSettings, divided, nearest_cells, numbered
 from unet_jax.metrics.matching import matching_score
 from unet_jax.metrics.scores import cell_overlaps
 from unet_jax.pretrained import is_pretrained, run_folder
@@ -180,19 +180,18 @@ def _tried(
     examples: Sequence[Example], probabilities: Sequence[np.ndarray]
 ) -> Iterator[tuple[InstanceSettings, list[tuple[float, float, float, float]]]]:
     """Settings, with the `_counts` of each image."""
-    areas = np.concatenate([np.bincount(e.instances[e.instances > 0]) for e in examples])
-    smallest = int(areas[areas > 0].min())
-    grid = list(
-        product(
-            (0.5, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95),
-            (smallest // 16, smallest // 4),
-            (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
-            (smallest // 4, smallest // 2, smallest),
-        )
-    )
-    for values in tqdm(grid, desc="Tuning", delay=3):
-        settings = InstanceSettings(*values)
-        near = [nearest_cells(separate_cells(p, settings)) for p in probabilities]
-        for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
-            found = [np.where(distance <= border, cells, 0) for cells, distance in near]
-            yield replace(settings, border=border), list(map(_counts, examples, found))
+    ids = [example.instances[example.instances > 0] for example in examples]
+    smallest = int(np.concatenate([np.unique(i, return_counts=True)[1] for i in ids]).min())
+    thresholds = 0.5, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95
+    largest_holes = smallest // 16, smallest // 4
+    neck_ratios = 0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9
+    grid = list(product(thresholds, largest_holes, neck_ratios))
+    for threshold, largest_hole, neck_ratio in tqdm(grid, desc="Tuning", delay=3):
+        settings = InstanceSettings(threshold, largest_hole, neck_ratio)
+        basins = [divided(p, settings) for p in probabilities]
+        for smallest_cell in (smallest // 4, smallest // 2, smallest):
+            settings = replace(settings, smallest_cell=smallest_cell)
+            near = [nearest_cells(numbered(found, settings)) for found in basins]
+            for border in (1.0, 0.0, 2.0, 3.0, 4.0, 6.0, 8.0):
+                found = [np.where(distance <= border, cells, 0) for cells, distance in near]
+                yield replace(settings, border=border), list(map(_counts, examples, found))

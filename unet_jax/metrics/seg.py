@@ -109,9 +109,8 @@ def overlapping(true: np.ndarray, found: np.ndarray) -> Overlaps:
     # Most pixels may be of no object: they would only be sorted.
     objects = (true > 0) | (found > 0)
     true, found = true[objects], found[objects]
-    # Ids may be large: they are numbered anew, and pairs that overlap are counted, without a table.
-    true_ids, true, true_sizes = np.unique(true, return_inverse=True, return_counts=True)
-    found_ids, found, found_sizes = np.unique(found, return_inverse=True, return_counts=True)
+    true_ids, true, true_sizes = _numbered(true)
+    found_ids, found, found_sizes = _numbered(found)
     pairs, shared = np.unique(true * len(found_ids) + found, return_counts=True)
     true, found = np.divmod(pairs, len(found_ids))
 
@@ -130,6 +129,16 @@ def overlapping(true: np.ndarray, found: np.ndarray) -> Overlaps:
         covered,
         shared / found_sizes[found],
     )
+
+
+def _numbered(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ids that occur, ascending; for each pixel the place of its id among them; their sizes."""
+    if ids.max(initial=0) > 2 * ids.size:  # a table would be large
+        return np.unique(ids, return_inverse=True, return_counts=True)
+    sizes = np.bincount(ids.astype(np.int64))
+    occurring = sizes > 0
+    places = np.cumsum(occurring) - 1
+    return np.flatnonzero(occurring).astype(ids.dtype), places[ids], sizes[occurring]
 
 
 def matches(true: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
