@@ -242,6 +242,12 @@ def test_measurements_are_those_computed_apart(pixel_size):
     assert np.isnan(perimeter).all() if width != height else (perimeter >= 0).all()
 
 
+def test_numbers_of_cells_may_be_large():
+    table, large = (measure(np.eye(3), APART * factor, 0.5) for factor in (1, 2**60))
+    np.testing.assert_array_equal(large.pop("number"), table.pop("number") * 2**60)
+    np.testing.assert_equal(large, table)
+
+
 def test_what_cannot_be_measured():
     cells = np.ones((3, 4), int)
     with pytest.raises(ValueError, match=r"image: expected a shape that begins with \(3, 4\)"):

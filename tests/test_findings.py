@@ -206,6 +206,7 @@ def test_the_width_of_cells():
     cells[10:19, 5:50] = 8  # touches the other one
     cells[25, 30] = 9
     np.testing.assert_array_equal(cell_widths(cells), [5, 9, 1])
+    np.testing.assert_array_equal(cell_widths(cells * 2 * 10**8), [5, 9, 1])
     assert cell_widths(0 * cells).size == 0
     np.testing.assert_array_equal(cell_widths(0 * cells + 4), [40])
 

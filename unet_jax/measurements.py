@@ -52,7 +52,9 @@ def measure(
       >>> table["area_um2"], table["mean"], table["at_border"]
       (array([1.5]), array([7.]), array([False]))
     """
-    from skimage.measure import regionprops_table  # slow to load
+    # They are slow to load.
+    from skimage.measure import regionprops_table
+    from skimage.segmentation import relabel_sequential
 
     for name, array in (("image", image), ("probability", probability)):
         if array is not None and array.shape[:2] != cells.shape:
@@ -64,6 +66,8 @@ def measure(
     if not 0 < min(width, height) <= max(width, height) < np.inf:
         raise ValueError(f"pixel_size: expected more than 0, not {pixel_size}.")
     is_square = math.isclose(width, height, rel_tol=1e-3)
+    # Of 1 to n, since regionprops has a list up to the largest number.
+    cells, _, numbered = relabel_sequential(cells)
     found = regionprops_table(
         cells,
         image.reshape(*cells.shape, -1),
@@ -74,15 +78,14 @@ def measure(
         ],
         spacing=(width, width) if is_square else (height, width),
     )
-    numbers = found["label"]
     unit = "px" if pixel_size is None else "um"
     turned = (90 + np.degrees(found["orientation"])) % 180
     table = {
-        "number": numbers,
+        "number": numbered[found["label"]],
         f"centre_x_{unit}": found["centroid-1"] + width / 2,
         f"centre_y_{unit}": found["centroid-0"] + height / 2,
         f"area_{unit}2": found["area"],
-        f"perimeter_{unit}": found.get("perimeter", np.full(len(numbers), np.nan)),
+        f"perimeter_{unit}": found.get("perimeter", np.full(len(found["label"]), np.nan)),
         f"equivalent_diameter_{unit}": found["equivalent_diameter_area"],
         "eccentricity": found["eccentricity"],
         "orientation_degrees": np.where(found["eccentricity"] < ROUND, np.nan, turned),
@@ -99,7 +102,10 @@ def measure(
     table["at_border"] = (top == 0) | (left == 0) | (bottom == rows) | (right == columns)
     if probability is not None:
         means = np.array(
-            [ndimage.mean(of_class, cells, numbers) for of_class in np.moveaxis(probability, -1, 0)]
+            [
+                ndimage.mean(of_class, cells, found["label"])
+                for of_class in np.moveaxis(probability, -1, 0)
+            ]
         )
         table["mean_probability"] = 1 - means[0]
         if len(means) > 2:

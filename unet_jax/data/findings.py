@@ -322,13 +322,15 @@ def cell_widths(instances: np.ndarray) -> np.ndarray:
 
     Cells are taken to continue beyond the image's border. `instances` is int [H, W].
     """
+    # Numbered from 1, since SciPy makes a list up to the largest number.
+    cells, is_cell = np.zeros(instances.shape, np.int32), instances > 0
+    cells[is_cell] = 1 + np.unique(instances[is_cell], return_inverse=True)[1]
     widths = []
-    for cell, box in enumerate(ndimage.find_objects(instances), 1):
-        if box:
-            around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
-            inside = instances[around] == cell
-            depth = ndimage.distance_transform_edt(inside).max()
-            widths.append(min(inside.shape) if inside.all() else 2 * depth - 1)
+    for cell, box in enumerate(ndimage.find_objects(cells), 1):
+        around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
+        inside = cells[around] == cell
+        depth = ndimage.distance_transform_edt(inside).max()
+        widths.append(min(inside.shape) if inside.all() else 2 * depth - 1)
     return np.array(widths, float)
 
 
