@@ -176,8 +176,8 @@ def _read_numbers(path: Path) -> np.ndarray:
     if low < -(2**31) or high >= 2**31 or has_fractions:
         remedy = "; threshold probabilities and soft edges" if has_fractions else ""
         raise InputError(
-            f"{path}: holds mask values from {low:g} to {high:g}, expected whole numbers of 32 bits"
-            f"{remedy}"
+            f"{path}: holds mask values from {low:g} to {high:g}, expected whole numbers up to "
+            f"{2**31 - 1:,}{remedy}"
         )
     return mask[..., 0].astype(np.int32)
 
