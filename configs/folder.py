@@ -13,8 +13,8 @@ Several classes, of masks with 0, 1, 2 and 3 in them:
         --config.data.mask_rule=classes --config.model.classes=4 \\
         --config.class_names="('background', 'nucleus', 'cytoplasm', 'debris')"
 
-Strokes on a few places of each image do, if the rest is ignored. Programs that write 0 where
-nothing is drawn, and 1, 2, 3 for the classes, want --config.data.ignore_value=0 and 3 classes.
+Strokes in a few places of each image are enough if the rest is ignored. If the masks hold 0 where
+nothing is drawn, and 1, 2, 3 for the classes, give --config.data.ignore_value=0 and 3 classes.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
     unet-jax train --config=membranes --workdir=runs/membranes
     python -m benchmarks.release runs/membranes membranes
 
-Trained on made-up pictures only: the terms of the real ones do not let others use what is learnt
-from them as they like.
+Trained on made-up pictures only: the terms of the real ones restrict how a network trained on
+them may be used.
 """
 
 from ml_collections import ConfigDict

@@ -133,7 +133,9 @@ def test_bad_folders_and_files(dataset):
     (truth / "man_seg115.tif").unlink()
     assert "SEG: holds no frame with an annotated cell" in refused(lambda: read(dataset))
     (truth / "man_seg070.tif").unlink()
-    assert "SEG: holds no frame, expected names like" in refused(lambda: read(dataset))
+    assert "SEG: holds no frame, expected names like man_seg000.tif." in refused(
+        lambda: read(dataset)
+    )
 
     write_frame(dataset, "01", "003", made_up_cells())
     tifffile.imwrite(truth / "man_seg003.tif", made_up_cells()[:, 1:])

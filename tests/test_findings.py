@@ -117,7 +117,7 @@ def test_masks_of_other_images():
     wrong = [a._replace(image=b.image) for a, b in zip(right, right[1:] + right[:1], strict=True)]
     assert one(wrong) == (
         "8 of 8 masks (disc 0, disc 1, disc 2, ...): masks of other images fit better, for disc 0 "
-        "that of disc 1; compare the names of images and masks."
+        "that of disc 1; check that the names of images and masks match."
     )
     swapped = [*wrong[:1], right[1]._replace(image=right[0].image), *right[2:]]
     assert one(swapped).startswith("2 of 8 masks (disc 0, disc 1): masks of other images fit")
@@ -213,7 +213,9 @@ def test_the_width_of_cells():
 
 def test_few_images():
     few = examples(2, shape=(50, 60))
-    assert one(few).startswith("There are only 2 training image(s), with the pixels of 15.0 tiles")
+    assert one(few).startswith(
+        "There are only 2 training image(s), with as many pixels as 15.0 tiles"
+    )
     assert doubts_about(examples(2)) == []
 
 
@@ -270,14 +272,14 @@ def test_the_table_has_a_column_for_each_split():
     assert rows[""] == ["train", "validation", "test"]
     assert rows["images"] == ["2", "1", "1"]
     assert rows["height x width, pixels"] == ["100 x 120 to 60 x 200"] + ["100 x 120"] * 2
-    assert rows["numbers"] == ["uint8"] * 3
+    assert rows["pixel type"] == ["uint8"] * 3
     assert rows["ignored pixels"] == ["10.0 %", "0.0 %", "0.0 %"]
     shares = [float(rows[f"share of {name}"][0][:-2]) for name in ("background", "cell")]
     assert sum(shares) == pytest.approx(100)
     cells = sum(e.instances.max() for e in train)
     assert rows["cells"] == [f"{cells}", "13", "0"]
     assert rows["cell diameter, median"][::2] == ["12", "-"]
-    assert rows["smallest gap between cells"][1:] == ["0, they touch in 1", "-"]
+    assert rows["smallest gap between cells"][1:] == ["0; cells touch in 1", "-"]
 
 
 def test_of_many_examples_some_are_looked_at():

@@ -77,7 +77,7 @@ def test_everything_is_taken_over_from_the_best_step(source, caplog):
     ("changed", "layer", "reason"),
     [
         ({"network": NETWORK.clone(classes=3)}, "classes", "it has 2 classes, this run has 3"),
-        ({"channels": 3}, "contracting1_conv1", "its images have 1 channel(s), these have 3"),
+        ({"channels": 3}, "contracting1_conv1", "it takes 1 channel(s), these images have 3"),
     ],
 )
 def test_a_layer_that_does_not_fit_begins_at_random_and_is_named(
@@ -89,7 +89,7 @@ def test_a_layer_that_does_not_fit_begins_at_random_and_is_named(
     assert record.new_layers == [layer]
     assert caplog.messages == [
         f"Starting from {source}, step 4: 7 layers are taken over.",
-        f"  {layer} begins at random: {reason}.",
+        f"  {layer} starts with random weights: {reason}.",
     ]
     expected = a_state(4).params | {layer: random.params[layer]}
     assert same_bits(state.params, expected)
@@ -141,7 +141,7 @@ def test_a_cross_validation_is_no_single_network(tmp_path):
 
 
 def test_a_first_convolution_at_random_cannot_be_frozen(source):
-    with pytest.raises(InputError, match="contracting1_conv1 begins at random"):
+    with pytest.raises(InputError, match="contracting1_conv1 starts with random weights"):
         begin(source, None, channels=3, freeze=True)
 
 
@@ -213,8 +213,8 @@ def test_the_report_says_where_the_run_started_from(tiny_config, tmp_path, caplo
     tiny_config.data.train, tiny_config.data.validation = (0, 2), (2, 4)
     assert fit(tiny_config, tmp_path / "run").status == 0
     assert (
-        "it has seen 2 of the 4 images that this run validates or tests on, the first is picture 2"
-        in caplog.text
+        "it has already seen 2 of the 4 images that this run validates or tests on (such as "
+        "picture 2" in caplog.text
     )
     evaluate(tmp_path / "run")
     folder = tmp_path / "run" / "evaluation"

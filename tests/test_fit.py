@@ -268,7 +268,7 @@ def test_every_bad_key_is_told_at_once(tiny_config, tmp_path):
         "config.data.hight is not known; the known keys are source, scale, seed, height, width, "
         "train, validation, test."
     )
-    assert momentum == "config.optimiser.momentum must be in [0, 1), not 1.0."
+    assert momentum == "config.optimiser.momentum must be at least 0 and below 1, not 1.0."
     assert seed.startswith(
         "config.train.sead is not known; the known keys are seed, steps, tile_side, "
     )

@@ -204,7 +204,9 @@ def test_a_file_or_folders_instead_of_a_folder(folders):
     assert text == f"{images / 'a.tif'}: is a file, expected the folder that contains it"
     (images / "b").mkdir()
     (images / "a.tif").rename(images / "b" / "a.TIF")
-    assert refusal(folders).startswith(f"{images}: holds no image itself, but its folder(s) b do")
+    assert refusal(folders).startswith(
+        f"{images}: holds no image itself, but its subfolder(s) b do"
+    )
 
 
 def test_files_that_are_left_out_are_named(folders, caplog):

@@ -108,7 +108,7 @@ def test_a_process_that_ends_by_itself_is_reported(stack):
     lessons = learn("membranes", 2, desk)
     next(lessons)
     desk.process.stdin.write(b"no pickle")
-    with pytest.raises(RunFailed, match="ended by itself"):
+    with pytest.raises(RunFailed, match="stopped unexpectedly"):
         list(lessons)
 
 

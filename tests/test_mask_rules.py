@@ -68,14 +68,16 @@ THRESHOLD = (
     " and read them as 'binary'"
 )
 READ_AS_0_AND_1 = "masks: mask values 0 and 255 are read as classes 0 and 1"
-ONE_CELL = "masks: each mask holds at most one cell; 'binary' finds several"
-PIECES = "masks: most numbers lie in several pieces, and each is read as one cell"
+ONE_CELL = "masks: each mask is read as at most one cell; mask_rule 'binary' would find several"
+PIECES = "masks: most numbers occur in several separate pieces, but each number is read as one cell"
 CLASSES = f"{PIECES}; 'classes' reads them as classes"
 MARK = "masks: 255 is read as a cell; if it means not annotated, set ignore_value to 255"
 CELLS = "c.tif; all masks fit 'instances'"
 MINUS_ONE = "what -1 means: 'background' (0 is then the first cell, or class 1) or 'ignored'"
 MINUS_ONE_TOO = "what -1 means: 'ignored' or 'background' (0 is then the first cell, or class 1)"
-NO_RULE = ": most of them lie in several pieces, like grey values; no rule fits all masks"
+NO_RULE = (
+    ": most of them occur in several separate pieces, like grey values; no rule fits all masks"
+)
 
 # Each with the end of what is said if it is read as binary, as classes (two) and as instances.
 KINDS = {

@@ -332,11 +332,11 @@ def test_files_that_are_there_are_not_replaced_unasked(predict, images, tmp_path
         ("others", "{}: holds 1.czi, 2.czi, 3.JPG, ..., but no TIFF or PNG, expected .tif"),
         (
             "pl*",
-            "{}: holds no image itself, but its folder(s) plate [1] do; to predict these, give",
+            "{}: holds no image itself, but its subfolder(s) plate [1] do; to predict these, give",
         ),
         (
             "mixed",
-            "{}: holds no image itself, but its folder(s) plate do; to predict these, give",
+            "{}: holds no image itself, but its subfolder(s) plate do; to predict these, give",
         ),
         ("empty", "{}: is an empty folder, expected .tif, .tiff, .png, .zarr"),
         ("empty/*.tif", "{}: there is nothing with this name; {parent} holds nothing; expected"),
@@ -368,8 +368,8 @@ def test_what_is_left_out_is_named(predict, images, caplog):
     (images / "gone.tif").symlink_to(images / "nowhere")
     predict(kinds=["classes"])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{images}: 3 file(s) are left out, expected .tif, .tiff, .png, .zarr: gone.tif, "
-        "x.jpg, y.czi"
+        f"{images}: 3 file(s) are left out, because only .tif, .tiff, .png, .zarr are read: "
+        "gone.tif, x.jpg, y.czi"
     ]
 
 
@@ -634,7 +634,9 @@ def test_uncertainty_is_a_file_of_two_channels(predict, workdir, images, tmp_pat
 
 
 def test_a_single_view_has_no_uncertainty(predict, tmp_path):
-    with pytest.raises(InputError, match="a single network has only one opinion; give --averaging"):
+    with pytest.raises(
+        InputError, match="a single network gives only one prediction; give --averaging"
+    ):
         predict(kinds=["uncertainty"])
     assert not (tmp_path / "out").exists()
 

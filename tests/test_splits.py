@@ -41,14 +41,14 @@ def test_a_training_split_without_anything_to_learn_is_refused(run_of, source):
         with pytest.raises(InputError) as refusal:
             run_of(source, [label, label, IGNORED], [0, 1], [0, 1])
         assert str(refusal.value) == (
-            f"All pixels of the train split that count are of class {label}, so there is nothing to"
+            f"All annotated pixels of the train split are of class {label}, so there is nothing to"
             f" learn; {REMEDIES[source]}"
         )
     for split, labels in {"train": ([IGNORED], [0]), "validation": ([0, 1], [IGNORED])}.items():
         with pytest.raises(InputError) as refusal:
             run_of(source, *labels, [0])
         assert str(refusal.value) == (
-            f"All pixels of the {split} split are ignored, expected some that count;"
+            f"All pixels of the {split} split are ignored, expected some annotated ones;"
             f" {REMEDIES[source]}"
         )
 

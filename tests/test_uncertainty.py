@@ -94,6 +94,6 @@ def test_results_may_lie_elsewhere():
 @pytest.mark.parametrize("averaging", ["none", "rotations"])
 def test_a_single_opinion_is_refused(averaging):
     with pytest.raises(
-        ValueError, match="A single network has only one opinion: uncertainty needs"
+        ValueError, match="A single network gives only one prediction: uncertainty needs"
     ):
         predict_with_uncertainty(a_model(), np.zeros((40, 40)), averaging=averaging)

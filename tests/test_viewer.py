@@ -199,7 +199,7 @@ def test_saved_run_predicts_the_same_and_is_opened_again(panel, viewer, pictures
     panel.save(tmp_path / "run")
     assert said(panel).startswith("Saved in"), said(panel)
     assert panel._network.value == str(tmp_path / "run")
-    panel._network.value = "what is painted"
+    panel._network.value = "learnt from strokes"
     panel.segment()
     wait(lambda: not panel._worker)
     found = viewer.layers["cells probability of cell"].data
@@ -269,7 +269,7 @@ def test_nothing_to_work_on(panel, viewer):
     panel.measure()
     assert said(panel) == "Choose an image and a layer of cells."
     panel.annotate()
-    assert "Begin with Paint and train" in said(panel)
+    assert "First press Paint and train" in said(panel)
     panel.save("nowhere")
     assert "nothing to save yet" in said(panel)
 

@@ -111,7 +111,7 @@ def _wanted(field: dataclasses.Field, value: Any) -> str:
     if field.type is int and {"at_least", "at_most"} <= bounds.keys():
         return f"a whole number from {bounds['at_least']} to {bounds['at_most']}"
     if broken and {"at_least", "below"} <= bounds.keys():
-        return f"in [{bounds['at_least']}, {bounds['below']})"
+        return f"at least {bounds['at_least']} and below {bounds['below']}"
     return ", ".join(broken) or _TYPES[field.type]
 
 

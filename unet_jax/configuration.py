@@ -35,7 +35,7 @@ class TrainSettings:
       average_over: share of the steps so far over which the parameters are averaged; the average is
         used for validation, checkpoints and prediction. 0 = only the last parameters.
       validate_every: steps between two validations, each of which saves a checkpoint.
-      start_from: fine-tuning: the --workdir of a run whose best step to start from, or a network
+      start_from: fine-tuning: the --workdir of a run, whose best step is the start, or a network
         of the package, see `unet_jax.pretrained`; empty = random (Sect. 3). All layers are taken
         over, except the first one if the number of channels differs, and the last one if the number
         of classes differs. Width and depth must be those of that run.

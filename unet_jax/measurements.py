@@ -22,7 +22,7 @@ def measure(
     Args:
       image: real [H, W] or [H, W, C].
       cells: int [H, W], the cell each pixel belongs to, 0 = none.
-      pixel_size: of a pixel in micrometres, or its width and height; None = unknown.
+      pixel_size: the side of a pixel in micrometres, or its width and height; None = unknown.
       probability: float [H, W, classes] in [0, 1], from `predict_tiled`, for the last columns.
 
     Returns:

@@ -70,7 +70,7 @@ class UNet(nn.Module):
     width: int = setting(64, at_least=1, at_most=4096)
     depth: int = setting(5, at_least=1, at_most=8)
     classes: int = setting(2, at_least=2, at_most=4096)
-    dropout_rate: float = setting(0.5, at_least=0, below=1, wanted="in [0, 1)")
+    dropout_rate: float = setting(0.5, at_least=0, below=1, wanted="at least 0 and below 1")
     dtype: Any = setting(
         "float32", one_of=("float32", "bfloat16"), wanted="auto, float32 or bfloat16"
     )

@@ -128,7 +128,9 @@ def predict_tiled(
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            logger.warning("Out of memory with %d tile(s) of side %d.", batch_size, fitting)
+            logger.warning(
+                "Out of memory with %d tile(s) of side %d; trying less.", batch_size, fitting
+            )
     raise MemoryError(
         f"Not even one tile of side {fitting} fits into memory; a network with a smaller "
         "model.width needs less."

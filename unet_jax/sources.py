@@ -144,4 +144,4 @@ def read_data(values: Mapping[str, Any]) -> Data:
         if kind.source == name:
             return read(kind, values, "config.data")
     known = "isbi2012, cell_tracking, folder or synthetic"
-    raise InputError(f"data.source must be {known}, not {name!r}.")
+    raise InputError(f"config.data.source must be {known}, not {name!r}.")

@@ -43,7 +43,7 @@ def predict_with_uncertainty(
       of the classes' variances. A spread below 0.001 may be rounding.
 
     Raises:
-      ValueError: there is only one opinion; otherwise as `predict_tiled`.
+      ValueError: there is only one prediction to compare; otherwise as `predict_tiled`.
 
     Examples:
       >>> import unet_jax
@@ -54,8 +54,8 @@ def predict_with_uncertainty(
     """
     if not has_opinions(model, averaging):
         raise ValueError(
-            "A single network has only one opinion: uncertainty needs averaging=symmetries, or an "
-            "ensemble, such as that of a cross-validation."
+            "A single network gives only one prediction: uncertainty needs averaging=symmetries, "
+            "or an ensemble, such as that of a cross-validation."
         )
     shape = *image.shape[:2], model.network.classes
     mean = np.empty(shape, np.float32) if out is None else out

@@ -457,9 +457,7 @@ def test_masks_of_one_class_only(refusals, arguments, trained, folder, only):
     for file in (folder / "masks").iterdir():
         tifffile.imwrite(file, np.full((HEIGHT, WIDTH), only, np.uint8))
     ((line,),) = refusals(ways=["train.py"]).values()
-    assert line.startswith(
-        f"All pixels of the train split that count are of class {only}, so there"
-    )
+    assert line.startswith(f"All annotated pixels of the train split are of class {only}, so there")
     shutil.copytree(trained, folder / "run")
     assert call("eval.py", *arguments["eval.py"])[0] == 0
     assert_finite(folder)
@@ -469,7 +467,9 @@ def test_masks_that_are_ignored_everywhere(refusals, folder):
     for file in (folder / "masks").iterdir():
         tifffile.imwrite(file, np.full((HEIGHT, WIDTH), 255, np.uint8))
     ((line,),) = refusals("--config.data.ignore_value=255", ways=["train.py"]).values()
-    assert line.startswith("All pixels of the train split are ignored, expected some that count; ")
+    assert line.startswith(
+        "All pixels of the train split are ignored, expected some annotated ones; "
+    )
 
 
 # Row: smaller than the receptive field, 1 pixel, odd sizes, long thin.

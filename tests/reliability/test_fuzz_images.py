@@ -491,7 +491,7 @@ def test_lzw_codes_that_lead_to_memory_never_written_are_refused(tmp_path, codes
     elif LZW_IS_UNSAFE:
         assert found == "page 0 cannot be decoded because its LZW data is damaged"
     else:
-        assert found.startswith("cannot be decoded, it is damaged (")
+        assert found.startswith("cannot be decoded because it is damaged (")
 
 
 @pytest.mark.parametrize("is_old", [False, True])

@@ -69,5 +69,5 @@ def test_other_pixels_in_the_test_split_are_noticed(tiny_config, tmp_path, monke
 
     monkeypatch.setattr(images, "read_splits", changed)
     evaluate(tmp_path / "run")
-    assert "picture 5: its pixels are not those of the training run's data" in caplog.text
+    assert "picture 5: its image or mask has changed since the training" in caplog.text
     assert "picture 6" not in caplog.text

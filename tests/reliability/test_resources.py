@@ -47,7 +47,7 @@ def test_smaller_tiles_are_tried_and_that_is_said(model, monkeypatch, caplog):
     first = choose_tile_side(model.network, *image.shape)
     monkeypatch.setattr(overlap_tile_module, "tile_probabilities", tiles_up_to(140))
     found = predict_tiled(model, image)
-    assert f"Out of memory with 1 tile(s) of side {first}." in caplog.text
+    assert f"Out of memory with 1 tile(s) of side {first};" in caplog.text
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_fewer_tiles_at_a_time_come_before_smaller_ones(model, monkeypatch, capl
     monkeypatch.setattr(overlap_tile_module, "tile_probabilities", limited)
     predict_tiled(model, np.eye(60), tile_side=44)
     assert seen[0] == (4, 44) and set(seen[1:]) == {(1, 44)}
-    assert "Out of memory with 4 tile(s) of side 44." in caplog.text
+    assert "Out of memory with 4 tile(s) of side 44;" in caplog.text
 
 
 def test_no_tile_fits(model, monkeypatch):

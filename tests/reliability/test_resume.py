@@ -97,7 +97,9 @@ def test_more_steps_are_no_conflict_and_fewer_are(tiny_config, workdir, caplog):
     assert [r["step"] for r in rows(workdir) if "loss" in r] == list(range(1, 13))
     tiny_config.train.steps = 10
     lines = refused(tiny_config, workdir, allow_change=["config.train.steps"])
-    assert lines == (f"{workdir}: this run is already at step 12.",)
+    assert lines == (
+        f"{workdir}: this run is already at step 12; give at least as many --config.train.steps.",
+    )
 
 
 def test_another_network_is_refused_by_its_first_difference(tiny_config, workdir):

@@ -83,11 +83,11 @@ def read_sequence(
         another size, or cannot be read, with a line for each.
     """
     if truth not in _TRUTHS:
-        raise InputError(f"data.truth must be gold or silver, not {truth!r}.")
+        raise InputError(f"config.data.truth must be gold or silver, not {truth!r}.")
     folder = dataset / f"{sequence}_{_TRUTHS[truth]}" / "SEG"
     problems = Problems()
-    images = _numbered(dataset / sequence, r"t(\d+)\.tif", problems)
-    masks = _numbered(folder, r"man_seg(\d+)\.tif", problems)
+    images = _numbered(dataset / sequence, "t", problems)
+    masks = _numbered(folder, "man_seg", problems)
     if not (images and masks):
         problems.raise_all()
     known = {"all", *(f"{sequence}/{number}" for number in masks)}
@@ -95,7 +95,7 @@ def read_sequence(
         with problems.collected():
             if name not in known and (name.startswith(f"{sequence}/") or "/" not in name):
                 raise InputError(
-                    f"data.partly_annotated holds {name!r}, but {folder} has no such frame."
+                    f"config.data.partly_annotated holds {name!r}, but {folder} has no such frame."
                 )
     examples = []
     for number, path in masks.items():
@@ -113,16 +113,17 @@ def read_sequence(
     return examples
 
 
-def _numbered(folder: Path, pattern: str, problems: Problems) -> dict[str, Path]:
-    """Files of a folder by the number in their names, ascending; a problem if there are none."""
+def _numbered(folder: Path, prefix: str, problems: Problems) -> dict[str, Path]:
+    """Files of a folder by the number after the prefix, ascending; a problem if there are none."""
     files = {}
     with problems.collected():
         if not folder.is_dir():
             raise InputError(f"{folder}: is not a folder; expected the challenge's layout.")
-        matches = {path: re.fullmatch(pattern, path.name) for path in folder.iterdir()}
+        names = re.compile(rf"{prefix}(\d+)\.tif")
+        matches = {path: names.fullmatch(path.name) for path in folder.iterdir()}
         files = {match[1]: path for path, match in matches.items() if match}
         if not files:
-            raise InputError(f"{folder}: holds no frame, expected names like {pattern}.")
+            raise InputError(f"{folder}: holds no frame, expected names like {prefix}000.tif.")
     return dict(sorted(files.items(), key=lambda item: int(item[0])))
 
 

@@ -122,7 +122,7 @@ def _rows(
         "images": f"{len(findings)}",
         "height x width, pixels": _span(*("{} x {}".format(*s) for s in (sizes[0], sizes[-1]))),
         "channels": f"{findings[0].channels}",  # the same for all, see the readers
-        "numbers": ", ".join(sorted({f.dtype for f in findings})),
+        "pixel type": ", ".join(sorted({f.dtype for f in findings})),
         "grey values": _span(
             f"{min(f.low for f in findings):g}", f"{max(f.high for f in findings):g}"
         ),
@@ -140,7 +140,7 @@ def _rows(
         rows["cell diameter, median"] = f"{np.median(diameters):.0f}"
         rows["    smallest to largest"] = _span(f"{diameters.min():.0f}", f"{diameters.max():.0f}")
     if 0 in gaps:
-        rows["smallest gap between cells"] = f"0, they touch in {gaps.count(0)}"
+        rows["smallest gap between cells"] = f"0; cells touch in {gaps.count(0)}"
     elif np.isfinite(min(gaps)):
         rows["smallest gap between cells"] = f"{min(gaps):.0f}"
     return rows
@@ -189,8 +189,8 @@ def _strange_values(
         [f for f in findings if f.like_a_mask],
         findings,
         "images",
-        "they hold at most two grey values, are equal to their mask, or are 0 exactly where it is "
-        "0; are they masks, or empty?",
+        "they hold at most two grey values, are equal to their mask, or are 0 exactly where the "
+        "mask is 0; are they masks, or empty?",
     )
     found += _said_of(
         scattered,
@@ -204,7 +204,8 @@ def _strange_values(
             [f for f in findings if f.pixels[label] and f.pixels[label] == f.pixels[:-1].sum()],
             findings,
             "masks",
-            f"they hold nothing but {name!r}; this is right only if their images do, too.",
+            f"they hold nothing but {name!r}; this is right only if their images show nothing "
+            "else.",
         )
     return found
 
@@ -268,8 +269,8 @@ def _few_pixels(findings: list[Finding], images: int, config: Configuration) -> 
     if images >= 5 or tiles >= 20:
         return []
     return [
-        f"There are only {images} training image(s), with the pixels of {tiles:.1f} tiles: little "
-        "to learn from."
+        f"There are only {images} training image(s), with as many pixels as {tiles:.1f} tiles, "
+        "which is little to learn from."
     ]
 
 

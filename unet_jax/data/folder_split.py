@@ -40,8 +40,8 @@ def split_by_stem(
     """
     if not (0 < validation_fraction < 1 and 0 < test_fraction < 1 and seed >= 0):
         raise InputError(
-            f"validation_fraction {validation_fraction}, test_fraction {test_fraction} and the"
-            f" split's seed {seed}: expected fractions in (0, 1) and a seed of 0 or more"
+            f"validation_fraction {validation_fraction}, test_fraction {test_fraction} and "
+            f"split_seed {seed}: expected fractions between 0 and 1 and a seed of 0 or more"
         )
     names = names_of(examples)
     files: dict[str, list[int]] = {}
@@ -75,9 +75,9 @@ def _divided(
     train = len(groups) - validation - test
     if train < 1:
         raise InputError(
-            f"{len(groups)} {kind} cannot be split into training, validation_fraction"
-            f" {validation_fraction} and test_fraction {test_fraction}; expected at least one for"
-            " each"
+            f"{len(groups)} {kind} cannot be split into training, validation and test with "
+            f"validation_fraction {validation_fraction} and test_fraction {test_fraction}; "
+            "expected at least one for each"
         )
     return {
         "train": groups[:train],
@@ -124,9 +124,10 @@ def _cut(
         if ends[0] < _LEAST:
             height, width = page.labels.shape
             raise InputError(
-                f"{page.name}: {height} x {width} pixels are too few to be cut into training,"
-                f" validation_fraction {validation_fraction} and test_fraction {test_fraction},"
-                f" expected at least {_LEAST} rows or columns for each, or at least 3 files"
+                f"{page.name}: {height} x {width} pixels are too few to be cut into training, "
+                f"validation and test with validation_fraction {validation_fraction} and "
+                f"test_fraction {test_fraction}, expected at least {_LEAST} rows or columns for "
+                "each, or at least 3 files"
             )
         for blocks, start, end in zip(parts.values(), (0, *ends), ends, strict=False):
             blocks.append(_block(page, start, end))

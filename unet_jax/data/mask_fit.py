@@ -54,8 +54,8 @@ def misfits(examples: list[Example]) -> list[str]:
         image, mask = mixed[0]
         return [
             f"{len(mixed)} of {len(compared)} masks ({listed([names[i] for i, _ in mixed], 3)}): "
-            f"masks of other images fit better, for {names[image]} that of {names[mask]}; compare "
-            "the names of images and masks."
+            f"masks of other images fit better, for {names[image]} that of {names[mask]}; check "
+            "that the names of images and masks match."
         ]
     cells = [_middle(e.instances, step) for e in compared]
     if sum(len(np.unique(c[c > 0])) for c in cells) < _FEW_CELLS:

@@ -224,7 +224,9 @@ def _advice(remedies: list[str], values: set[int], connected: bool) -> str:
             "; no rule fits all masks; if they are classes, number them from 0 to"
             f" {len(values) - 1}"
         )
-    return ": most of them lie in several pieces, like grey values; no rule fits all masks"
+    return (
+        ": most of them occur in several separate pieces, like grey values; no rule fits all masks"
+    )
 
 
 def _notice_classes(
@@ -249,7 +251,10 @@ def _notice_cells(
     """Warns if numbers that are read as cells look as if they meant something else."""
     top = max(values)
     if not connected and each_one:
-        logger.warning("%s: each mask holds at most one cell; 'binary' finds several", folder)
+        logger.warning(
+            "%s: each mask is read as at most one cell; mask_rule 'binary' would find several",
+            folder,
+        )
     elif _is_mark(top, values):
         logger.warning(
             "%s: %d is read as a cell; if it means not annotated, set ignore_value to %d",
@@ -258,7 +263,8 @@ def _notice_cells(
     elif not connected:
         is_few = len(values) > 1 and top < _FEW
         logger.warning(
-            "%s: most numbers lie in several pieces, and each is read as one cell%s",
+            "%s: most numbers occur in several separate pieces, but each number is read as one "
+            "cell%s",
             *(folder, "; 'classes' reads them as classes" if is_few else ""),
         )
 

@@ -59,8 +59,8 @@ def find_files(folder: str | os.PathLike, problems: Problems) -> dict[str, Path]
             folders = [path.name for path in present if any(map(has_image_suffix, path.glob("*")))]
             if folders:
                 raise InputError(
-                    f"{folder}: holds no image itself, but its folder(s)"
-                    f" {listed(sorted(folders), 3)} do; expected such a folder"
+                    f"{folder}: holds no image itself, but its subfolder(s)"
+                    f" {listed(sorted(folders), 3)} do; give one of these"
                 )
             found = f"holds {listed(others, 3)}, but no image" if others else "holds no image"
             raise InputError(f"{folder}: {found}, expected {', '.join(SUFFIXES)}")

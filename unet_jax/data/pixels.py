@@ -169,12 +169,15 @@ def _read_numbers(path: Path) -> np.ndarray:
         mask = mask[..., :1]
     if mask.shape[-1] != 1:
         raise InputError(
-            f"{path}: has {mask.shape[-1]} channels, expected one, or R = G = B in all masks"
+            f"{path}: has {mask.shape[-1]} channels, expected one, or three that are equal "
+            "(R = G = B)"
         )
     low, high = float(mask.min()), float(mask.max())
     has_fractions = mask.dtype.kind == "f" and (mask % 1 != 0).any()
     if low < -(2**31) or high >= 2**31 or has_fractions:
-        remedy = "; threshold probabilities and soft edges" if has_fractions else ""
+        remedy = (
+            "; if these are probabilities or soft edges, threshold them" if has_fractions else ""
+        )
         raise InputError(
             f"{path}: holds mask values from {low:g} to {high:g}, expected whole numbers up to "
             f"{2**31 - 1:,}{remedy}"

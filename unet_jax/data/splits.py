@@ -56,11 +56,12 @@ def read_run(
     for split in ("train", "validation"):
         if not classes_in[split]:
             raise InputError(
-                f"All pixels of the {split} split are ignored, expected some that count; {remedy}."
+                f"All pixels of the {split} split are ignored, expected some annotated ones; "
+                f"{remedy}."
             )
     if len(classes_in["train"]) == 1:
         raise InputError(
-            f"All pixels of the train split that count are of class {classes_in['train'].pop()}, so"
+            f"All annotated pixels of the train split are of class {classes_in['train'].pop()}, so"
             f" there is nothing to learn; {remedy}."
         )
     for split in ("validation", "test"):
@@ -201,8 +202,8 @@ def _split_sequences(data: CellTracking) -> dict[str, Examples]:
         raise InputError(*problems)
     if not 2 <= every <= len(annotated):
         raise InputError(
-            f"data.validation_every must be between 2 and the {len(annotated)} annotated frames of "
-            f"sequence {data.train_sequence}, not {every}."
+            f"config.data.validation_every must be between 2 and the {len(annotated)} annotated "
+            f"frames of sequence {data.train_sequence}, not {every}."
         )
     validation = annotated[every - 1 :: every]
     held_out = {example.name for example in validation}
@@ -226,6 +227,7 @@ def _ranges(data: Isbi2012 | Synthetic, count: int) -> dict[str, slice]:
     for split, (first, stop) in ranges.items():
         if not 0 <= first < stop <= count:
             raise InputError(
-                f"data.{split} = ({first}, {stop}) is not a range within the {count} examples."
+                f"config.data.{split} = ({first}, {stop}) is not a range within the {count} "
+                "examples."
             )
     return {split: slice(*both) for split, both in ranges.items()}

@@ -73,7 +73,9 @@ def candidate(
     split = "images" if images else split
     result = Candidate(given, workdir, members, settings, is_tuned(workdir), log, split, selection)
     if all((example.labels == IGNORED).all() for example in result.examples):
-        raise InputError(f"{selection.words}: all pixels are ignored, expected some that count.")
+        raise InputError(
+            f"{selection.words}: all pixels are ignored, expected some annotated ones."
+        )
     return result
 
 

@@ -35,8 +35,9 @@ def compare(
     """Scores several networks on the same images; writes `comparison.html` and `comparison.json`.
 
     Args:
-      workdirs: the folders of two or more training runs, or networks of the package. Scored are the
-        images that all of them left out, with the same name, content and mask, or those given.
+      workdirs: the folders of two or more training runs, or networks of the package. The
+        images that all of them left out, with the same name, content and mask, are scored, or those
+        given.
       step: see `evaluate`.
       averaging: see `evaluate`.
       split: see `evaluate`.
@@ -58,8 +59,8 @@ def compare(
     pretrained = [is_pretrained(run_folder(workdir)) for workdir in workdirs]
     if any(pretrained) and not images or pretrained[0] and not out:
         raise InputError(
-            f"{names[pretrained.index(True)]}: comes with the package, where nothing is written; "
-            "give --images, --labels and --out."
+            f"{names[pretrained.index(True)]}: comes with the package, and nothing is written to "
+            "it; give --images, --labels and --out."
         )
     runs = [
         candidate(

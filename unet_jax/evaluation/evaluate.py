@@ -59,7 +59,7 @@ def evaluate(
     ways, folder = checked_averaging(averaging), run_folder(workdir)
     if is_pretrained(folder) and not (images and out):
         raise InputError(
-            f"{folder.name}: comes with the package, where nothing is written; give --images, "
+            f"{folder.name}: comes with the package, and nothing is written to it; give --images, "
             "--labels and --out."
         )
     run = candidate(
@@ -74,7 +74,7 @@ def evaluate(
 def _folder(out: str | Path | None, usual: Path, overwrite: bool) -> Path:
     """The folder, after checking that results can be written to it."""
     if out is None and usual.is_symlink():
-        raise InputError(f"{usual}: is a link, expected a folder; or give --out.")
+        raise InputError(f"{usual}: is a link, expected a folder; replace it, or give --out.")
     return writable_folder(Path(out or usual), (_REPORT, _RECORD, _TABLE, _PICTURE), overwrite)
 
 

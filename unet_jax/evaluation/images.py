@@ -88,7 +88,7 @@ def select(
         words = f"images in {images}"
         return Selection(words, "evaluation_images", [Part(ensemble(members), own)])
     if split == "validation":
-        words = "images of the run's validation split, which chose its step"
+        words = "images of the run's validation split, used to choose its step"
         return Selection(words, "evaluation_validation", left_out(members))
     if split == "held_out":
         held_out = _of_run(members[0], "test")
@@ -150,7 +150,7 @@ def _of_run(model: Model, split: str) -> list[Example]:
     for example in found:
         digest = sha256(example)
         if training.data.get(example.name, digest) != digest:
-            logger.warning("%s: its pixels are not those of the training run's data.", example.name)
+            logger.warning("%s: its image or mask has changed since the training.", example.name)
     return found
 
 

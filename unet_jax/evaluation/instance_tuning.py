@@ -112,8 +112,8 @@ def tune_instances(
     workdir = run_folder(workdir)
     if is_pretrained(workdir):
         raise InputError(
-            f"{workdir.name}: comes with the package, where nothing is written; tune a run of your "
-            "own, such as one that starts from it."
+            f"{workdir.name}: comes with the package, and nothing is written to it; tune a run of "
+            "your own, such as one that starts from it."
         )
     parts = left_out(load_members(workdir, step))
     writable_folder(workdir, (SETTINGS,), overwrite)

@@ -67,11 +67,14 @@ METRICS = {
         "cells found / (cells found + false ones + missed ones), where a cell is found if its "
         "intersection over union with one of the result is at least 0.5",
     ),
-    "ap_75": Metric("AP at IoU 0.75", "", True, "the same, with at least 0.75"),
+    "ap_75": Metric("AP at IoU 0.75", "", True, "as AP at IoU 0.5, but with at least 0.75"),
     "ap": Metric("mean AP, IoU 0.5 to 0.95", "AP", True, "mean of the AP at 0.5, 0.55, ..., 0.95"),
-    "f1": Metric("F1 at IoU 0.5", "F1", True, "harmonic mean of the next two"),
+    "f1": Metric("F1 at IoU 0.5", "F1", True, "harmonic mean of precision and recall"),
     "precision": Metric(
-        "precision at IoU 0.5", "", True, "share of the cells found that are annotated"
+        "precision at IoU 0.5",
+        "",
+        True,
+        "share of the cells in the result that match an annotated one",
     ),
     "recall": Metric("recall at IoU 0.5", "", True, "share of the annotated cells that are found"),
     "panoptic_quality": Metric(

@@ -91,7 +91,9 @@ def decoding(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # damaged files raise some twenty kinds
-        raise refusal(path, f"cannot be decoded, it is damaged ({one_line(error)})") from error
+        raise refusal(
+            path, f"cannot be decoded because it is damaged ({one_line(error)})"
+        ) from error
 
 
 def check_declared(path: Path, declared: int) -> None:

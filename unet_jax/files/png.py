@@ -48,7 +48,7 @@ def decode_png(path: Path, is_mask: bool) -> tuple[np.ndarray, bool]:
             # Where a chunk is wrong, the text is gone and its bytes are arbitrary.
             is_text = str(error).isprintable() and not isinstance(error, UnicodeError)
             reason = one_line(error) if is_text else "a chunk is out of place or of a wrong size"
-            raise refusal(path, f"cannot be decoded, it is damaged ({reason})") from error
+            raise refusal(path, f"cannot be decoded because it is damaged ({reason})") from error
     if is_number:
         pixels //= 255 // (2**bits - 1)  # libpng scales grey to 0..255
     return pixels.reshape(1, height, width, channels), channels in (2, 4)

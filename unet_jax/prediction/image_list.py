@@ -35,7 +35,8 @@ def image_files(images: str | Path, output: Path) -> list[Path]:
         raise _no_image(images, found, folders, others)
     if others:
         logger.warning(
-            "%s: %d file(s) are left out, %s: %s", images, len(others), _EXPECTED, _first(others)
+            "%s: %d file(s) are left out, because only %s are read: %s",
+            *(images, len(others), ", ".join(SUFFIXES), _first(others)),
         )
     problems = []
     by_name: dict[str, Path] = {}
@@ -102,7 +103,7 @@ def _no_image(
     if filled:
         inner = shlex.quote(f"{images}/*/*" if path.is_dir() else f"{images}/*")
         return InputError(
-            f"{images}: holds no image itself, but its folder(s) {_first(filled)} do; to predict"
+            f"{images}: holds no image itself, but its subfolder(s) {_first(filled)} do; to predict"
             f" these, give --images={inner}"
         )
     if others or folders:

@@ -112,8 +112,8 @@ def predict_files(
     model = checkpoint.load(workdir, step)
     if "uncertainty" in kinds and not has_opinions(model, averaging):
         raise InputError(
-            "uncertainty: a single network has only one opinion; give --averaging=symmetries, or "
-            "the folder of a cross-validation (--folds)."
+            "uncertainty: a single network gives only one prediction; give --averaging=symmetries, "
+            "or the folder of a cross-validation (--folds)."
         )
     settings = cell_settings(workdir)
     files = image_files(images, output)

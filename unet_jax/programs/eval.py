@@ -34,7 +34,7 @@ _CHECKPOINT = flags.DEFINE_string(
 _COMPARE = flags.DEFINE_multi_string(
     "compare",
     [],
-    "Instead of --checkpoint, given twice or more: the runs to compare on the images that all of "
+    "Give it twice or more, instead of --checkpoint: the runs to compare on the images that all of "
     "them left out.",
 )
 _STEP = flags.DEFINE_string(
@@ -51,9 +51,9 @@ _SPLIT = flags.DEFINE_enum(
     "split",
     "held_out",
     ["held_out", "validation", "test"],
-    "held_out: the test images of the run's configuration; validation: the images that chose its "
-    "step, and the left-out parts of a cross-validation; test: the ISBI 2012 challenge's own test "
-    "stack.",
+    "held_out: the test images of the run's configuration; validation: the images used to choose "
+    "its step, and the left-out parts of a cross-validation; test: the ISBI 2012 challenge's own "
+    "test stack.",
 )
 _IMAGES = flags.DEFINE_string(
     "images", None, "Folder of images to score instead of a split, such as my/images."

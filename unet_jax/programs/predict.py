@@ -52,11 +52,12 @@ _WRITE = flags.DEFINE_multi_enum(
         *("probabilities", "classes", "cells", "overlay"),
         *("table", "rois", "geojson", "uncertainty", "challenge"),
     ],
-    "What to write, given once for each: probabilities (of each class), classes (the most probable "
-    "one), cells (a number for each), overlay (a picture), table (measurements of the cells), rois "
-    "(outlines for ImageJ), geojson (outlines for QuPath), uncertainty (entropy and spread of "
-    "several views or networks), challenge (the probability of cell as the ISBI 2012 challenge "
-    "takes it). For a volume: classes and cells by default; probabilities and table on request.",
+    "What to write; give the flag once for each: probabilities (of each class), classes (the most "
+    "probable one), cells (a number for each), overlay (a picture), table (measurements of the "
+    "cells), rois (outlines for ImageJ), geojson (outlines for QuPath), uncertainty (entropy and "
+    "spread of several views or networks), challenge (the probability of cell as the ISBI 2012 "
+    "challenge takes it). For a volume: classes and cells by default; probabilities and table on "
+    "request.",
 )
 _STEP = flags.DEFINE_string(
     "step", "best", "best (by validation), latest, or a step's number such as 4000."
@@ -83,7 +84,7 @@ _PART = flags.DEFINE_string(
 _BLOCK_SIDE = flags.DEFINE_integer(
     "block_side",
     None,
-    "For a volume: side of a block in pixels; less needs less memory.",
+    "For a volume: side of a block in pixels; a smaller one needs less memory.",
     lower_bound=1,
 )
 flags.mark_flags_as_required(["checkpoint", "images"])

@@ -105,7 +105,7 @@ def cross_validate(
         raise InputError(f"--folds must be at least 2, not {folds}.")
     runs: list[Run] = []
     for fold in range(folds):
-        logger.info("Fold %d of 0 to %d", fold, folds - 1)
+        logger.info("Fold %d (of 0 to %d)", fold, folds - 1)
         options: dict[str, Any] = {
             "allow_change": allow_change,
             "command": command,

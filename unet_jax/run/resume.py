@@ -50,7 +50,10 @@ def resume_or_start(
         saved = checkpoint.describe(workdir, steps[-1])
         changes = _allowed_changes(workdir, saved.to_json(), record.to_json(), allowed)
         if record.training and steps[-1] > record.training.config.train.steps:
-            raise InputError(f"{workdir}: this run is already at step {steps[-1]}.")
+            raise InputError(
+                f"{workdir}: this run is already at step {steps[-1]}; give at least as many "
+                "--config.train.steps."
+            )
         state = checkpoint.restore(workdir, steps[-1], state)
     if writes():
         _take(workdir, steps, size=2 * sum(x.nbytes for x in jax.tree.leaves(state)))
@@ -66,7 +69,9 @@ def _take(workdir: Path, steps: list[int], size: int) -> None:
     probe(workdir, size)
     lock(workdir)
     if checkpoint.saved_steps(workdir) != steps:
-        raise InputError(f"{workdir}: another run has just written to it; start again.")
+        raise InputError(
+            f"{workdir}: another run has just written to it; run the same command again."
+        )
     for folder in checkpoint.remove_unfinished(workdir):
         logger.info("%s: removed an incomplete save.", folder)
 

@@ -66,18 +66,18 @@ def first_state(
     taken = len(params) - len(new)
     logger.info("Starting from %s, step %d: %d layers are taken over.", given, step, taken)
     for name, reason in new.items():
-        logger.info("  %s begins at random: %s.", name, reason)
+        logger.info("  %s starts with random weights: %s.", name, reason)
     if model.scale != scale:
         logger.info(
-            "  it saw its images at %g times their resolution, this run sees them at %g "
-            "(config.data.scale); it works best if objects have the same size in pixels.",
+            "  it was trained at %g times the resolution of its images, this run uses %g "
+            "(config.data.scale); this works best if objects have the same size in pixels in both.",
             *(model.scale, scale),
         )
     seen = _seen(model.training, held_out)
     if seen:
         logger.info(
-            "  it has seen %d of the %d images that this run validates or tests on, the first is "
-            "%s; their scores will be too good.",
+            "  it has already seen %d of the %d images that this run validates or tests on (such "
+            "as %s), so their scores will be too good.",
             *(len(seen), len(held_out), seen[0]),
         )
     average = state.average and jax.tree.map(jnp.copy, params)
@@ -110,13 +110,13 @@ def _source_model(
         )
     new: dict[str, str] = {}
     if model.channels != channels:
-        new[_FIRST] = f"its images have {model.channels} channel(s), these have {channels}"
+        new[_FIRST] = f"it takes {model.channels} channel(s), these images have {channels}"
     if theirs.classes != ours.classes:
         new[_LAST] = f"it has {theirs.classes} classes, this run has {ours.classes}"
     if configuration.train.freeze_contracting_path and _FIRST in new:
         raise InputError(
-            f"{source}: {new[_FIRST]}, so {_FIRST} begins at random and has to be trained; leave "
-            "config.train.freeze_contracting_path at False."
+            f"{source}: {new[_FIRST]}, so {_FIRST} starts with random weights and has to be "
+            "trained; leave config.train.freeze_contracting_path at False."
         )
     return model, new
 

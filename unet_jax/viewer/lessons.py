@@ -146,9 +146,9 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
                 taught = painted
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:  # it is gone
             if not desk.is_closed:
-                raise RunFailed("The training has ended by itself; is there enough memory?") from (
-                    error
-                )
+                raise RunFailed(
+                    "The training has stopped unexpectedly; is there enough memory?"
+                ) from (error)
         finally:
             process.terminate()
             with contextlib.suppress(BrokenPipeError):  # what it was not sent any more

@@ -33,7 +33,7 @@ from unet_jax.viewer.planes import Index, Planes, in_view, shown_index
 from unet_jax.viewer.results import Results, class_colours, kind_made_here, made_here, placed_like
 from unet_jax.viewer.segmentation import Found, Predicted, segment
 
-_PAINTED = "what is painted"
+_PAINTED = "learnt from strokes"
 # Errors that say in one sentence what to change.
 _EXPECTED = (ValueError, RuntimeError, MemoryError, OSError)  # ours and JAX's among them
 _MOST_WAITED = 10  # seconds, for a viewer that shows nothing any more
@@ -105,7 +105,7 @@ class Panel(Container):
                     _button("All images", self.segment_all),
                     _button("A folder...", self._ask(self.segment_folder)),
                 ),
-                Label(value="2. Paint strokes, from which it learns"),
+                Label(value="2. Paint strokes to train the network"),
                 self._names,
                 _row(_button("Paint and train", self.paint), _button("Stop", self.stop)),
                 self._brush,
@@ -168,7 +168,7 @@ class Panel(Container):
 
     def _begin_to_segment(self, layers: list[Any]) -> None:
         if self._worker:
-            self._tell("A segmentation is going on; cancel it, or wait for its end.")
+            self._tell("A segmentation is already running; cancel it, or wait until it has ended.")
         elif not layers or layers[0] is None:
             self._tell("There is no image to segment; open one first.")
         else:
@@ -217,10 +217,10 @@ class Panel(Container):
         """Segments the image files of a folder into FOLDER_results, as `predict.py` does."""
         name, output = self._network.value, Path(folder).with_name(f"{Path(folder).name}_results")
         if name == _PAINTED:
-            self._tell("Save what is painted as a run first; then choose the run as network.")
+            self._tell("First save the network as a run; then choose that run.")
             return
         if self._worker:
-            self._tell("A segmentation is going on; cancel it, or wait for its end.")
+            self._tell("A segmentation is already running; cancel it, or wait until it has ended.")
             return
 
         def work():
@@ -251,7 +251,7 @@ class Panel(Container):
         elif image is None:
             self._tell("There is no image to paint on; open one first.")
         elif len(set(names)) != len(names) or not 2 <= len(names) <= 254:
-            self._tell("Classes: expected at least two different names, divided by commas.")
+            self._tell("Classes: expected at least two different names, separated by commas.")
         elif Planes.of(image).are_large:
             self._tell(f"{image.name} is too large to paint on; crop it first.")
         else:
@@ -332,7 +332,7 @@ class Panel(Container):
         is_first = self._painting.learnt is None
         self._painting.learnt = learnt
         self._painting.results.write(*learnt.view, learnt.probabilities)
-        judged = f", {learnt.entropy:.2f} on left-out strokes" if learnt.entropy else ""
+        judged = f", {learnt.entropy:.2f} loss on left-out strokes" if learnt.entropy else ""
         self._tell(f"{learnt.steps} steps{judged}", is_problem=False)
         if is_first:
             self._network.reset_choices()
@@ -354,7 +354,7 @@ class Panel(Container):
         """
         painting, cells = self._painting, self._cells.value
         if not painting or cells is None or cells is painting.strokes:
-            self._tell("Begin with Paint and train, and choose a layer of cells.")
+            self._tell("First press Paint and train, and choose a layer of cells.")
         elif cells.data.shape != painting.strokes.data.shape:
             found, expected = ("x".join(map(str, x.data.shape)) for x in (cells, painting.strokes))
             self._tell(f"{cells.name} is {found}, expected {expected} like the image.")
@@ -381,7 +381,7 @@ class Panel(Container):
         index = shown_index(self._viewer, image)
         planes = Planes.of(image)
         if cells.data.shape != planes.shape:
-            self._tell(f"{cells.name} has another shape than {image.name}.")
+            self._tell(f"{cells.name} does not have the shape of {image.name}.")
             return
         size = image.scale[-2:][::-1] if str(image.units[-1]) == "micrometer" else None
         with self._one_sentence():

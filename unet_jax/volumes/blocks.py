@@ -362,8 +362,8 @@ def _pixels(job, array, block, part):
         return _region(array, block, part).read().result()
     except Exception as error:  # TensorStore raises many kinds
         raise InputError(
-            f"{place(job, block)}: what was written around it cannot be read ({one_line(error)}); "
-            "delete that file and repeat the command"
+            f"{place(job, block)}: the results written for it or its neighbours cannot be read "
+            f"({one_line(error)}); delete the damaged file and run the command again"
         ) from error
 
 
@@ -408,5 +408,6 @@ def _read(job: Job, name: str) -> dict[str, Any]:
         return dict(np.load(file, allow_pickle=False))
     except Exception as error:  # of the codec, of the archive, of NumPy
         raise InputError(
-            f"{job.output}/{name}: is damaged or missing; delete it and repeat the command"
+            f"{job.output}/{name}: is damaged or missing; delete it if it exists, and run the "
+            "command again"
         ) from error

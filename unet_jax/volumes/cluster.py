@@ -49,8 +49,9 @@ def local_workers(count: int) -> Iterator[Client]:
     """
     if jax.default_backend() != "cpu":
         raise InputError(
-            "--workers share the cores of a CPU; start a Dask worker for each accelerator, and "
-            "give its --scheduler, see docs/large.md."
+            "--workers share the cores of a CPU and are not for accelerators; start a Dask worker "
+            "for each accelerator, and give the address of its scheduler as --scheduler, see "
+            "docs/large.md."
         )
     variables = {
         "NPROC": str(max(cpu_cores() // count, 1)),  # of threads that JAX computes with

@@ -256,8 +256,8 @@ def fill_block(
         pixels = below[tuple(source)].read().result()
     except Exception as error:  # TensorStore raises many kinds
         raise InputError(
-            f"A block of the level below cannot be read ({one_line(error)}); delete that file and "
-            "repeat the command"
+            f"A block of the next finer level cannot be read ({one_line(error)}); delete the "
+            "damaged file and run the command again"
         ) from error
 
     def quarter(row: int, column: int) -> np.ndarray:

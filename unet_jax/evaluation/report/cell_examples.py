@@ -17,7 +17,7 @@ _MARGIN = 24  # pixels around a cell
 _SIDE, _LARGEST_SIDE = 192, 384  # pixels of a picture
 #: What the kinds of errors mean, by name.
 KINDS = {
-    "missed": "annotated cells that are not found, or only too small a part of them",
+    "missed": "annotated cells that are not found, or of which too small a part is",
     "false": "found cells where none is annotated, or with the wrong outline",
     "split": "annotated cells that are found as several cells",
     "merged": "found cells that cover several annotated cells",

@@ -81,7 +81,7 @@ def score_rows(
         ("IoU", "intersection_over_union", "intersection over union of the pixels for which this "),
         ("Dice", "dice", "twice the intersection over the sum of the pixels for which this "),
     ):
-        meaning += "class is the most probable"
+        meaning += "class is the most probable and those annotated as it"
         for name in evaluation.training.config.class_names:
             values = [getattr(scores.classes, measure).get(name) for scores in every.values()]
             rows.append(
