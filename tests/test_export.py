@@ -153,7 +153,7 @@ def test_channels_scale_and_a_small_example(tmp_path, no_network, monkeypatch):
     assert package.outputs[0].axes[1].channel_names == ["background", "cell body"]
     assert package.description.endswith("Shrink images to 0.5 times their size first.")
     assert package.authors[0].name == "A. Author" and str(package.license) == "CC-BY-4.0"
-    assert "resized to 0.5 of their height" in (tmp_path / "README.md").read_text()
+    assert "resized to 0.5 times their height" in (tmp_path / "README.md").read_text()
 
 
 def test_an_example_without_outliers_needs_no_gain(tmp_path):

@@ -148,7 +148,7 @@ def test_a_first_convolution_at_random_cannot_be_frozen(source):
 def test_another_scale_is_told(source, caplog):
     caplog.set_level(logging.INFO, "unet_jax")
     begin(source, random_state(), scale=0.5)
-    assert "at 1 times their resolution, this run sees them at 0.5" in caplog.messages[-1]
+    assert "at 1 times the resolution of its images, this run uses 0.5" in caplog.messages[-1]
 
 
 def test_a_frozen_step_is_a_plain_one_without_the_contracting_path():
