@@ -125,7 +125,7 @@ def test_each_part_does_what_it_says():
         assert np.allclose((centred**2).sum(0), ((still - 50) ** 2).sum(0), atol=1e-3)
         angle = np.degrees(np.arctan2(centred[0, 10, 20], centred[1, 10, 20]))
         assert abs(angle) <= 30.01
-        assert abs(tile(seed, elastic_pixels=1.0) - still).max() < 6
+        assert 0.5 < abs(tile(seed, elastic_pixels=1.0) - still).max() < 6
         zoomed = tile(seed, zoom_octaves=0.5) - 50
         factor = zoomed[0, 0, 0] / (still - 50)[0, 0, 0]
         np.testing.assert_allclose(zoomed, factor * (still - 50), atol=1e-4)
@@ -202,7 +202,7 @@ def test_grey_values_vary_by_one_factor_and_one_offset():
     varied = vary_grey_values(jax.random.key(1), image, settings)
     factor, offset = np.polyfit(image.ravel(), np.ravel(varied), 1)
     np.testing.assert_allclose(varied, factor * image + offset, atol=1e-5)
-    assert factor != 1 and offset != 0
+    assert abs(factor - 1) > 0.01 and abs(offset) > 0.01
 
 
 def test_plain_jitted_and_vmapped_agree():

@@ -44,14 +44,6 @@ def test_every_configuration_is_valid_and_says_how_to_run_it(name):
     assert f"--config={name} " in importlib.import_module(f"configs.{name}").__doc__
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_value_is_explained_in_one_place(name):
-    for part, values in config_of(name).items():
-        keys = [f"{part}.{key}" for key in values] if isinstance(values, ConfigDict) else [part]
-        for key in keys:
-            assert f"`{key}`" in PAGE
-
-
 def table_rows():
     """Of the page: the keys of a row, the configuration that its values are of, and those."""
     rows, config = [], None

@@ -198,6 +198,7 @@ def test_bad_input_writes_nothing(workdir, tmp_path):
     before = (out / "unet_run.onnx").read_bytes()
     with pytest.raises(InputError, match="unet_run.onnx: exists already; use --overwrite"):
         export(workdir, output=out)
+    (out / "unet_run.onnx").write_bytes(b"old")
     export(workdir, output=out, overwrite=True)
     assert (out / "unet_run.onnx").read_bytes() == before
 

@@ -154,7 +154,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
     [
         ("model.width", 0, "model.width must be a whole number from 1 to 4096, not 0"),
         ("model.depth", 0, "model.depth"),
-        ("model.classes", 1, "model.classes"),
+        ("model.classes", 1, "model.classes must be"),
         ("model.dropout_rate", 1.0, "model.dropout_rate"),
         ("model.dtype", "int8", "float32 or bfloat16"),
         ("model.classes", 3, "class_names must be 3 different names in quotes, as many as"),
@@ -162,7 +162,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("class_colours", ("black",), "class_colours must be 2 colours .* not .'black',."),
         ("class_colours", ("black", "rot"), "class_colours must be 2 colours such as '#ff8000'"),
         ("train.tile_side", 45, r"\[44, 46\]"),
-        ("train.steps", 0, "train.steps"),
+        ("train.steps", 0, "train.steps must be"),
         ("train.batch_size", 0, "train.batch_size"),
         ("optimiser.warmup_steps", 12, "optimiser.warmup_steps"),
         ("optimiser.momentum", 1.0, "optimiser.momentum"),
@@ -201,6 +201,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny_config, tmp_path):
     [
         (12, r"Step \d+: the loss is .* at a learning rate of .*; no step was saved"),
         (2, r"Step 2: the network's output is no longer finite, at a learning rate of"),
+        (1, r"Step 2: the network's output is no longer finite, at a learning rate of"),
     ],
 )
 def test_an_infinite_loss_stops_and_keeps_the_last_good_step(
@@ -210,8 +211,9 @@ def test_an_infinite_loss_stops_and_keeps_the_last_good_step(
     tiny_config.train.validate_every = validate_every
     with pytest.raises(RunFailed, match=message):
         fit(tiny_config, tmp_path / "run")
-    for step in checkpoint.saved_steps(tmp_path / "run"):
-        params = load(tmp_path / "run", step).params
+    assert checkpoint.saved_steps(tmp_path / "run") == ([1] if validate_every == 1 else [])
+    if validate_every == 1:
+        params = load(tmp_path / "run", 1).params
         assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
 
 

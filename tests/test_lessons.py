@@ -1,5 +1,7 @@
 """What stands behind the napari plugin and needs no viewer."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -112,7 +114,14 @@ def test_a_process_that_ends_by_itself_is_reported(stack):
         list(lessons)
 
 
-def test_what_the_process_refuses_is_said_here(stack, tmp_path):
+def test_what_the_process_refuses_is_said_here(stack):
+    model = dataclasses.replace(unet_jax.load("membranes"), scale=0.5)
+    desk = Desk(Planes("layer", stack, False), View((0,), *VIEW), start_process())
+    with pytest.raises(InputError, match="sees images at 0.5 times their resolution"):
+        next(learn(model, 2, desk))
+
+
+def test_what_cannot_be_learnt_from_is_refused(stack, tmp_path):
     desk = Desk(Planes("layer", stack, False), View((0,), *VIEW), start_process())
     with pytest.raises(InputError, match="no checkpoint"):
         next(learn(str(tmp_path), 2, desk))

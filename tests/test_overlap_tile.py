@@ -276,9 +276,12 @@ def test_bad_settings_are_refused(paper):
         predict_tiled(paper, image, averaging="mean")
 
 
-def test_progress_bar_only_on_long_work(small, capfd):
-    predict_tiled(small, picture(40, 40))
-    assert not capfd.readouterr().err
+def test_progress_bar_only_on_long_work(small, monkeypatch):
+    bars = []
+    monkeypatch.setattr(overlap_tile, "tqdm", lambda tiles, **how: bars.append(how) or tiles)
+    predict_tiled(small, picture(40, 90), tile_side=44)
+    (bar,) = bars
+    assert bar["delay"] == 3 and bar["total"] == 2 * 4  # tiles of 26 pixels
 
 
 @pytest.mark.parametrize("averaging", ["none", "symmetries"])

@@ -179,7 +179,7 @@ def test_metadata_that_are_damaged_or_count_other_pages_are_refused(tmp_path, xm
     begun = time.perf_counter()
     with pytest.raises(InputError) as caught:
         read_image(path)
-    assert time.perf_counter() - begun < 1
+    assert time.perf_counter() - begun < 30  # as many pages as declared would take for ever
     text = str(caught.value)
     assert text.startswith(f"{path}: holds 2 page(s), but its description says otherwise (")
     assert says in text and len(text.splitlines()) == 1

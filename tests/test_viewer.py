@@ -284,9 +284,10 @@ def test_strokes_of_one_class_alone(panel, viewer, pictures):
     start_painting(panel, viewer, pictures[0].image)
     layer = viewer.layers["cells strokes"]
     layer.paint((10, 10), 2)
-    wait(lambda: panel._painting.learnt is not None)
-    time.sleep(0.5)
-    QApplication.processEvents()
+    wait(lambda: panel._painting.learnt and not panel._painting.has_changed)
+    before = panel._painting.learnt.view
+    viewer.camera.zoom *= 4  # another view, for which it has to answer again
+    wait(lambda: panel._painting.learnt.view != before)
     assert panel._painting.learnt.steps == 0
 
 

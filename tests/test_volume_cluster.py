@@ -78,11 +78,12 @@ def dies_at_the_second(job, block):
 
 
 def test_a_scheduler_that_does_not_answer_or_has_no_workers_is_told(monkeypatch):
-    monkeypatch.setattr(cluster, "_PATIENCE", "1s")
-    for address in ("tcp://127.0.0.1:1", "nonsense://a"):
-        with pytest.raises(InputError, match=f"{address}: no scheduler answers"):
-            with cluster.workers_of(address):
-                pass
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "_PATIENCE", "1s")
+        for address in ("tcp://127.0.0.1:1", "nonsense://a"):
+            with pytest.raises(InputError, match=f"{address}: no scheduler answers"):
+                with cluster.workers_of(address):
+                    pass
     options = {"n_workers": 0, "host": "127.0.0.1", "dashboard_address": None}
     with distributed.LocalCluster(**options) as empty:
         with pytest.raises(InputError, match="has no workers yet"):

@@ -111,7 +111,7 @@ def test_after_kills_each_block_that_is_there_is_whole(tmp_path):
         "        array[z, :256, 256:].write(pixels).result()\n"
     )
     expected = np.random.default_rng(0).integers(1, 9, (256, 256), np.uint32)
-    for wait in (0.0, 0.003, 0.01, 0.02):
+    for wait in (0.0, 0.003, 0.01, 0.02, 0.5):
         worker = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -126,6 +126,7 @@ def test_after_kills_each_block_that_is_there_is_whole(tmp_path):
             assert (row, column) == (0, 1)
             block = out.image[0][z, :256, 256:].read().result()
             np.testing.assert_array_equal(block, expected)
+    assert finished(out.image[0])
 
 
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):

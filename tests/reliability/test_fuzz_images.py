@@ -36,7 +36,7 @@ from unet_jax.files.images import read_image, read_mask
 from unet_jax.files.tiff_pages import LZW_IS_UNSAFE
 
 SEED = int(os.environ.get("UNET_JAX_FUZZ_SEED", "0"))
-MAX_SECONDS = 10  # for one file
+MAX_SECONDS = 60  # for one file
 MAX_MEMORY = 300 * 2**20  # what reading them all may take beyond the libraries
 
 HEIGHT, WIDTH = 40, 50

@@ -62,7 +62,7 @@ ROOT = Path(__file__).parents[2]
 STEP = "000005"
 # In the name of what must not be touched, and in everything that must not be executed.
 MARK = "hostile_7c1e"
-SECONDS = 20
+SECONDS = 60
 PEAK_BYTES = 1.5 * 2**30  # a third of it is the program itself
 BEGINS = f"/{MARK}_begins"  # a file that is asked for, for strace to see
 
@@ -1102,8 +1102,11 @@ def test_attacks_load_as_harmless_or_are_refused(area):
     results = run_child("load", area, ATTACKS)
     assert list(complaints(results, "load")) == []
     # Going on with training reads the optimiser's state too.
-    ends = {result["restore"].split(":")[0] for result in results}
-    assert ends == {"loads", "refused"}
+    ends = {result["name"]: result["restore"].split(":")[0] for result in results}
+    assert {*ends.values()} == {"loads", "refused"}
+    for name, end in ends.items():  # it does not read the record
+        if ATTACKS[name][1] != "loads" and not name.startswith("described"):
+            assert end == "refused", name
     assert snapshot(area) == before
 
 

@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 
-SECONDS = 20
+SECONDS = 60
 
 VOLUMES = {name: np.full((2, 8, 9), 255, np.uint8) for name in isbi2012.MD5}
 

@@ -135,7 +135,7 @@ def test_asked_to_stop_it_saves_and_goes_on_identically(start, run, tmp_path, ti
         asked = time.monotonic()
         output, errors = process.communicate(timeout=60)
         assert process.returncode == 128 + number, errors
-        assert time.monotonic() - asked < (5 if times > 1 else 30)  # other tests may be at work
+        assert time.monotonic() - asked < 30  # other tests may be at work
         assert f"Stopped and saved after step {newest(workdir)}." in output
         assert newest(workdir) > before
     assert run("train.py", *options(workdir, steps, validate_every=1000))[0] == 0
@@ -198,8 +198,10 @@ def test_killed_evaluation_leaves_each_output_absent_or_complete(start, run, tmp
         for file in out.iterdir():
             file.unlink()
         process = start(*evaluation)
-        # Outputs are written at the end.
-        time.sleep(whole * (rng.uniform(0.6, 1) if kill % 3 else rng.uniform(0, 1)))
+        if kills == 1:
+            wait_for(lambda: complete_outputs(out), process)
+        else:  # outputs are written at the end
+            time.sleep(whole * (rng.uniform(0.6, 1) if kill % 3 else rng.uniform(0, 1)))
         process.kill()
         process.communicate()
         outcomes.add(len(complete_outputs(out)))

@@ -15,7 +15,8 @@ from unet_jax.files.output import complete, lock
 from unet_jax.run.fit import fit
 from unet_jax.run.log import read_log
 
-OUTPUTS = ["examples.png", "report.json", "report.html"]
+# In the order in which they are written.
+OUTPUTS = ["examples.png", "report.json", "report.csv", "report.html"]
 
 
 class Killed(BaseException):
@@ -46,7 +47,7 @@ with complete(Path({str(tmp_path / "file")!r})) as unfinished:
     assert (tmp_path / "file").read_text() == "own"
 
 
-@pytest.mark.parametrize("written", range(3))
+@pytest.mark.parametrize("written", range(4))
 def test_an_evaluation_that_ends_before_a_file_is_complete_does_not_show_it(
     tiny_config, tmp_path, monkeypatch, written
 ):

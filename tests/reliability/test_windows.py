@@ -205,12 +205,16 @@ def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch, number
     import errno
     import fcntl
 
+    asked = []
+
     def flock(*_):
+        asked.append(number)
         raise OSError(getattr(errno, number), "no locks")
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with unlocking():
         lock(tmp_path)
+    assert asked
 
 
 def test_a_stop_request_is_of_the_main_thread_only():
