@@ -206,6 +206,7 @@ def test_auto_is_what_the_device_is_fastest_in(monkeypatch):
         monkeypatch.setattr("jax.devices", lambda device=device: [device])
         found = read_configuration({"model": {"dtype": "auto", "width": 2}}).model
         assert (found.dtype, found.width) == (expected, 2), capability
+        assert Configuration(model=UNet(dtype="auto")).model.dtype == expected
     with pytest.raises(InputError, match="model.dtype must be auto, float32 or bfloat16, not f4"):
         read_configuration({"model": {"dtype": "f4"}})
 
@@ -213,6 +214,8 @@ def test_auto_is_what_the_device_is_fastest_in(monkeypatch):
 def test_a_part_that_is_no_group_of_values_is_told():
     with pytest.raises(InputError, match="config.model must be a group of values, not 3."):
         read_configuration({"model": 3})
+    with pytest.raises(InputError, match="config.data must be a group of values, not 'images'."):
+        read_configuration({"data": "images"})
 
 
 def test_the_em_configuration_is_the_paper():

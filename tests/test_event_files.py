@@ -55,6 +55,14 @@ def test_all_of_the_log_and_the_pictures(tiny_config, tmp_path):
     assert ("training/loss", 1) in scalars and ("training/loss", 8) in scalars
 
 
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_written(tiny_config, tmp_path):
+    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(InputError, match="tensorboard: cannot be written to"):
+        fit(tiny_config, tmp_path, tensorboard=True)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
 def test_without_it_nothing_is_written(tiny_config, tmp_path, monkeypatch):
     tiny_config.train.steps, tiny_config.train.validate_every = 4, 4
     fit(tiny_config, tmp_path)

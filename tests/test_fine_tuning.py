@@ -10,7 +10,7 @@ import pytest
 
 from tests.reliability.conftest import ROOT
 from tests.test_augmentation import OFF
-from tests.test_checkpoint import FIELDS, a_record, a_state, same_bits
+from tests.test_checkpoint import FIELDS, a_record, a_state, a_training, same_bits
 from tests.test_fit import interrupt_at, latest_state, log_without_time
 from tests.test_train_step import SCHEDULE, STEPS, a_batch
 from unet_jax import checkpoint, load
@@ -41,7 +41,7 @@ def random_state(network=NETWORK, channels=1):
     return create_train_state(jax.random.key(9), network, optimiser, channels)
 
 
-def begin(source, state, *, network=NETWORK, channels=1, scale=1.0, freeze=False):
+def begin(source, state, *, network=NETWORK, channels=1, scale=1.0, freeze=False, held_out=None):
     """What a run that has not been saved yet begins with."""
     configuration = Configuration(
         model=network,
@@ -50,7 +50,7 @@ def begin(source, state, *, network=NETWORK, channels=1, scale=1.0, freeze=False
         train=TrainSettings(start_from=str(source), freeze_contracting_path=freeze),
     )
     new = source / "there is no such run"
-    return first_state(new, state, configuration, channels=channels, held_out={})
+    return first_state(new, state, configuration, channels=channels, held_out=held_out or {})
 
 
 def test_everything_is_taken_over_from_the_best_step(source, caplog):
@@ -149,6 +149,16 @@ def test_another_scale_is_told(source, caplog):
     caplog.set_level(logging.INFO, "unet_jax")
     begin(source, random_state(), scale=0.5)
     assert "at 1 times the resolution of its images, this run uses 0.5" in caplog.messages[-1]
+
+
+def test_an_image_seen_with_another_mask_is_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "unet_jax")
+    training = replace(a_training(NETWORK), images={"picture 0": "1" * 64, "picture 2": "2" * 64})
+    checkpoint.save(tmp_path, a_state(4), a_record(4, 0.3, training=training))
+    held_out = {"a": {"3" * 64, "1" * 64}, "b": {"4" * 64, "2" * 64}}
+    _, started_from = begin(tmp_path, random_state(), held_out=held_out)
+    assert started_from.seen == ["a"]
+    assert "it has already seen 1 of the 2 images" in caplog.messages[-1]
 
 
 def test_a_frozen_step_is_a_plain_one_without_the_contracting_path():

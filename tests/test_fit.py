@@ -169,6 +169,7 @@ def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
         ("optimiser.peak_learning_rate", 0.0, "optimiser.peak_learning_rate"),
         ("train.validate_every", 0, "train.validate_every"),
         ("train.seed", -1, "train.seed"),
+        ("train.seed", 2**32, "train.seed must be a whole number from 0 to 4294967295"),
         ("weight_map.sigma", 0.0, "weight_map.sigma"),
         ("data.scale", 0.0, "config.data.scale must be above 0 and at most 10, not 0.0."),
         ("augmentation.shift", -1.0, "augmentation.shift"),

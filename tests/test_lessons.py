@@ -82,6 +82,19 @@ def test_of_a_huge_plane_what_is_in_view_is_segmented():
     assert part.probabilities.shape == (100, 150, 2)
 
 
+class HugeWithoutValues(Huge):
+    dtype = np.dtype(np.float32)
+
+    def __getitem__(self, part):
+        return np.full(super().__getitem__(part).shape, np.nan, np.float32)
+
+
+def test_a_huge_plane_without_values_is_refused():
+    model, settings = unet_jax.load("membranes"), unet_jax.cell_settings("membranes")
+    with pytest.raises(InputError, match="huge: holds NaN"):
+        next(segment(model, settings, Planes("huge", HugeWithoutValues(), False), [()], VIEW))
+
+
 def strokes_on(stack):
     """A stroke of each class on the second plane."""
     strokes = np.full(stack.shape[1:], IGNORED, np.int32)

@@ -227,6 +227,22 @@ def test_strokes_that_are_removed_no_longer_count(picture):
     assert not live.work() and live.left_out_entropy() == 0
 
 
+def test_a_plane_with_left_out_strokes_alone(picture):
+    """The third stroke of a class is left out; the first two are erased."""
+    live = LiveTraining(model_of())
+    first = Painted(picture.image, strokes_on(picture.labels, *LINES))
+    second = np.full((128, 128), IGNORED, np.int32)
+    for row in (10, 30, 50):
+        second[row, 10:50] = 1
+        live.paint({"a": first, "b": Painted(picture.image, second.copy())})
+    second[:40] = IGNORED
+    live.paint({"a": first, "b": Painted(picture.image, second)})
+    assert live._roles["b"][learning._LEFT_OUT].any()
+    assert not live._roles["b"][learning._TRAIN].any()
+    while not live.steps:
+        live.work()
+
+
 def test_same_strokes_give_the_same_network(picture, monkeypatch):
     monkeypatch.setattr(learning, "_STEPS_TO_TRIAL", 10)
     shown = []
@@ -284,6 +300,9 @@ def test_saved_network_predicts_the_same_and_is_opened_again(tmp_path, channels)
     assert opened.sha256() == model.sha256()
     np.testing.assert_array_equal(again["cells"].image, image)
     np.testing.assert_array_equal(again["cells"].strokes, strokes)
+
+    with pytest.raises(InputError, match="has no test images; give --images and --labels"):
+        unet_jax.evaluate(folder)
 
     tifffile = pytest.importorskip("tifffile")
     unet_jax.predict_files(

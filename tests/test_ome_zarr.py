@@ -275,7 +275,7 @@ def test_missing_chunks_are_those_of_the_image(caplog, tmp_path, separator, vers
         keys["chunk_key_encoding"]["name"] = "v2"
     make_source(tmp_path, "0.5" if version == "v2 keys" else version, names, **keys)
     volume = open_volume(tmp_path)
-    warn_of_missing_chunks(volume, 1, 2)
+    warn_of_missing_chunks(volume)
     assert not caplog.messages
     assert missing_chunks(volume, 1, 2) == []
     index = {"t": 1, "c": 1, "z": 2, "y": 2, "x": 1}
@@ -286,8 +286,8 @@ def test_missing_chunks_are_those_of_the_image(caplog, tmp_path, separator, vers
     (tmp_path / "0" / (start + separator.join(map(str, index)))).unlink()
     assert missing_chunks(volume, 1, 2) == [index]
     assert missing_chunks(volume, 0, 0) == []
-    warn_of_missing_chunks(volume, 1, 2)
+    warn_of_missing_chunks(volume)
     (line,) = caplog.messages
-    assert line == f"{tmp_path}: t 1, z 2: 1 chunk(s) are missing and read as the fill value: " + (
+    assert line == f"{tmp_path}: 1 chunk(s) are missing and read as the fill value: " + (
         "/".join(map(str, index))
     )

@@ -42,6 +42,8 @@ def test_without_an_end_the_learning_rate_stays_at_its_peak():
     np.testing.assert_array_equal(momentum, expected)
     speed = rate / (1 - momentum)
     np.testing.assert_allclose(speed, np.minimum(np.arange(STEPS) / 10, 1), atol=1e-4)
+    momentum, rate = seen(sgd(replace(SCHEDULE, warmup_steps=0)), steps=3)
+    np.testing.assert_allclose(rate / (1 - momentum), 1, atol=1e-4)
 
 
 def test_constant_momentum_is_plain_sgd():

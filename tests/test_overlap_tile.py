@@ -187,6 +187,14 @@ def test_a_model_of_another_scale_returns_the_size_of_the_input(averaging, size)
     np.testing.assert_allclose(result.sum(-1), 1, atol=1e-5)
 
 
+def test_probabilities_that_are_made_smaller_do_not_exceed_1():
+    model = he_model(depth=2, width=2, scale=1.5)
+    sure = jax.tree.map(lambda x: 1e4 * x, model.params["classes"])
+    model = dataclasses.replace(model, params=model.params | {"classes": sure})
+    found = predict_tiled(model, picture(100, 100))
+    assert found.max() == 1 and found.min() == 0
+
+
 def test_a_scale_with_several_channels():
     model = he_model(depth=2, width=2, channels=3, scale=0.5)
     assert predict_tiled(model, np.dstack([picture(40, 50)] * 3)).shape == (40, 50, 2)

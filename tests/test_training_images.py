@@ -66,6 +66,15 @@ def examples_of(*sizes, sparse=False):
     return examples, weights
 
 
+def test_strokes_on_some_of_the_images():
+    """Tiles of the others teach nothing, whatever is in them."""
+    examples, weights = examples_of((40, 50), (40, 50), sparse=True)
+    examples[1] = examples[1]._replace(labels=np.full((40, 50), IGNORED, np.int32))
+    places = annotated_images(examples, weights).places
+    assert (examples[0].labels[tuple(np.asarray(places[0]).T)] != IGNORED).all()
+    assert places[1].shape == places[0].shape and (np.asarray(places[1]) < (40, 50)).all()
+
+
 @pytest.fixture(params=["device", "host"])
 def held_on(request, monkeypatch):
     """Where the pixels are; on the host if the device has too little memory."""

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QApplication  # noqa: E402
 from unet_jax.data.synthetic_em import synthetic_examples  # noqa: E402
 from unet_jax.viewer.panel import Panel  # noqa: E402
 from unet_jax.viewer.planes import in_view  # noqa: E402
+from unet_jax.viewer.results import Results  # noqa: E402
 
 
 @pytest.fixture
@@ -110,6 +111,14 @@ def test_of_a_large_plane_only_what_is_in_view_is_segmented(panel, viewer, pictu
     assert {*np.unique(seen)} == {1, 2} and np.count_nonzero(classes) == seen.size < classes.size
     panel.paint()
     assert said(panel) == "large is too large to paint on; crop it first."
+
+
+def test_nothing_is_shown_of_an_image_that_is_gone(viewer):
+    results = Results(viewer, viewer.add_image(np.zeros((9, 9)), name="cells"), ("a", "b"))
+    viewer.layers.clear()
+    results.write((), slice(0, 9), slice(0, 9), np.ones((9, 9, 2), np.float32))
+    assert results.write_cells((), np.zeros((9, 9), np.int32)) is None
+    assert not viewer.layers
 
 
 # 2. Paint

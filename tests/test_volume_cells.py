@@ -45,7 +45,7 @@ def cells_by_block(probability, settings, side):
         near = {other: numbers.tables[other] for other in grid.blocks_in(part)}
         cells[grid.block(index).within(grid.plane)] = grow_cells(
             labels[part.within(grid.plane)],
-            dataclasses.replace(numbers, tables=near),
+            near,
             grid,
             index,
             settings,
@@ -255,7 +255,7 @@ def test_cells_grow_from_one_block_into_another():
     )
     assert part_for_growth(grid, (0, 1), settings) == Part(0, 2, 1, 10)
     labels = np.array([[0, 1, 0, 0, 0, 0, 1, 0]], np.uint32)
-    cells = grow_cells(labels, numbers, grid, (0, 1), settings)
+    cells = grow_cells(labels, numbers.tables, grid, (0, 1), settings)
     np.testing.assert_array_equal(cells, [[1, 1, 2, 2]])
 
 
@@ -298,4 +298,4 @@ def test_an_array_of_the_wrong_part_is_refused():
     assert part_for_growth(grid, (2, 3), settings) == Part(14, 22, 20, 30)
     numbers = number_pieces({(0, 0): pieces_of([[0]], [], [])}, Grid(1, 1, 1), settings)
     with pytest.raises(ValueError, match=r"shape \(6, 8\) for Part.*, not \(8, 8\)"):
-        grow_cells(np.zeros((8, 8), np.uint32), numbers, grid, (2, 3), settings)
+        grow_cells(np.zeros((8, 8), np.uint32), numbers.tables, grid, (2, 3), settings)

@@ -44,7 +44,7 @@ class TrainSettings:
         `layers.compiler_options`.
     """
 
-    seed: int = setting(0, at_least=0)
+    seed: int = setting(0, at_least=0, at_most=2**32 - 1)
     steps: int = setting(40_000, at_least=1)
     tile_side: int = setting(572)
     batch_size: int = setting(1, at_least=1)
@@ -94,6 +94,8 @@ class Configuration:
 
     def __post_init__(self):
         """Raises InputError, with a line for each value that is incompatible with another one."""
+        if self.model.dtype == "auto":
+            object.__setattr__(self, "model", self.model.clone(dtype=fastest_dtype()))
         check(self.model)  # which does not do it itself, being a Flax module
         names, colours, classes = self.class_names, self.class_colours, self.model.classes
         sides = valid_input_sides(self.train.tile_side, self.model.depth)

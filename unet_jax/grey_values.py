@@ -54,7 +54,8 @@ def statistics_of_parts(
 
     Args:
       parts: gives the parts of the image, real [h, w, C] of one dtype, in any order; it is called
-        once for integers of up to 16 bits, and three times for each channel for other numbers.
+        once for the first part alone, and then for each channel once for integers of up to 16 bits,
+        three times for other numbers.
       percentiles: as for `grey_value_statistics`.
     """
     first = next(iter(parts()))

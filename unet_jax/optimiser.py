@@ -97,7 +97,7 @@ def _rise_and_fall(settings: OptimiserSettings, steps: int | None) -> optax.Sche
     """Linearly to the peak, then as a cosine to 0; without an end it stays at the peak."""
     warmup, peak = settings.warmup_steps, settings.peak_learning_rate
     if steps is None:
-        return optax.warmup_constant_schedule(0.0, peak, warmup)
+        return optax.warmup_constant_schedule(0.0 if warmup else peak, peak, warmup)
     if steps <= warmup:
         raise InputError(f"warmup_steps must be below steps = {steps}, not {warmup}.")
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)

@@ -98,7 +98,8 @@ def predict_tiled(
         model = dataclasses.replace(model, scale=1.0)
         image = image if model.channels > 1 else image[..., 0]
         scaled = predict_tiled(model, image, tile_side=tile_side, averaging=averaging)
-        result = resized(scaled, (height, width))
+        # Averages may exceed 1 by rounding.
+        result = np.minimum(resized(scaled, (height, width)), 1)
         if out is None:
             return result
         out[:] = result
@@ -310,8 +311,6 @@ def _checked(image, channels):
         raise ValueError(
             f"The image holds NaN, infinite or huge pixels, not numbers up to {MAX_GREY_VALUE:g}."
         )
-    # SciPy's interpolation does not know float16.
-    image = image.astype(np.float32) if image.dtype == np.float16 else image
     return image.reshape(*image.shape[:2], channels)
 
 

@@ -139,6 +139,8 @@ def read_data(values: Mapping[str, Any]) -> Data:
       InputError: there is no such source; with a line for each unknown key and each value that
         makes no sense.
     """
+    if not hasattr(values, "items"):
+        raise InputError(f"config.data must be a group of values, not {values!r}.")
     name = values.get("source")
     for kind in get_args(Data):
         if kind.source == name:

@@ -116,8 +116,9 @@ def annotated_images(
 
 
 def _places(example):
-    annotated = np.argwhere(example.labels != IGNORED).astype(np.int32)
-    return np.random.default_rng(0).choice(annotated, _PLACES)
+    annotated = example.labels != IGNORED
+    places = np.argwhere(annotated if annotated.any() else ~annotated)  # or no pixel counts
+    return np.random.default_rng(0).choice(places.astype(np.int32), _PLACES)
 
 
 @dataclass(frozen=True)
@@ -291,12 +292,13 @@ def _corners(keys, sizes, places, settings, **options):
     return jax.vmap(corner)(keys, sizes, places)
 
 
-def batch_indices(step: int, examples: int, batch_size: int, seed: int) -> np.ndarray:
-    """Which examples a step sees, int [batch_size]: in each epoch all of them in random order.
+def batch_indices(done: int, examples: int, batch_size: int, seed: int) -> np.ndarray:
+    """Which examples the step after `done` steps sees, int [batch_size].
 
-    A pure function of the step, so that a resumed run sees the same examples as without the stop.
+    In each epoch all of them, in random order. A pure function of its arguments, so that a resumed
+    run sees the same examples as without the stop.
     """
-    first, end = step * batch_size, (step + 1) * batch_size
+    first, end = done * batch_size, (done + 1) * batch_size
     epochs = range(first // examples, (end - 1) // examples + 1)
     order = [_order(examples, epoch, seed) for epoch in epochs]
     return np.concatenate(order)[first % examples :][:batch_size]

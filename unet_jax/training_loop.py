@@ -115,8 +115,9 @@ def train(
     Args:
       examples: to train on, of any sizes but with the same number of channels. A list or tuple is
         prepared and kept in memory. From any other sequence, each example is requested once at the
-        beginning and again for each step that sees it, some steps ahead and in several threads at
-        once: such examples may exceed the memory, and give the same steps bit for bit.
+        beginning (the first one twice) and again for each step that sees it, some steps ahead and
+        in several threads at once: such examples may exceed the memory, and give the same steps bit
+        for bit.
       configuration: its `model`, `weight_map`, `augmentation`, `optimiser` and `train` are used; if
         it has a `train.start_from`, a state must be given.
       optimiser: to use instead of the configuration's; there is no last step then.
@@ -285,7 +286,7 @@ def draw(key: jax.Array, step: int, examples: int, settings: TrainSettings) -> D
 
 
 def _looked_through(examples: Sequence[Example], classes: int) -> Sequence[Facts]:
-    """The facts about examples that are not in memory; each is read once, unless known."""
+    """The facts about examples that are not in memory; each is read, unless known."""
     if isinstance(examples, Unread):
         return examples.facts
     first = examples[0]

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+import unet_jax
 from tests.reliability.conftest import TINY
 from unet_jax import load, predict_tiled, tiles, training_loop
 from unet_jax import overlap_tile as overlap_tile_module
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.run.fit import fit
+from unet_jax.run.fit import _out_of_memory_explained, fit
 from unet_jax.tiles import choose_tile_side
 
 FULL = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
@@ -107,6 +108,13 @@ def test_training_out_of_memory_is_one_line_with_a_remedy(
         fit(tiny_config, tmp_path / "run")
     assert f"Out of memory with {batch_size} tile(s) of 44x44 pixels" in str(end.value)
     assert f"--config.{remedy}," in str(end.value) and "\n" not in str(end.value)
+
+
+def test_the_smallest_tile_is_not_named_as_a_remedy():
+    smallest = unet_jax.Configuration(train=unet_jax.TrainSettings(tile_side=188))
+    with pytest.raises(RunFailed, match="try a smaller --config.model.width"):
+        with _out_of_memory_explained(smallest):
+            raise FULL
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is needed")

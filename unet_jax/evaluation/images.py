@@ -136,13 +136,15 @@ def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> lis
 def _of_run(model: Model, split: str) -> list[Example]:
     """A split as it was when the run began, whatever has been added to its folder since."""
     training = _training(model)
+    names = training.splits[split]
+    if not names:  # such as of a run that was painted
+        raise InputError(f"The run has no {split} images; give --images and --labels.")
     splits = read_splits(training.config.data, model.network.classes)
     places = {
         name: (examples, number)
         for examples in splits.values()
         for number, name in enumerate(names_of(examples))
     }
-    names = training.splits[split]
     missing = [name for name in names if name not in places]
     if missing:
         raise InputError(f"{missing[0]} of the run's {split} split is no longer in its data.")

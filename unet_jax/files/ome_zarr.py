@@ -253,13 +253,12 @@ def missing_chunks(
     return sorted(set(itertools.product(*grid)) - stored)
 
 
-def warn_of_missing_chunks(volume: Volume, t: int | None = None, z: int | None = None) -> None:
-    """Warns in one line of missing chunks in one image or all; they may be chunks of zeros."""
-    missing = missing_chunks(volume, t, z)
+def warn_of_missing_chunks(volume: Volume) -> None:
+    """Warns in one line of missing chunks; they may be chunks of zeros."""
+    missing = missing_chunks(volume)
     if missing:
         names = ["/".join(map(str, index)) for index in missing]
         logger.warning(
             "%s: %d chunk(s) are missing and read as the fill value: %s",
-            *(volume.url if t is None else f"{volume.url}: t {t}, z {z}", len(missing)),
-            listed(names, 3),
+            *(volume.url, len(missing), listed(names, 3)),
         )

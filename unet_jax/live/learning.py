@@ -7,8 +7,9 @@ are left out of both, once each class has such a stroke.
 
 Few strokes are no fair sample of an image: as much is painted of a rare class as of a frequent one,
 and nothing of what is obvious. So each class counts as much as the network that it began with finds
-of it, and some of the unpainted pixels count as what that network takes them for; unless it is
-wrong on the strokes too often, or knows other classes.
+of it, and some of the unpainted pixels count as what that network takes them for (in a fit of the
+last layer, as what the network that is fitted takes them for); unless the network that it began
+with is wrong on the strokes too often, or knows other classes.
 """
 
 import dataclasses
@@ -186,7 +187,11 @@ class LiveTraining:
             if self._trusts_start:
                 labels_of.append(np.where(strokes == IGNORED, self._taken_for(name), labels))
             no_cells = np.zeros(labels.shape, np.int32)
-            examples += [Example(str(name), image, labels, no_cells) for labels in labels_of]
+            examples += [
+                Example(str(name), image, labels, no_cells)
+                for labels in labels_of
+                if (labels != IGNORED).any()
+            ]
         return train(
             examples,
             self._configuration,

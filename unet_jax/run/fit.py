@@ -178,8 +178,8 @@ def fit(
         steps_at_once=_steps_at_once(),
     )
     del splits  # memory that no step needs
-    log, compiled = RunLog(workdir / "log.jsonl", start, writes=writes()), None
     events = EventFiles(workdir / "tensorboard") if tensorboard and writes() else None
+    log, compiled = RunLog(workdir / "log.jsonl", start, writes=writes()), None
     signals = Largest()
     with (
         StopRequest() as stop,
@@ -255,6 +255,7 @@ def _prepared(
         for doubt in duplicates(stored) if fold else doubts(stored, configuration):
             logger.warning("Warning: %s", doubt)
     digests = {n: d for examples in stored.values() for n, d in digests_of(examples).items()}
+    images = dict(pair for examples in stored.values() for pair in image_digests(examples))
     channels = splits["train"][0].channels
     optimiser = create_optimiser(configuration.optimiser, steps=settings.steps)
     state, started_from = first_state(
@@ -262,7 +263,11 @@ def _prepared(
         initial_state(configuration, optimiser, channels),
         configuration,
         channels=channels,
-        held_out={n: digests[n] for s in ("validation", "test") for n in names_of(splits[s])},
+        held_out={
+            name: {digests[name], images[name]}
+            for split in ("validation", "test")
+            for name in names_of(splits[split])
+        },
     )
     balance = balanced(pixels_of(splits["train"], network.classes)[:, :-1].sum(0))
     record = Record(
@@ -274,7 +279,7 @@ def _prepared(
             class_weights=balance.tolist(),
             splits={split: names_of(examples) for split, examples in splits.items()},
             data=digests,
-            images=dict(pair for examples in stored.values() for pair in image_digests(examples)),
+            images=images,
             started_from=started_from,
             fold=fold,
             folds=folds,
@@ -317,10 +322,12 @@ def _out_of_memory_explained(configuration: Configuration) -> Iterator[None]:
         network, settings = configuration.model, configuration.train
         side, batch_size = settings.tile_side, settings.batch_size
         smaller = valid_input_sides(side * 3 // 4, network.depth)[0]
-        remedy = f"batch_size={batch_size // 2}" if batch_size > 1 else f"tile_side={smaller}"
+        remedy = f"--config.train.tile_side={smaller}, or " if smaller < side else ""
+        if batch_size > 1:
+            remedy = f"--config.train.batch_size={batch_size // 2}, or "
         raise RunFailed(
             f"Out of memory with {batch_size} tile(s) of {side}x{side} pixels at a width of "
-            f"{network.width}; try --config.train.{remedy}, or a smaller --config.model.width."
+            f"{network.width}; try {remedy}a smaller --config.model.width."
         ) from error
 
 

@@ -28,7 +28,7 @@ def first_state(
     configuration: Configuration,
     *,
     channels: int,
-    held_out: Mapping[str, str],
+    held_out: Mapping[str, set[str]],
 ) -> tuple[TrainState, StartedFrom | None]:
     """The state before the first step, and the run it is taken from.
 
@@ -41,7 +41,8 @@ def first_state(
       state: the random state.
       configuration: of this run.
       channels: of its images.
-      held_out: the digests of its validation and test images by name.
+      held_out: of its validation and test images by name: the digests of each example, and of its
+        image alone.
 
     Returns:
       The state, and, for the checkpoint, where it comes from; None = started at random.
@@ -121,10 +122,10 @@ def _source_model(
     return model, new
 
 
-def _seen(training: Training | None, held_out: Mapping[str, str]) -> list[str]:
+def _seen(training: Training | None, held_out: Mapping[str, set[str]]) -> list[str]:
     """Those of our images that are among the training and validation images of a checkpoint."""
     if training is None:
         return []
     names = {*training.splits["train"], *training.splits["validation"]}
-    digests = {digest for name, digest in training.data.items() if name in names}
-    return [name for name, digest in held_out.items() if digest in digests]
+    digests = {of[name] for of in (training.data, training.images) for name in names & of.keys()}
+    return [name for name, own in held_out.items() if own & digests]

@@ -205,7 +205,9 @@ class Panel(Container):
         if isinstance(result, InputError):
             self._tell(str(result))
         elif isinstance(result, Found):
-            self._cells.value = results.write_cells(*result)
+            layer = results.write_cells(*result)
+            if layer is not None:
+                self._cells.value = layer
             self._tell(f"{result.cells.max()} cells found.", is_problem=False)
         else:
             results.write(*result)

@@ -67,13 +67,16 @@ class Planes:
 
     def read(self, index: tuple[int, ...]) -> np.ndarray:
         """One plane in memory; InputError if its pixels cannot be grey values."""
-        plane = np.asarray(self.data[index])
-        if not are_grey_values(plane):
+        return self.checked(np.asarray(self.data[index]))
+
+    def checked(self, pixels: np.ndarray) -> np.ndarray:
+        """The pixels; InputError if they cannot be grey values."""
+        if not are_grey_values(pixels):
             raise InputError(
                 f"{self.name}: holds NaN, infinite or huge pixels, expected numbers up to "
                 f"{MAX_GREY_VALUE:g}."
             )
-        return plane
+        return pixels
 
 
 def shown_index(viewer: Any, layer: Any) -> tuple[int, ...]:

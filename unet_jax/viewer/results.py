@@ -64,7 +64,9 @@ class Results:
         classes.refresh()
 
     def write_cells(self, plane: Index, cells: np.ndarray) -> Any:
-        """Shows the cells of a plane, int32 [H, W]; returns their layer."""
+        """Shows the cells of a plane, int32 [H, W]; returns their layer, None without the image."""
+        if self.image not in self._viewer.layers:
+            return None
         layer = self._layer("cells", np.int32)
         layer.data[plane] = cells
         layer.refresh()

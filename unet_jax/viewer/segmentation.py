@@ -95,11 +95,11 @@ class _InStore:
     """A plane whose pixels are read when they are needed, [H, W, C]."""
 
     def __init__(self, planes: Planes, index: Index):
-        self._data, self._index = planes.data, index
+        self._planes, self._index = planes, index
         self.shape = (*planes.shape[-2:], planes.data.shape[-1] if planes.is_rgb else 1)
 
     def __getitem__(self, part):
-        pixels = np.asarray(self._data[(*self._index, *part)])
+        pixels = self._planes.checked(np.asarray(self._planes.data[(*self._index, *part)]))
         return pixels.reshape(*pixels.shape[:2], -1)
 
 

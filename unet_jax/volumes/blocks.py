@@ -39,7 +39,6 @@ from unet_jax.tiles import side_of_step
 from unet_jax.volumes.cell_sums import sum_cells, table_of_sums
 from unet_jax.volumes.cells import (
     Grid,
-    Numbers,
     Part,
     Pieces,
     find_pieces,
@@ -294,12 +293,11 @@ def grow(job: Job, block: Block) -> None:
     grid, index = job.grid(), (block.row, block.column)
     plane, seen = Plane(block.t, block.z), part_for_growth(grid, index, job.settings)
     labels = _pixels(job, job.pieces, block, seen)
-    count = int(_read(job, f"{INTERMEDIATE}/counts/{key(plane)}")["count"])
     tables = {
         other: _read(job, f"{INTERMEDIATE}/numbers/{key(Block(*plane, *other))}")["table"]
         for other in grid.blocks_in(seen)
     }
-    cells = grow_cells(labels, Numbers(tables, count), grid, index, job.settings)
+    cells = grow_cells(labels, tables, grid, index, job.settings)
     _fill(job, job.levels["cells"][0], block, cells)
 
 

@@ -221,7 +221,7 @@ def number_pieces(
 
 def grow_cells(
     labels: np.ndarray,
-    numbers: Numbers,
+    tables: Mapping[Index, np.ndarray],
     grid: Grid,
     index: Index,
     settings: InstanceSettings,
@@ -230,7 +230,7 @@ def grow_cells(
 
     Args:
       labels: uint32, for `part_for_growth`, each block's from `find_pieces`.
-      numbers: of the plane; only the tables of the blocks in this part are needed.
+      tables: of the blocks in this part, see `Numbers`.
       grid: of the plane.
       index: of the block.
       settings: as for `find_cells`.
@@ -246,7 +246,7 @@ def grow_cells(
     cells = np.zeros(part.shape, np.uint32)
     for other in grid.blocks_in(part):
         shown = grid.block(other).common(part).within(part)
-        cells[shown] = numbers.tables[other][labels[shown]]
+        cells[shown] = tables[other][labels[shown]]
     return grown(cells, settings)[block.within(part)]
 
 
