@@ -48,7 +48,7 @@ def save_painted(
     cells: InstanceSettings = InstanceSettings(),
     replace: bool = False,
 ) -> None:
-    """Saves a network as a run that `predict.py`, `export.py` and `load` take, `eval.py` with --images.
+    """Saves a network as a run that the programs and `load` take; `eval.py` needs --images.
 
     Beside its checkpoint, the folder holds `images/` and `masks/`, as `configs/folder.py` takes
     them; what is not painted is 255 there.
