@@ -10,6 +10,7 @@ from unet_jax import checkpoint, load, predict_tiled, training_loop
 from unet_jax.data import splits as data_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED
+from unet_jax.files.untrusted import MAX_BYTES
 from unet_jax.run import fit as fit_module
 from unet_jax.run.fit import Run, fit
 from unet_jax.run.log import RunLog, read_log
@@ -137,6 +138,12 @@ def test_steps_that_will_be_done_again_leave_the_log(tmp_path):
     assert [row["step"] for row in read_log(file)] == [1, 2, 3]
     assert read_log(file)[-1]["seconds"] == 1.0
     assert read_log(tmp_path / "missing.jsonl") == []
+
+
+def test_a_log_may_be_longer_than_a_description(tmp_path):
+    row = json.dumps({"step": 1, "seconds": 1.0, "loss": 0.5}) + "\n"
+    (tmp_path / "log.jsonl").write_text(row + " " * MAX_BYTES + "\n" + row)
+    assert len(read_log(tmp_path / "log.jsonl")) == 2
 
 
 def test_another_configuration_is_refused_key_by_key(tiny_config, tmp_path):
