@@ -290,13 +290,11 @@ def test_strokes_of_another_shape(panel, viewer):
 
 
 def test_strokes_of_one_class_alone(panel, viewer, pictures):
-    start_painting(panel, viewer, pictures[0].image)
-    layer = viewer.layers["cells strokes"]
-    layer.paint((10, 10), 2)
+    start_painting(panel, viewer, np.stack([picture.image for picture in pictures]))
+    viewer.layers["cells strokes"].paint((0, 10, 10), 2)
     wait(lambda: panel._painting.learnt and not panel._painting.has_changed)
-    before = panel._painting.learnt.view
-    viewer.camera.zoom *= 4  # another view, for which it has to answer again
-    wait(lambda: panel._painting.learnt.view != before)
+    viewer.dims.set_current_step(0, 1)  # another view, for which it has to answer again
+    wait(lambda: panel._painting.learnt.view.plane == (1,))
     assert panel._painting.learnt.steps == 0
 
 
