@@ -78,14 +78,15 @@ def measure(
         ],
         spacing=(width, width) if is_square else (height, width),
     )
+    labels = found["label"]
     unit = "px" if pixel_size is None else "um"
     turned = (90 + np.degrees(found["orientation"])) % 180
     table = {
-        "number": numbered[found["label"]],
+        "number": numbered[labels],
         f"centre_x_{unit}": found["centroid-1"] + width / 2,
         f"centre_y_{unit}": found["centroid-0"] + height / 2,
         f"area_{unit}2": found["area"],
-        f"perimeter_{unit}": found.get("perimeter", np.full(len(found["label"]), np.nan)),
+        f"perimeter_{unit}": found.get("perimeter", np.full(len(labels), np.nan)),
         f"equivalent_diameter_{unit}": found["equivalent_diameter_area"],
         "eccentricity": found["eccentricity"],
         "orientation_degrees": np.where(found["eccentricity"] < ROUND, np.nan, turned),
@@ -102,10 +103,7 @@ def measure(
     table["at_border"] = (top == 0) | (left == 0) | (bottom == rows) | (right == columns)
     if probability is not None:
         means = np.array(
-            [
-                ndimage.mean(of_class, cells, found["label"])
-                for of_class in np.moveaxis(probability, -1, 0)
-            ]
+            [ndimage.mean(of_class, cells, labels) for of_class in np.moveaxis(probability, -1, 0)]
         )
         table["mean_probability"] = 1 - means[0]
         if len(means) > 2:

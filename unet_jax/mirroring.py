@@ -19,10 +19,10 @@ def mirrored_part(image, top: int, bottom: int, left: int, right: int) -> np.nda
     Args:
       image: [H, W, C], an array or an object that has its `shape` and gives `image[rows, columns]`
         from a store; only what is needed of it is read.
-      top: may be negative, like `left`; `bottom` and `right` may exceed height and width.
-      bottom: see `top`.
-      left: see `top`.
-      right: see `top`.
+      top: the first row, which may be negative.
+      bottom: the row after the last one, which may exceed the height.
+      left: the first column, which may be negative.
+      right: the column after the last one, which may exceed the width.
 
     Returns:
       [bottom - top, right - left, C].

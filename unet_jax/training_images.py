@@ -117,7 +117,7 @@ def annotated_images(
 
 def _places(example):
     annotated = example.labels != IGNORED
-    places = np.argwhere(annotated if annotated.any() else ~annotated)  # or no pixel counts
+    places = np.argwhere(annotated if annotated.any() else ~annotated)  # the latter teach nothing
     return np.random.default_rng(0).choice(places.astype(np.int32), _PLACES)
 
 

@@ -238,11 +238,11 @@ def _output(model: Model, folder: Path) -> v0_5.OutputTensorDescr:
 def _description(model: Model) -> str:
     """What the model does, in a few sentences."""
     classes = ", ".join(model.class_names)
-    scale = f" Shrink images to {model.scale:g} times their size first." if model.scale < 1 else ""
-    scale = (
-        f" Enlarge images to {model.scale:g} times their size first." if model.scale > 1 else scale
-    )
-    return f"U-Net that gives each pixel of an image the probabilities of {classes}.{scale}"
+    description = f"U-Net that gives each pixel of an image the probabilities of {classes}."
+    if model.scale != 1:
+        verb = "Shrink" if model.scale < 1 else "Enlarge"
+        description += f" {verb} images to {model.scale:g} times their size first."
+    return description
 
 
 def _save_cover(file: Path, example: np.ndarray, probabilities: np.ndarray) -> None:

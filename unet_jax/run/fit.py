@@ -322,9 +322,11 @@ def _out_of_memory_explained(configuration: Configuration) -> Iterator[None]:
         network, settings = configuration.model, configuration.train
         side, batch_size = settings.tile_side, settings.batch_size
         smaller = valid_input_sides(side * 3 // 4, network.depth)[0]
-        remedy = f"--config.train.tile_side={smaller}, or " if smaller < side else ""
+        remedy = ""
         if batch_size > 1:
             remedy = f"--config.train.batch_size={batch_size // 2}, or "
+        elif smaller < side:
+            remedy = f"--config.train.tile_side={smaller}, or "
         raise RunFailed(
             f"Out of memory with {batch_size} tile(s) of {side}x{side} pixels at a width of "
             f"{network.width}; try {remedy}a smaller --config.model.width."

@@ -148,7 +148,7 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
             if not desk.is_closed:
                 raise RunFailed(
                     "The training has stopped unexpectedly; is there enough memory?"
-                ) from (error)
+                ) from error
         finally:
             process.terminate()
             with contextlib.suppress(BrokenPipeError):  # what it was not sent any more
