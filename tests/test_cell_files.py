@@ -103,7 +103,6 @@ def test_rois_are_the_cells(tmp_path):
         (Frame("T", (6,)), "0005-0001", (6, 0, 0)),
         (Frame("T", (6,), channels=2), "0005-0001", (0, 0, 6)),
         (Frame("TZ", (2, 3)), "0005-0001", (0, 3, 2)),
-        (Frame("ZT", (2, 3)), "0005-0001", (0, 2, 3)),
     ],
 )
 def test_rois_lie_on_their_page(tmp_path, frame, name, place):

@@ -1,3 +1,4 @@
+import math
 import warnings
 from pathlib import Path
 
@@ -42,13 +43,41 @@ def test_frames_of_ome_files(tmp_path):
     metadata = {"axes": "ZTYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 3.0}
     metadata |= {f"PhysicalSize{axis}Unit": "µm" for axis in "XYZ"} | {"TimeIncrement": 2.0}
     frame = write(tmp_path / "a.ome.tif", PIXELS, ome=True, metadata=metadata)
-    assert frame == Frame("ZT", (3, 2), (0.25, 0.2), 3.0, 2.0, "um")
+    assert frame == Frame("TZ", (2, 3), (0.25, 0.2), 3.0, 2.0, "um")
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [
+        (("µm", "nm", "mm", "ms"), ((0.5, 5e-4), 3e3, 2e-3, "um")),
+        (("nm", "nm", "nm", "min"), ((0.5, 0.5), 3, 120, "nm")),
+        (("Å", "Å", "µm", "s"), ((0.5, 0.5), 3e4, 2, "Å")),
+        (("µm", "pixel", "µm", "d"), (None, 3, None, "um")),
+    ],
+)
+def test_ome_files_whose_axes_have_units_of_their_own(tmp_path, units, expected):
+    metadata = {"axes": "TZYX", "TimeIncrement": 2.0, "TimeIncrementUnit": units[3]}
+    for axis, size, unit in zip("XYZ", (0.5, 0.5, 3.0), units, strict=False):
+        metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
+    size, spacing, interval, unit = expected
+    found = write(tmp_path / "a.ome.tif", PIXELS, ome=True, metadata=metadata)
+    assert found.pixel_size == (size and pytest.approx(size)) and found.unit == unit
+    assert found.spacing == pytest.approx(spacing)
+    assert found.interval == (interval and pytest.approx(interval))
+
+
+def test_imagej_files_whose_axes_have_units_of_their_own(tmp_path):
+    metadata = {"axes": "TZYX", "unit": "micrometer", "yunit": "nm", "zunit": "mm"}
+    metadata |= {"spacing": 0.5, "finterval": 2.0, "tunit": "min"}
+    frame = write(tmp_path / "a.tif", PIXELS, imagej=True, resolution=(4, 5), metadata=metadata)
+    assert frame == Frame("TZ", (3, 2), (0.25, 0.0002), 500, 120, "um")
 
 
 @pytest.mark.parametrize(
     ("options", "size", "unit"),
     [
-        (dict(resolution=(100, 200), resolutionunit="CENTIMETER"), (0.01, 0.005), "cm"),
+        (dict(resolution=(1000, 2000), resolutionunit="CENTIMETER"), (0.001, 0.0005), "cm"),
+        (dict(resolution=(118.11, 118.11), resolutionunit="CENTIMETER"), None, "cm"),  # 300 dpi
         (dict(resolution=(50, 50), resolutionunit="INCH"), (0.02, 0.02), "inch"),
         (dict(resolution=(50, 50), resolutionunit="NONE"), None, ""),
         (dict(metadata=None), None, ""),
@@ -62,8 +91,8 @@ def test_frames_of_other_tiffs(tmp_path, options, size, unit):
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 def test_frames_of_images_that_are_turned(tmp_path, orientation):
-    size = (4, 2) if orientation > 4 else (2, 4)
-    options = dict(resolution=(0.5, 0.25), resolutionunit="CENTIMETER", photometric="minisblack")
+    size = (0.001, 0.0005) if orientation > 4 else (0.0005, 0.001)
+    options = dict(resolution=(2000, 1000), resolutionunit="CENTIMETER", photometric="minisblack")
     options["extratags"] = [(274, "H", 1, orientation, False)]
     frame = write(tmp_path / "a.tif", PIXELS[0], metadata=None, **options)
     assert frame == Frame("Z", (2,), size, None, None, "cm")
@@ -93,7 +122,6 @@ FRAMES = [
     Frame(),
     Frame("Z", (3,), (0.25, 0.2), 0.5, None, "um"),
     Frame("TZ", (3, 2), (0.25, 0.2), 0.5, 2.0, "um"),
-    Frame("ZT", (2, 3), (0.25, 0.2), 0.5, 2.0, "um"),
     Frame("T", (3,), (1.5, 1.5), None, 2.0, "inch"),
     Frame("", (), (1.5, 1.5), None, None, "Å"),
 ]
@@ -117,8 +145,7 @@ def test_results_have_the_frame_of_their_image(tmp_path, monkeypatch, frame, cha
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
     found = read_frame(file, len(pages))
-    ordered = Frame(*frame) if frame.axes != "ZT" else frame._replace(axes="TZ", shape=(3, 2))
-    assert found.axes == ordered.axes and found.shape == ordered.shape
+    assert found.axes == frame.axes and found.shape == frame.shape
     if frame.pixel_size:
         assert found.pixel_size == pytest.approx(frame.pixel_size)
         assert (found.interval, found.unit) == (frame.interval, frame.unit)
@@ -127,18 +154,28 @@ def test_results_have_the_frame_of_their_image(tmp_path, monkeypatch, frame, cha
         assert found.pixel_size is None
     with tifffile.TiffFile(file) as tif:
         assert (tif.is_ome, tif.is_bigtiff, tif.is_imagej) == (is_large, is_large, not is_large)
-        assert tif.series[0].axes == ordered.axes + "C" * bool(channels) + "YX"
+        assert tif.series[0].axes == frame.axes + "C" * bool(channels) + "YX"
         stored = tif.series[0].asarray()
         described = tif.ome_metadata if is_large else str(tif.imagej_metadata)
     assert all(name in described for name in channels)
     if channels:
         stored = np.moveaxis(stored, -3, -1)
-    if frame.axes == "ZT":
-        stored = stored.swapaxes(0, 1)
     np.testing.assert_array_equal(stored, values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert sorted(skimage.io.imread(file).ravel()) == sorted(values.ravel())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 1), (1, 9)])
+@pytest.mark.parametrize("frame", [Frame(), Frame("TZ", (3, 2))])
+@pytest.mark.parametrize("channels", [(), ("membrane", "cell")])
+def test_results_of_one_row_or_column(tmp_path, size, frame, channels):
+    with result_file(tmp_path / "a.tif", frame, size, np.float32, channels=channels) as pages:
+        for number, page in enumerate(pages):
+            page[:] = number
+    found = read_image(tmp_path / "a.tif")
+    assert found.shape == (len(found), *size, max(len(channels), 1))
+    assert found[:, 0, 0, 0].tolist() == [*range(math.prod(frame.shape))]
 
 
 def test_colours_are_those_that_fiji_shows(tmp_path):

@@ -68,11 +68,14 @@ def test_every_order_of_dimensions(tmp_path, letters):
     path = tmp_path / "a.ome.tif"
     xml = ome_xml(image_xml([entry(IFD=0, PlaneCount=24)], "XY" + "".join(letters), **sizes))
     write_ome(path, xml, pages_of(24))
-    axes = [axis for axis in letters[::-1] if axis != "C"]
-    channels_last = np.moveaxis(numbers, letters[::-1].index("C"), -1)
-    assert values(read_image(path)) == channels_last.reshape(12, 2).tolist()
-    shape = tuple(sizes[axis] for axis in axes)
-    assert read_frame(path, 12)[:2] == ("".join(axes), shape)
+    expected = numbers.transpose([letters[::-1].index(axis) for axis in "TZC"])
+    for mapped in (False, True):
+        found = read_image(path, mapped=mapped)
+        assert values(found) == expected.reshape(12, 2).tolist()
+        # Where pages would have to be moved, they are not left in the file.
+        is_left = mapped and "TZ" in "".join(letters[::-1])
+        assert isinstance(found, np.memmap) == is_left
+    assert read_frame(path, 12)[:2] == ("TZ", (4, 3))
 
 
 SET = [entry("b.tif", SIBLING, FirstZ=z, IFD=z, PlaneCount=1) for z in range(2)]

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from numpy.typing import DTypeLike
 
-from unet_jax.errors import one_line
+from unet_jax.errors import listed, one_line
 from unet_jax.files.decoding import quiet
 from unet_jax.files.names import is_zarr
 from unet_jax.files.ome_zarr import Volume
@@ -29,18 +29,27 @@ logger = logging.getLogger("unet_jax")
 _MAX_IMAGEJ_BYTES = 2**32 - 2**20
 # Beyond, ImageJ's 32 bits, which are of float32, leave out whole numbers.
 _MAX_IMAGEJ_NUMBER = 2**24
-_UNITS = {"\u00b5m": "um", "\u03bcm": "um", "micron": "um", "in": "inch"}
-_OME_UNITS = {"um": "\u00b5m", "inch": "in"}
-# Of OME-Zarr.
-_LENGTHS = {
-    "meter": "m",
-    "centimeter": "cm",
-    "millimeter": "mm",
-    "micrometer": "um",
-    "nanometer": "nm",
+# As files spell them.
+_UNITS = {
+    **dict.fromkeys(("meter", "metre"), "m"),
+    **dict.fromkeys(("centimeter", "centimetre"), "cm"),
+    **dict.fromkeys(("millimeter", "millimetre"), "mm"),
+    **dict.fromkeys(("\u00b5m", "\u03bcm", "\u00b5", "\u03bc"), "um"),
+    **dict.fromkeys(("micron", "microns", "micrometer", "micrometre"), "um"),
+    **dict.fromkeys(("nanometer", "nanometre"), "nm"),
+    **dict.fromkeys(("angstrom", "\u212b"), "\u00c5"),
+    "in": "inch",
 }
-_MICROMETRES = {"m": 1e6, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3}
-_SECONDS = {"hour": 3600.0, "minute": 60.0, "second": 1.0, "millisecond": 1e-3}
+_OME_UNITS = {"um": "\u00b5m", "inch": "in"}
+_MICROMETRES = {"m": 1e6, "cm": 1e4, "mm": 1e3, "um": 1.0, "nm": 1e-3, "\u00c5": 1e-4}
+_SECONDS = {
+    **dict.fromkeys(("h", "hour"), 3600.0),
+    **dict.fromkeys(("min", "minute"), 60.0),
+    **dict.fromkeys(("s", "sec", "second"), 1.0),
+    **dict.fromkeys(("ms", "msec", "millisecond"), 1e-3),
+}
+# Per centimetre; a lower resolution without a description is that of a printed page.
+_LEAST_RESOLUTION = 500
 _RESOLUTION_UNITS: dict[int, str] = {
     tifffile.RESUNIT.INCH: "inch",
     tifffile.RESUNIT.CENTIMETER: "cm",
@@ -51,7 +60,7 @@ class Frame(NamedTuple):
     """How the pages of an image file are arranged, and how large its pixels are.
 
     Attributes:
-      axes: of the pages as they are stored: "" for a single page, "Z", "T", "TZ" or "ZT".
+      axes: of the pages as `read_image` gives them: "" for a single page, "Z", "T" or "TZ".
       shape: number of pages along each axis.
       pixel_size: width and height of a pixel in `unit`; None = unknown.
       spacing: from one Z to the next, in `unit`; None = unknown.
@@ -101,7 +110,8 @@ def read_frame(path: Path, pages: int) -> Frame:
                 if axis not in "YXCS" and size > 1
             }
             if len(series) == 1 and set(sizes) <= {"Z", "T"}:
-                stack = Frame("".join(sizes), tuple(sizes.values()))
+                axes = "".join(sorted(sizes))
+                stack = Frame(axes, tuple(sizes[axis] for axis in axes))
             channels = dict(zip(series[0].axes, series[0].shape, strict=True)).get("C", 1)
             stack = stack._replace(channels=channels)
             return _calibrated(stack, tif, full)
@@ -116,46 +126,63 @@ def volume_frame(volume: Volume) -> Frame:
     """The frame of the images of a volume."""
     sizes = {axis: size for axis, size in zip("TZ", volume.shape[:2], strict=True) if size > 1}
     axes = volume.axes.of("xyzt")
-    (x, y, z, interval), (unit, *others, clock) = axes.scale, axes.units
-    is_y_known, is_z_known = (other == unit is not None for other in others)
-    return Frame(
-        "".join(sizes),
-        tuple(sizes.values()),
-        pixel_size=(x, y) if is_y_known else None,
-        spacing=z if is_z_known else None,
-        interval=interval * _SECONDS[clock] if clock in _SECONDS else None,
-        unit=_LENGTHS.get(unit, one_line(unit)) if unit else "",
-        channels=volume.shape[4],
-    )
+    known = [size if unit else None for size, unit in zip(axes.scale, axes.units, strict=True)]
+    frame = Frame("".join(sizes), tuple(sizes.values()), channels=volume.shape[4])
+    return _with_sizes(frame, known, axes.units)
 
 
 def _calibrated(frame: Frame, tif: tifffile.TiffFile, pages: list[int]) -> Frame:
     page = all_pages(tif)[pages[0]]
     if pixels := described_pixels(tif, pages):
-        unit = pixels.get("PhysicalSizeXUnit", "um")
         found: list[Any] = [pixels.get(f"PhysicalSize{axis}") for axis in "XYZ"]
-        in_seconds = pixels.get("TimeIncrementUnit", "s") == "s"
-        found.append(pixels.get("TimeIncrement") if in_seconds else None)
+        found.append(pixels.get("TimeIncrement"))
+        units = [pixels.get(f"PhysicalSize{axis}Unit", "um") for axis in "XYZ"]
+        units.append(pixels.get("TimeIncrementUnit", "s"))
     else:
         described = tif.imagej_metadata or {}
         unit = described.get("unit", _RESOLUTION_UNITS.get(page.resolutionunit, ""))
         known = "XResolution" in page.tags and unit not in ("", "pixel")
+        if not described and unit == "cm":
+            known = known and min(page.resolution) >= _LEAST_RESOLUTION
         found = [1 / resolution if known else None for resolution in page.resolution]
         found += [described.get("spacing"), described.get("finterval") or None]
-    x, y, z, interval = (None if value is None else float(value) for value in found)
-    if not all(0 < value < math.inf for value in (x, y, z, interval) if value is not None):
-        raise ValueError(f"found {x}, {y}, {z}, {interval}")
-    if orientation(page) > 4:  # rows and columns are exchanged
-        x, y = y, x
-    # ImageJ writes other letters than those of ASCII as \u00B5.
-    unit = one_line(unit) if unit else ""
-    unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), unit)
+        units = [unit, described.get("yunit", unit), described.get("zunit", unit)]
+        units.append(described.get("tunit", "s"))
+    sizes = [None if value is None else float(value) for value in found]
+    if not all(0 < size < math.inf for size in sizes if size is not None):
+        raise ValueError(f"found {listed(sizes, 4)}")
+    frame = _with_sizes(frame, sizes, units)
+    if frame.pixel_size and orientation(page) > 4:  # rows and columns are exchanged
+        frame = frame._replace(pixel_size=frame.pixel_size[::-1])
+    return frame
+
+
+def _with_sizes(frame: Frame, sizes: Sequence[float | None], units: Sequence[Any]) -> Frame:
+    """The frame with the sizes along x, y, z and t, the lengths in the unit of x."""
+    of_x, *others, clock = map(_usual, units)
+    x, interval = sizes[0], _converted(sizes[3], clock, "s", _SECONDS)
+    y, z = (_converted(sizes[i], unit, of_x, _MICROMETRES) for i, unit in enumerate(others, 1))
     return frame._replace(
-        pixel_size=(x, y) if x and y else None,
-        spacing=z,
-        interval=interval,
-        unit=_UNITS.get(unit, unit),
+        pixel_size=(x, y) if x and y else None, spacing=z, interval=interval, unit=of_x
     )
+
+
+def _usual(unit: Any) -> str:
+    """The spelling of a unit in a `Frame`."""
+    if not unit:
+        return ""
+    # ImageJ writes other letters than those of ASCII as \u00B5.
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), one_line(unit))
+    return _UNITS.get(text, text)
+
+
+def _converted(
+    size: float | None, unit: str, wanted: str, known: Mapping[str, float]
+) -> float | None:
+    """A size in another unit; None if one of the two is not known."""
+    if size is None or unit == wanted:
+        return size
+    return size * known[unit] / known[wanted] if {unit, wanted} <= {*known} else None
 
 
 @contextlib.contextmanager
@@ -171,8 +198,8 @@ def result_file(
 ) -> Iterator[list[np.ndarray]]:
     """A TIFF file of an image's pages, which appears complete at the end of the block.
 
-    It is an ImageJ hyperstack, or an OME-TIFF if it is too large for one. The arrays lie in the
-    file: what is written to them takes no memory.
+    It is an ImageJ hyperstack, or an OME-TIFF if it is too large or too narrow for one. The arrays
+    lie in the file: what is written to them takes no memory.
 
     Args:
       file: to write, .tif.
@@ -193,18 +220,18 @@ def result_file(
       OSError: there is no room for it.
       ValueError: the format cannot hold whole numbers up to `largest`.
     """
-    order = sorted(range(len(frame.axes)), key=lambda i: frame.axes[i])  # T before Z
-    shape = [frame.shape[i] for i in order] + [len(channels)] * bool(channels) + [*size]
-    axes = "".join(frame.axes[i] for i in order) + "C" * bool(channels) + "YX"
-    is_large = math.prod(shape) * np.dtype(dtype).itemsize > _MAX_IMAGEJ_BYTES
-    if np.dtype(dtype) == np.uint32 and not is_large:
+    shape = [*frame.shape, *[len(channels)] * bool(channels), *size]
+    axes = frame.axes + "C" * bool(channels) + "YX"
+    # Of a single column, tifffile makes samples in ImageJ's format.
+    is_ome = math.prod(shape) * np.dtype(dtype).itemsize > _MAX_IMAGEJ_BYTES or size[1] == 1
+    if np.dtype(dtype) == np.uint32 and not is_ome:
         dtype = np.float32
         if largest > _MAX_IMAGEJ_NUMBER:
             raise ValueError(
                 f"numbers up to {largest:,}, expected at most {_MAX_IMAGEJ_NUMBER:,} in ImageJ's "
                 "format; cut the image into parts"
             )
-    if is_large:
+    if is_ome:
         options = _ome(axes, frame, channels)
     else:
         options = _imagej(axes, frame, channels, largest, colours)
@@ -215,7 +242,7 @@ def result_file(
         with unfinished.open("rb+") as opened:
             reserve(opened, unfinished.stat().st_size)
         pages = np.moveaxis(stored, -3, -1) if channels else stored
-        arrays = [pages[tuple(index[i] for i in order)] for index in np.ndindex(*frame.shape)]
+        arrays = [pages[index] for index in np.ndindex(*frame.shape)]
         try:
             yield arrays
             stored.flush()

@@ -20,11 +20,11 @@ def read_image(path: str | os.PathLike, *, mapped: bool = False) -> np.ndarray:
     """Reads every page of a TIFF, PNG or OME-Zarr, after checking what it declares.
 
     The axes C (in ImageJ and OME files) and S (samples of a pixel) are channels; all others are
-    pages. A constant alpha channel is dropped, pages of reduced size are skipped, and a TIFF's
-    Orientation is applied, each with a warning. A file's content, not its name, decides whether it
-    is TIFF or PNG. No other file is opened, whatever its metadata name. From an OME-Zarr of version
-    0.4 or 0.5, the first image is read in full resolution: C is the channels, and T and Z are the
-    pages, in the order of T, then Z.
+    pages, in the order of T, then Z, however they are stored. A constant alpha channel is dropped,
+    pages of reduced size are skipped, and a TIFF's Orientation is applied, each with a warning. A
+    file's content, not its name, decides whether it is TIFF or PNG. No other file is opened,
+    whatever its metadata name. From an OME-Zarr of version 0.4 or 0.5, the first image is read in
+    full resolution.
 
     Args:
       path: the file, or the directory of an OME-Zarr.

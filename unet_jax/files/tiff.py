@@ -35,6 +35,7 @@ def decode_tiff(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, bo
         series = page_series(path, tif, pages)
         # Contiguous pages were seen to be in the file as a whole.
         mapped = mapped and len(series) == 1 and series[0].dataoffset is not None
+        mapped = mapped and _is_in_order(series[0])
         if not mapped:
             check_declared(path, sum(part.nbytes for part in series))
         check_lzw(path, (tif.pages[index] for index in pages))
@@ -124,6 +125,18 @@ def _otherwise(path: Path, pages: list[int], how: str = "") -> InputError:
     return refusal(path, f"holds {len(pages)} page(s), but its description says otherwise{how}")
 
 
+def _page_axes(axes: str) -> list[int]:
+    """The places of the axes that are pages; along Z they follow each other."""
+    pages = [place for place, letter in enumerate(axes) if letter not in "YXCS"]
+    return sorted(pages, key=lambda place: axes[place] == "Z")
+
+
+def _is_in_order(series: tifffile.TiffPageSeries) -> bool:
+    """Whether the pages can be numbered without moving any."""
+    axes = "".join(axis for axis, size in zip(series.axes, series.shape, strict=True) if size > 1)
+    return "".join(axes[place] for place in _page_axes(axes)) in axes
+
+
 def _read_series(path: Path, series: tifffile.TiffPageSeries, mapped: bool) -> np.ndarray:
     """Decodes a series as [pages, H, W, C]."""
     axes = series.axes
@@ -141,8 +154,7 @@ def _read_series(path: Path, series: tifffile.TiffPageSeries, mapped: bool) -> n
         )
     pixels = pixels.reshape(series.shape)  # new versions leave axes of length 1 out
     channels = [axis for axis, letter in enumerate(axes) if letter in "CS"]
-    pages = [axis for axis, letter in enumerate(axes) if letter not in "YXCS"]
-    order = [*pages, axes.index("Y"), axes.index("X"), *channels]
+    order = [*_page_axes(axes), axes.index("Y"), axes.index("X"), *channels]
     height, width = series.shape[axes.index("Y")], series.shape[axes.index("X")]
     count = math.prod(series.shape[axis] for axis in channels)
     return pixels.transpose(order).reshape(-1, height, width, count)
