@@ -241,6 +241,13 @@ def test_measurements_are_those_computed_apart(pixel_size):
     assert np.isnan(perimeter).all() if width != height else (perimeter >= 0).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_means_of_many_floats_are_exact(dtype):
+    image = np.full((1500, 1000, 2), 93.4, dtype)
+    table = measure(image, np.ones((1500, 1000), int))
+    assert table["mean_1"] == table["mean_2"] == float(image[0, 0, 0])
+
+
 def test_numbers_of_cells_may_be_large():
     table, large = (measure(np.eye(3), APART * factor, 0.5) for factor in (1, 2**60))
     np.testing.assert_array_equal(large.pop("number"), table.pop("number") * 2**60)

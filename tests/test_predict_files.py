@@ -34,6 +34,7 @@ from unet_jax.prediction import predict_files as module
 from unet_jax.prediction import ranking, results
 from unet_jax.prediction.predict_files import Predictions, predict_files
 from unet_jax.prediction.results import KINDS as ALL_KINDS
+from unet_jax.prediction.results import existing_files
 
 KINDS = tuple(kind for kind in ALL_KINDS if kind != "uncertainty")  # which takes several views
 OTHER_FILES = {
@@ -416,10 +417,49 @@ def test_record_cut_off_by_a_kill(predict, tmp_path):
     assert [json.loads(line) for line in record.read_text().splitlines()] == list(
         map(json.loads, lines)
     )
-    for damaged in (lines[0] + "{\n" + lines[1], ""):
-        record.write_text(damaged)
-        with pytest.raises(InputError, match="predictions.jsonl: is damaged; give another --out"):
-            predict()
+    # By a full disk, so that the next line follows the incomplete one.
+    record.write_text(lines[0] + lines[1][:9] + lines[2] + lines[3])
+    assert predict().skipped == 1
+    assert sorted(record.read_text().splitlines(keepends=True)[1:]) == sorted(lines[1:])
+    record.write_text("")
+    with pytest.raises(InputError, match="predictions.jsonl: is damaged; give another --out"):
+        predict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_that_was_deleted_is_written_again(predict, tmp_path, kind):
+    predict()
+    before = contents(tmp_path / "out")
+    for file in existing_files(tmp_path / "out", "c", kind):
+        file.unlink()
+    assert contents(tmp_path / "out").keys() < before.keys()
+    assert predict().skipped == 2
+    after = contents(tmp_path / "out")
+    assert {name: after[name][0] for name in after if name != RECORD} == {
+        name: before[name][0] for name in before if name != RECORD
+    }
+
+
+def test_nothing_of_a_replaced_image_stays(predict, images, tmp_path):
+    predict(rank=True, averaging="symmetries")
+    out = tmp_path / "out"
+    tifffile.imwrite(images / "c.tif", IMAGES["a"], photometric="minisblack")
+    predict(images / "c.tif", kinds=["cells"], averaging="symmetries", overwrite=True)
+    assert [file.name for file in sorted(out.glob("c_*"))] == ["c_cells.tif"]
+    assert not (out / "rank.csv").exists() and not (out / "rank.html").exists()
+    with (out / "table.csv").open() as opened:
+        assert {row["image"] for row in csv.DictReader(opened)} == {"a.tif", "b.tif"}
+
+
+def test_the_joint_table_holds_the_images_of_earlier_calls(predict, images, tmp_path):
+    predict(images / "a.tif", kinds=["table"])
+    predict(images / "b.tif", kinds=["table"])
+    one_by_one = (tmp_path / "out" / "table.csv").read_bytes()
+    predict(images / "[ab].tif", kinds=["table"], output=tmp_path / "at_once")
+    assert one_by_one == (tmp_path / "at_once" / "table.csv").read_bytes()
+    (tmp_path / "out" / "a_table.csv").write_text("")
+    (problem,) = predict(images / "b.tif", kinds=["table"]).problems
+    assert problem.endswith("written: a_table.csv was not written by this program")
 
 
 def test_too_large_for_single_cells(predict, images, tmp_path, monkeypatch):

@@ -68,9 +68,12 @@ def measure(
     is_square = math.isclose(width, height, rel_tol=1e-3)
     # Of 1 to n, since regionprops has a list up to the largest number.
     cells, _, numbered = relabel_sequential(cells)
+    values = image.reshape(*cells.shape, -1)
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)  # in which the sums for the means are taken
     found = regionprops_table(
         cells,
-        image.reshape(*cells.shape, -1),
+        values,
         [
             *("label", "centroid", "area", "equivalent_diameter_area", "eccentricity"),
             *("orientation", "solidity", "intensity_mean", "intensity_min", "intensity_max"),

@@ -55,7 +55,10 @@ def join_tables(folder: Path, tables: Sequence[Path]) -> None:
     columns: dict[str, None] = {}
     for table in tables:
         with table.open(newline="", encoding="utf-8") as opened:
-            columns |= dict.fromkeys(next(csv.reader(opened)))
+            header = next(csv.reader(opened), [])
+        if header[:3] != ["image", "page", "number"]:
+            raise ValueError(f"{table.name} was not written by this program")
+        columns |= dict.fromkeys(header)
     with complete_text(folder / "table.csv", newline="") as joined:
         writer = csv.DictWriter(joined, [*columns])
         writer.writeheader()

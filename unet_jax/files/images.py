@@ -112,6 +112,7 @@ def check_grey_values(path: Path, pixels: np.ndarray) -> None:
             raise refusal(path, f"page {page} {error}") from error
 
 
-def is_grey(image: np.ndarray) -> bool:
-    """Whether R = G = B everywhere in an image [..., C] that is stored as RGB."""
-    return image.shape[-1] == 3 and bool((image == image[..., :1]).all())
+def is_grey(pages: np.ndarray) -> bool:
+    """Whether R = G = B everywhere in pages [pages, H, W, C] that are stored as RGB."""
+    # Row by row, because they may be larger than the memory.
+    return pages.shape[-1] == 3 and all((row == row[:, :1]).all() for page in pages for row in page)

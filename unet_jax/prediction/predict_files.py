@@ -12,8 +12,7 @@ from unet_jax.checked_settings import as_dict
 from unet_jax.checkpoint.cell_settings import cell_settings
 from unet_jax.errors import InputError, one_line
 from unet_jax.files.cell_table import join_tables
-from unet_jax.files.images import read_image
-from unet_jax.files.names import file_stem
+from unet_jax.files.images import is_grey, read_image
 from unet_jax.files.output import unlocking
 from unet_jax.files.zarr_image import stored_files
 from unet_jax.hardware import device_memory_bytes, host_memory_bytes
@@ -78,11 +77,11 @@ def predict_files(
     probable class. STEM_cells.tif: a number for each cell, starting again on each page; uint16, or
     float32 for more than 65,535 cells, or uint32 then if the file is an OME-TIFF. STEM_overlay.png:
     cells, or else classes, over the image; a file for each page. STEM_table.csv: the measurements
-    of each cell, see `measure`; and table.csv, the same for all images. STEM_rois.zip: the
-    outlines for ImageJ's ROI Manager. STEM_cells.geojson: outlines, classes and measurements for
-    QuPath. STEM_uncertainty.tif: float32, entropy and spread, see `predict_with_uncertainty`.
-    STEM_challenge.tif: float32, the probability of cell in the form that the ISBI 2012 challenge
-    takes.
+    of each cell, see `measure`; and table.csv, the same for all images of the output folder.
+    STEM_rois.zip: the outlines for ImageJ's ROI Manager. STEM_cells.geojson: outlines, classes and
+    measurements for QuPath. STEM_uncertainty.tif: float32, entropy and spread, see
+    `predict_with_uncertainty`. STEM_challenge.tif: float32, the probability of cell in the form
+    that the ISBI 2012 challenge takes.
 
     Results that already exist for the same image, recognised by the digest of its file, and the
     same network are kept. Failures are reported at the end; everything else continues, including
@@ -137,6 +136,8 @@ def predict_files(
                 row = record.row(file)
                 missing = [kind for kind in KINDS if kind in kinds and kind not in row.kinds]
                 if missing:
+                    if not row.kinds:
+                        record.clear(file)
                     cells = settings if {*CELL_KINDS} & {*kinds} else None
                     written, failed = _predict_file(model, file, output, missing, cells, averaging)
                     problems += failed
@@ -152,25 +153,29 @@ def predict_files(
             except (OSError, MemoryError) as error:
                 problems.append(f"{file}: {one_line(error)}")
             progress.update(size)
-    ranking, failed = _write_of_all(written_of, output, "table" in kinds, rank)
+    ranking, failed = _write_of_all(output, record, written_of, "table" in kinds, rank)
     problems += failed
     return Predictions(output, len(files), done, skipped, tuple(problems), ranking)
 
 
 def _write_of_all(
-    written_of: Mapping[Path, Sequence[str]], output: Path, has_table: bool, rank: bool
+    output: Path,
+    record: ResultRecord,
+    written_of: Mapping[Path, Sequence[str]],
+    has_table: bool,
+    rank: bool,
 ) -> tuple[Path | None, list[str]]:
-    """Writes the results for all images together, from the results of each.
+    """Writes the table of all images in the folder, and ranks those of this call.
 
     Returns the page of the ranking, and a line for each result that could not be written.
     """
     ranking, problems = None, []
-    if has_table:
-        stems = [file_stem(file) for file, kinds in written_of.items() if "table" in kinds]
-        try:
-            join_tables(output, [output / f"{stem}_table.csv" for stem in stems])
-        except (OSError, ValueError) as error:
-            problems.append(f"{output / 'table.csv'}: cannot be written: {one_line(error)}")
+    tables = [output / f"{name}_table.csv" for name in record.images_with("table")]
+    try:
+        if has_table or not (output / "table.csv").exists():
+            join_tables(output, tables)
+    except (OSError, ValueError) as error:
+        problems.append(f"{output / 'table.csv'}: cannot be written: {one_line(error)}")
     if rank:
         unsure = [file for file, kinds in written_of.items() if "uncertainty" in kinds]
         try:
@@ -255,7 +260,7 @@ def _predict_page(model, image, averaging, results, page):
 def _read_pages(model: Model, file: Path) -> np.ndarray:
     """The image as the model takes it, real [pages, H, W, C]; InputError if it cannot take it."""
     images = read_image(file, mapped=True)
-    if model.channels == 1 and images.shape[-1] == 3 and (images == images[..., :1]).all():
+    if model.channels == 1 and is_grey(images):
         images = images[..., :1]  # grey levels stored as RGB
     _, height, width, channels = images.shape
     if channels != model.channels:

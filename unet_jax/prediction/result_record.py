@@ -13,7 +13,10 @@ from unet_jax.files.names import file_stem
 from unet_jax.files.output import complete, lock, probe
 from unet_jax.files.zarr_image import open_small, stored_files
 from unet_jax.prediction.image_list import name_of
-from unet_jax.prediction.results import KINDS
+from unet_jax.prediction.results import KINDS, existing_files
+
+# Made of the results of all images together, from one of these kinds.
+_OF_ALL = {"table": ("table.csv",), "uncertainty": ("rank.csv", "rank.html")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,7 @@ class ResultRecord:
         before, lines = made_with | {"images": []}, []
         if self._file.exists():
             before, *lines = _read(self._file)
+            lines = lines if "images" in before else []
         problem = _difference(before, made_with)
         if problem and not overwrite:
             raise InputError(
@@ -60,13 +64,15 @@ class ResultRecord:
             )
         # Results that were made with something else are not known any more.
         begun = set() if problem else set(before["images"])
-        rows = [] if problem else [Row(**line) for line in lines]
+        self._rows = {row.name.casefold(): row for row in (Row(**line) for line in lines)}
         names = {name_of(image) for image in images}
         if overwrite:
-            rows = [row for row in rows if row.name.casefold() not in names]
+            for name in {*self._rows} if problem else names & {*self._rows}:
+                for kind in self._rows.pop(name).kinds:
+                    for file in _OF_ALL.get(kind, ()):
+                        (output / file).unlink(missing_ok=True)
         else:
             _check_none_there(output, names - begun)
-        self._rows = {row.name.casefold(): row for row in rows}
         with complete(self._file) as unfinished:
             first = _line(made_with | {"images": sorted(begun | names)})
             rest = map(_line, map(dataclasses.asdict, self._rows.values()))
@@ -85,10 +91,25 @@ class ResultRecord:
                 f"{image}: {self._file.parent} holds the results of another image with this name; "
                 "give another --output, or use --overwrite."
             )
-        return Row(file_stem(image), digest, known.kinds if known else [])
+        return Row(file_stem(image), digest, self._kinds(known) if known else [])
+
+    def clear(self, image: Path) -> None:
+        """Removes what there is of an image that is not on record, or no longer."""
+        for kind in KINDS:
+            for file in existing_files(self._file.parent, file_stem(image), kind):
+                file.unlink()
+
+    def images_with(self, kind: str) -> list[str]:
+        """The names of all images, also of earlier calls, that have this kind of result."""
+        return sorted(row.name for row in self._rows.values() if kind in self._kinds(row))
+
+    def _kinds(self, row: Row) -> list[str]:
+        """Those whose files have not been removed since."""
+        return [kind for kind in row.kinds if existing_files(self._file.parent, row.name, kind)]
 
     def add(self, row: Row) -> None:
         """Notes the results that an image has now."""
+        self._rows[row.name.casefold()] = row
         with self._file.open("a", encoding="utf-8") as lines:
             lines.write(_line(dataclasses.asdict(row)))
 
@@ -113,11 +134,11 @@ def _read(file: Path) -> list[dict[str, Any]]:
     """The content of the lines; the first one is never missing."""
     lines = file.read_text(encoding="utf-8").splitlines() or [""]
     read: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
+    for line in lines:
         try:
             read.append(json.loads(line))
         except ValueError as error:
-            if number < len(lines) or not read:  # else it was cut off by a kill
+            if not read:  # else it was cut off, by a kill or a full disk
                 raise InputError(f"{file}: is damaged; give another --output.") from error
     return read
 

@@ -1,6 +1,7 @@
 """The result files of one image."""
 
 import contextlib
+import itertools
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,8 +32,28 @@ USUAL_KINDS = KINDS[:4]
 #: What there is only of single cells; an overlay is of classes where there are none.
 CELL_KINDS = ("cells", "table", "rois", "geojson")
 
+_ENDINGS = {kind: f"{kind}.tif" for kind in KINDS} | {
+    "overlay": "overlay.png",
+    "table": "table.csv",
+    "rois": "rois.zip",
+    "geojson": "cells.geojson",
+}
+
 _ROWS = 256  # of a result that are looked at together
 _OVERLAY_SIDE = 2048  # pixels; larger images are shown smaller
+
+
+def existing_files(output: Path, name: str, kind: str) -> list[Path]:
+    """The files that exist of a result, of an image of which this is the `file_stem`."""
+    files = [output / f"{name}_{_ENDINGS[kind]}"]
+    if kind == "overlay":  # or one for each page
+        pages = (output / f"{name}_{_overlay_ending(page)}" for page in itertools.count())
+        files += itertools.takewhile(Path.exists, pages)
+    return [file for file in files if file.exists()]
+
+
+def _overlay_ending(page: int) -> str:
+    return f"overlay_{page:04d}.png"
 
 
 class ResultFiles:
@@ -152,9 +173,9 @@ class ResultFiles:
 
     def write_overlay(self, page: int, image: np.ndarray, cells: np.ndarray | None) -> None:
         """Writes the picture of a page: cells, int [H, W], or otherwise classes, over the image."""
-        number = f"_{page:04d}" if self._shape[0] > 1 else ""
+        ending = _overlay_ending(page) if self._shape[0] > 1 else _ENDINGS["overlay"]
         picture = _overlay(image, self.probabilities[page], cells, self._colours)
-        with complete(self._path(f"overlay{number}.png")) as unfinished:
+        with complete(self._path(ending)) as unfinished:
             unfinished.write_bytes(imagecodecs.png_encode(picture))
 
     def _path(self, ending: str) -> Path:
@@ -166,7 +187,7 @@ class ResultFiles:
             with self.apart(kind):
                 self._opened[kind] = stack.enter_context(contextlib.ExitStack())
                 file = result_file(
-                    self._path(f"{kind}.tif"), self._frame, self._shape[1:], dtype, **options
+                    self._path(_ENDINGS[kind]), self._frame, self._shape[1:], dtype, **options
                 )
                 self._pages[kind] = self._opened[kind].enter_context(file)
 
@@ -175,12 +196,12 @@ class ResultFiles:
 
     def _write_of_cells(self, kind: str) -> None:
         frame, names = self._frame, self._class_names
+        file = self._path(_ENDINGS[kind])
         if kind == "table":
-            write_table(self._path("table.csv"), self._file.name, self._tables, names)
+            write_table(file, self._file.name, self._tables, names)
         elif kind == "rois":
-            write_rois(self._path("rois.zip"), self._cells, frame)
+            write_rois(file, self._cells, frame)
         elif kind == "geojson":
-            file = self._path("cells.geojson")
             write_geojson(file, self._cells, self._tables, frame, names, self._colours)
         else:
             self._write_numbers()
@@ -189,7 +210,7 @@ class ResultFiles:
         # How many there are, and so their dtype, is known now.
         is_few = self._cell_count <= np.iinfo(np.uint16).max
         with result_file(
-            self._path("cells.tif"),
+            self._path(_ENDINGS["cells"]),
             self._frame,
             self._shape[1:],
             np.uint16 if is_few else np.uint32,

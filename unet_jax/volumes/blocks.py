@@ -12,6 +12,7 @@ What is written exists either completely or not at all, so whatever exists is fi
 """
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import io
@@ -311,16 +312,20 @@ def sum_up(job: Job, block: Block) -> None:
     _write(job, f"{INTERMEDIATE}/sums/{key(block)}", **sums)
 
 
-def tabulate(job: Job, plane: Plane) -> tuple[Plane, list[list[str]]]:
-    """The plane, and the table of its cells: the columns' names, and a row for each cell."""
+def tabulate(job: Job, plane: Plane) -> tuple[Plane, bytes]:
+    """The plane, and its part of the table of cells; the first plane's begins with the header."""
     grid = job.grid()
     blocks = [
         _read(job, f"{INTERMEDIATE}/sums/{key(Block(*plane, *index))}")
         for index in grid.blocks_in(grid.plane)
     ]
     table = table_of_sums(blocks, volume_frame(job.volume).micrometres())
-    rows = [[str(plane.t), str(plane.z), *row] for row in text_rows(table)]
-    return plane, [["t", "z", *table], *rows]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    if plane == Plane(0, 0):
+        writer.writerow(["t", "z", *table])
+    writer.writerows([plane.t, plane.z, *row] for row in text_rows(table))
+    return plane, text.getvalue().encode()
 
 
 def halve(job: Job, block: Block, *, kind: str, level: int) -> None:

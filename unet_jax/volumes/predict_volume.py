@@ -1,9 +1,7 @@
 """Segmentation of an OME-Zarr volume of any size, block by block, into another one."""
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import logging
 import math
@@ -193,11 +191,7 @@ def _measure_cells(job: Job, run: Callable[..., list], problems: Sequence[str]) 
     run("Measuring cells", blocks.sum_up, due)
     tables = run("Tables of cells", blocks.tabulate, job.planes())
     if not problems:
-        file = io.StringIO()
-        writer = csv.writer(file)
-        for number, (_, (header, *rows)) in enumerate(sorted(tables)):
-            writer.writerows([header, *rows] if number == 0 else rows)
-        write_object(job.output, TABLE, file.getvalue().encode())
+        write_object(job.output, TABLE, b"".join(text for _, text in sorted(tables)))
 
 
 def _unpredicted(job: Job) -> set[Block]:
