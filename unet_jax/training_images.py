@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 from unet_jax.augmentation import AugmentationSettings, Crop, part_corner, reached_side
 from unet_jax.devices import in_all_processes, own_part, put_everywhere, put_part
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import IGNORED, Example, is_sparse, separated
+from unet_jax.example import IGNORED, SPARSE, Example, annotated_share, separated
 from unet_jax.grey_values import grey_value_statistics
 from unet_jax.hardware import device_memory_bytes
 from unet_jax.normalisation import normalise
 from unet_jax.train_step import tile_keys
-from unet_jax.unread import Facts, are_sparse
+from unet_jax.unread import Facts, annotated_share_of
 from unet_jax.weight_map import WeightMapSettings, weight_map_part
 
 _PLACES = 1000  # of each image
@@ -96,7 +96,8 @@ def annotated_images(
     for image, start, end in zip(images, first, ends, strict=True):
         normalised = normalise(image, *grey_value_statistics(image))
         pixels[start:end] = normalised.reshape(end - start, -1)
-    places = np.stack([_places(e) for e in examples]) if is_sparse(examples) else None
+    sparse = annotated_share([e.labels for e in examples]) < SPARSE
+    places = np.stack([_places(e) for e in examples]) if sparse else None
     sizes = np.array([e.labels.shape for e in examples], np.int32)
     height, width = sizes.max(0).tolist()
     on_host = AnnotatedImages(
@@ -150,8 +151,8 @@ class UnreadImages:
 
     @cached_property
     def are_sparse(self) -> bool:
-        """See `example.is_sparse`."""
-        return are_sparse(self.facts)
+        """Whether most of the pixels are ignored."""
+        return annotated_share_of(self.facts) < SPARSE
 
     @property
     def on_device(self) -> bool:

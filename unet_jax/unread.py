@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional, TypeVar, overload
 
 import numpy as np
 
-from unet_jax.example import IGNORED, SPARSE, Example, image_sha256, sha256
+from unet_jax.example import IGNORED, Example, image_sha256, sha256
 from unet_jax.hardware import cpu_cores
 
 _T = TypeVar("_T")
@@ -22,7 +22,6 @@ class Facts(NamedTuple):
       size: height and width in pixels.
       channels: of the image.
       pixels: the number of pixels of each class, and last of the ignored ones.
-      has_cells: whether there is any cell.
       sha256: see `example.sha256`; empty if it is not needed.
       image_sha256: see `example.image_sha256`; empty if it is not needed.
       seen: the same facts as the network sees it: at the run's scale, touching cells separated.
@@ -32,7 +31,6 @@ class Facts(NamedTuple):
     size: tuple[int, int]
     channels: int
     pixels: tuple[int, ...]
-    has_cells: bool
     sha256: str = ""
     image_sha256: str = ""
     seen: Optional["Facts"] = None
@@ -131,14 +129,13 @@ def facts_of(example: Example, classes: int) -> Facts:
         (height, width),
         example.channels,
         tuple(_pixels(example.labels, classes).tolist()),
-        bool(example.instances.any()),
     )
 
 
-def are_sparse(facts: Sequence[Facts]) -> bool:
-    """`example.is_sparse` for these examples."""
+def annotated_share_of(facts: Sequence[Facts]) -> float:
+    """`example.annotated_share` of these examples."""
     pixels = np.sum([f.pixels for f in facts], 0)
-    return not any(f.has_cells for f in facts) and pixels[:-1].sum() / pixels.sum() < SPARSE
+    return float(pixels[:-1].sum() / pixels.sum())
 
 
 def in_threads(function: Callable[[_T], _U], items: Iterable[_T]) -> Iterator[_U]:

@@ -37,6 +37,9 @@ from unet_jax.unread import Facts, Unread, facts_of, in_threads
 
 logger = logging.getLogger("unet_jax")
 
+# Of a cell; beyond, cells are numbered anew, since colours and counts lie in tables by number.
+_LARGEST_NUMBER = 2**20
+
 
 def read_folder(
     images: str | os.PathLike,
@@ -68,7 +71,8 @@ def read_folder(
         'binary': 0 and one other number, such as 255, in all masks; the other is class 1.
         'classes': the class of a pixel, below ``classes``. With an ``ignore_value`` of 0, classes
         begin at 1, as programs for scribbles write them: 1 is class 0.
-        'instances': 0 = background, n = cell n, which is class 1.
+        'instances': 0 = background, n = cell n, which is class 1; if there are numbers beyond
+        1,048,576, cells are numbered anew.
         Under the first two rules, a cell is a 4-connected component of classes other than 0. A
         mask that ignores most of its pixels holds strokes, not cells.
       classes: the number of classes, background included.
@@ -176,6 +180,8 @@ def _labels_and_cells(
     labels = cells if mask_rule == "classes" else (cells > 0).astype(np.int32)
     labels = np.where(is_ignored, np.int32(IGNORED), labels)
     if mask_rule == "instances":
+        if cells.max() > _LARGEST_NUMBER:
+            cells = np.unique(cells, return_inverse=True)[1].reshape(cells.shape).astype(np.int32)
         return labels, cells
     if annotated_share([labels]) < SPARSE:
         return labels, np.zeros_like(labels)

@@ -1,6 +1,7 @@
 """Divides examples at random into those for training, validation and test."""
 
 import logging
+import re
 
 import numpy as np
 
@@ -64,6 +65,11 @@ def split_by_stem(
         name: chosen(examples, [page for group in part for page in group])
         for name, part in parts.items()
     }
+
+
+def uncut_name(name: str) -> str:
+    """The name of the page that a block was cut from; any other name as it is."""
+    return re.sub(r" (rows|columns) \d+ to \d+(?=$| page \d+$)", "", name)
 
 
 def _divided(

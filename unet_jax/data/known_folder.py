@@ -14,7 +14,7 @@ import pooch
 from unet_jax.files.output import complete
 from unet_jax.unread import Facts
 
-_FORMAT = 1  # another one where the same files would give other facts
+_FORMAT = 2  # another one where the same files would give other facts
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,12 @@ def save(file: Path, known: KnownFolder) -> None:
 
 
 def _facts(values: list[Any]) -> Facts:
-    name, size, channels, pixels, has_cells, sha256, image_sha256, seen = values
+    name, size, channels, pixels, sha256, image_sha256, seen = values
     return Facts(
         name,
         tuple(size),
         channels,
         tuple(pixels),
-        has_cells,
         sha256,
         image_sha256,
         seen and _facts([name, *seen[1:]]),  # the same text, not one more

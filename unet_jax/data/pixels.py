@@ -1,7 +1,9 @@
 """The pixels of a folder's files: in memory, or read again each time if there are too many."""
 
+import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -32,6 +34,8 @@ class Pixels(Mapping[str, np.ndarray]):
     ):
         """Arrays of these shapes; if none are kept, each is read by its stem when it is needed."""
         self.shapes, self._read, self._kept = shapes, read, kept
+        # Each page of a stack is asked for alone; threads would decode the same stack at once.
+        self._read_stack, self._one_reads = functools.lru_cache(2)(read), threading.Lock()
 
     @property
     def in_memory(self) -> bool:
@@ -40,7 +44,12 @@ class Pixels(Mapping[str, np.ndarray]):
 
     def __getitem__(self, stem: str) -> np.ndarray:
         """The array of one file."""
-        return self._read(stem) if self._kept is None else self._kept[stem]
+        if self._kept is not None:
+            return self._kept[stem]
+        if self.shapes[stem][0] == 1:
+            return self._read(stem)
+        with self._one_reads:
+            return self._read_stack(stem)
 
     def __contains__(self, stem: object) -> bool:
         """Whether there is such a file, without reading it."""

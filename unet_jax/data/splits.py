@@ -1,6 +1,7 @@
 """Which examples a run trains on, validates on and is tested on."""
 
 import logging
+from collections.abc import Collection
 from typing import cast
 
 import numpy as np
@@ -123,11 +124,18 @@ def _in_memory(validation: Unread, classes: int, smaller: str) -> list[Example]:
     return list(validation)
 
 
-def read_splits(data: Data, classes: int) -> dict[str, Examples]:
+def read_splits(
+    data: Data, classes: int, only: Collection[str] | None = None
+) -> dict[str, Examples]:
     """The examples of one source, as `train`, `validation` and `test`.
 
     For the challenge and for synthetic pictures, each split is a range; a folder is divided at
     random, file by file; for cell tracking, one sequence is for training and another for the test.
+
+    Args:
+      data: the source and what it takes.
+      classes: the number of classes, background included.
+      only: the names of the examples of a folder that are divided; None = all.
 
     Raises:
       InputError: a file cannot be used, or a split has no examples.
@@ -135,7 +143,7 @@ def read_splits(data: Data, classes: int) -> dict[str, Examples]:
     try:
         match data:
             case Folder():
-                return _split_folder(data, classes)
+                return _split_folder(data, classes, only)
             case CellTracking():
                 return _split_sequences(data)
             case Isbi2012():
@@ -169,7 +177,7 @@ def split_folds(examples: Examples, fold: int, folds: int) -> dict[str, Examples
     }
 
 
-def _split_folder(data: Folder, classes: int) -> dict[str, Examples]:
+def _split_folder(data: Folder, classes: int, only: Collection[str] | None) -> dict[str, Examples]:
     examples = read_folder(
         data.images,
         data.labels,
@@ -179,6 +187,9 @@ def _split_folder(data: Folder, classes: int) -> dict[str, Examples]:
         minus_one=data.minus_one,
         scale=data.scale,
     )
+    if only is not None:
+        names = names_of(examples)
+        examples = chosen(examples, [i for i, name in enumerate(names) if name in only])
     return split_by_stem(examples, data.validation_fraction, data.test_fraction, data.split_seed)
 
 

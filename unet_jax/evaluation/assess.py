@@ -128,6 +128,7 @@ def assess(
         prediction_seconds=seconds,
         annotated=annotated_share([example.labels for example in examples]),
         sparse=sparse,
+        single_cells=run.selection.single_cells,
         duplicates=duplicates,
         without_cells=sum(image.counts.cells == 0 for image in measured),
         with_one_cell=sum(image.counts.cells == 1 for image in measured),

@@ -1,7 +1,7 @@
 """The images that an evaluation scores, each with the network that predicts it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,15 +10,17 @@ from tqdm import tqdm
 
 from unet_jax.checkpoint import ensemble
 from unet_jax.data.folder import read_folder
+from unet_jax.data.folder_split import uncut_name
 from unet_jax.data.isbi2012 import read_isbi2012_test
 from unet_jax.data.splits import read_splits
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import Example, image_sha256, sha256
+from unet_jax.hardware import host_memory_bytes
 from unet_jax.model import Model
 from unet_jax.overlap_tile import predict_tiled
 from unet_jax.run_record import Training
-from unet_jax.sources import Folder, Isbi2012
-from unet_jax.unread import names_of
+from unet_jax.sources import CellTracking, Folder, Isbi2012
+from unet_jax.unread import Examples, names_of, sizes_of
 
 logger = logging.getLogger("unet_jax")
 
@@ -41,11 +43,13 @@ class Selection(NamedTuple):
       words: a description of the images.
       folder: the usual name of the results folder, inside the run's folder.
       parts: several for the folds of a cross-validation.
+      single_cells: whether their masks say which cell is which.
     """
 
     words: str
     folder: str
     parts: list[Part]
+    single_cells: bool
 
 
 class Seen(NamedTuple):
@@ -84,23 +88,27 @@ def select(
                 "Give --images and --labels together; --mask_rule only with them, --split only "
                 "without them."
             )
-        own = _own(members[0], Path(images), Path(labels), mask_rule)
-        words = f"images in {images}"
-        return Selection(words, "evaluation_images", [Part(ensemble(members), own)])
+        masks = _masks(members[0], mask_rule)
+        own = _own(members[0], Path(images), Path(labels), masks)
+        parts, single_cells = [Part(ensemble(members), own)], masks.mask_rule == "instances"
+        return Selection(f"images in {images}", "evaluation_images", parts, single_cells)
+    data = _training(members[0]).config.data
+    of_folder = isinstance(data, Folder) and data.mask_rule == "instances"
+    single_cells = of_folder or isinstance(data, CellTracking)
     if split == "validation":
         words = "images of the run's validation split, used to choose its step"
-        return Selection(words, "evaluation_validation", left_out(members))
+        return Selection(words, "evaluation_validation", left_out(members), single_cells)
     if split == "held_out":
-        held_out = _of_run(members[0], "test")
-        words = "images that the run left out"
-        return Selection(words, "evaluation", [Part(ensemble(members), held_out)])
-    if not isinstance(_training(members[0]).config.data, Isbi2012):
+        parts = [Part(ensemble(members), _of_run(members[0], "test"))]
+        return Selection("images that the run left out", "evaluation", parts, single_cells)
+    if not isinstance(data, Isbi2012):
         raise InputError(
             "--split=test is the ISBI 2012 challenge's test stack, only for runs on that data; "
             "without --split, the images that this run left out are scored."
         )
     words = "images of the ISBI 2012 challenge's test stack"
-    return Selection(words, "evaluation_test", [Part(ensemble(members), read_isbi2012_test())])
+    parts = [Part(ensemble(members), read_isbi2012_test())]
+    return Selection(words, "evaluation_test", parts, single_cells)
 
 
 def left_out(members: list[Model]) -> list[Part]:
@@ -118,19 +126,39 @@ def _training(model: Model) -> Training:
     return model.training
 
 
-def _own(model: Model, images: Path, labels: Path, mask_rule: str | None) -> list[Example]:
+def _masks(model: Model, mask_rule: str | None) -> Folder:
+    """How masks are read: as in training, unless they follow another rule."""
     data = _training(model).config.data
     as_in_training = data if isinstance(data, Folder) else Folder()
+    if mask_rule in (None, as_in_training.mask_rule):
+        return as_in_training
+    return Folder(mask_rule=mask_rule)
+
+
+def _own(model: Model, images: Path, labels: Path, masks: Folder) -> list[Example]:
     examples = read_folder(
         images,
         labels,
-        mask_rule=mask_rule or as_in_training.mask_rule,
+        mask_rule=masks.mask_rule,
         classes=model.network.classes,
-        ignore_value=as_in_training.ignore_value,
-        minus_one=as_in_training.minus_one,
+        ignore_value=masks.ignore_value,
+        minus_one=masks.minus_one,
         channels=model.channels,
     )
+    _check_memory(sizes_of(examples), f"The images in {images}", model)
     return list(examples)
+
+
+def _check_memory(sizes: Sequence[tuple[int, ...]], words: str, model: Model) -> None:
+    """Raises InputError if images of these sizes are too many to be scored together."""
+    # Grey values; labels and cells, also as they are compared; cells found; probabilities.
+    bytes_per_pixel = 4 * model.channels + 20 + 4 * model.network.classes
+    needed = bytes_per_pixel * sum(height * width for height, width in sizes)
+    if needed > host_memory_bytes():
+        raise InputError(
+            f"{words} would take {needed / 2**30:.1f} GiB to be scored together, more than the "
+            "memory; give some of them as --images and --labels."
+        )
 
 
 def _of_run(model: Model, split: str) -> list[Example]:
@@ -139,21 +167,33 @@ def _of_run(model: Model, split: str) -> list[Example]:
     names = training.splits[split]
     if not names:  # such as of a run that was painted
         raise InputError(f"The run has no {split} images; give --images and --labels.")
-    splits = read_splits(training.config.data, model.network.classes)
-    places = {
-        name: (examples, number)
-        for examples in splits.values()
-        for number, name in enumerate(names_of(examples))
-    }
+    data, classes = training.config.data, model.network.classes
+    places = _places(read_splits(data, classes))
+    if not {*names} <= places.keys() and isinstance(data, Folder):
+        # One or two files may have been cut, which they are no longer if there are more.
+        only = {uncut_name(name) for name in training.data}
+        places = _places(read_splits(data, classes, only))
     missing = [name for name in names if name not in places]
     if missing:
         raise InputError(f"{missing[0]} of the run's {split} split is no longer in its data.")
-    found = [examples[number] for examples, number in map(places.__getitem__, names)]
+    there = [places[name] for name in names]
+    sizes = [sizes_of(examples)[number] for examples, number in there]
+    _check_memory(sizes, f"The images of the run's {split} split", model)
+    found = [examples[number] for examples, number in there]
     for example in found:
         digest = sha256(example)
         if training.data.get(example.name, digest) != digest:
             logger.warning("%s: its image or mask has changed since the training.", example.name)
     return found
+
+
+def _places(splits: Mapping[str, Examples]) -> dict[str, tuple[Examples, int]]:
+    """Where each example is, by its name."""
+    return {
+        name: (examples, number)
+        for examples in splits.values()
+        for number, name in enumerate(names_of(examples))
+    }
 
 
 def seen_before(parts: Sequence[Part], split: str) -> list[Seen]:

@@ -35,6 +35,7 @@ class Evaluation:
       prediction_seconds: by averaging.
       annotated: the share of pixels that count, in [0, 1].
       sparse: whether only strokes are annotated, and no cells.
+      single_cells: whether the masks say which cell is which.
       duplicates: the images that the network has seen, whose scores are too good.
       without_cells: how many images have no annotated cell.
       with_one_cell: how many have only one.
@@ -60,6 +61,7 @@ class Evaluation:
     prediction_seconds: dict[str, float]
     annotated: float
     sparse: bool
+    single_cells: bool
     duplicates: list[Seen]
     without_cells: int
     with_one_cell: int
@@ -76,7 +78,12 @@ class Evaluation:
     @property
     def layout(self) -> Layout:
         """What is shown of it, and how."""
-        return layout(self.scores[self.averaging], self.training.config, self.sparse)
+        return layout(
+            self.scores[self.averaging],
+            classes=self.training.config.model.classes,
+            single_cells=self.single_cells,
+            sparse=self.sparse,
+        )
 
     @property
     def data_sha256(self) -> str | None:

@@ -74,7 +74,7 @@ def save_painted(
     probe(folder, pixels + 5 * sum(x.nbytes for x in jax.tree.leaves(model.params)))
     lock(folder)
     examples = [
-        Example(name, image, strokes, np.zeros(strokes.shape, np.int32))
+        Example(name, _storable(image), strokes, np.zeros(strokes.shape, np.int32))
         for name, (image, strokes) in painted.items()
     ]
     configuration = _configuration(model, class_names, folder, step)
@@ -170,10 +170,19 @@ def _written(folder: Path) -> list[str]:
         return []
 
 
+def _storable(pixels: np.ndarray) -> np.ndarray:
+    """The same numbers in a dtype that OME knows."""
+    if pixels.dtype == np.float16:
+        return pixels.astype(np.float32)
+    if pixels.dtype.kind not in "biu" or pixels.dtype.itemsize in (2, 4):
+        return pixels
+    smallest = np.result_type(*map(np.min_scalar_type, (pixels.min(), pixels.max())))
+    return pixels.astype(smallest if smallest.itemsize <= 4 else np.float64)
+
+
 def _write(file: Path, pixels: np.ndarray) -> None:
     """An image [H, W] or [H, W, C], or a mask."""
     axes = "YX" if pixels.ndim == 2 else "CYX"
-    pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     pixels = pixels if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
     with complete(file) as unfinished:
         tifffile.imwrite(

@@ -162,20 +162,24 @@ def _truth(examples: Sequence[Example]) -> list[np.ndarray]:
 
 
 def seg_score(examples: Sequence[Example], cells: Sequence[np.ndarray]) -> SegScore | None:
-    """SEG of the cells found, int [H, W] for each example; None if no cell is annotated."""
+    """SEG of the cells found, int [H, W] for each example; None if no cell is annotated.
+
+    As in the Cell Tracking Challenge, the whole area of a cell counts, also on ignored pixels.
+    """
     if not any(example.instances.any() for example in examples):
         return None
     return seg([example.instances for example in examples], cells)
 
 
 def cell_overlaps(example: Example, cells: np.ndarray) -> Overlaps:
-    """The overlaps that `matching` counts in one image, int [H, W].
+    """The overlaps that `matching` counts in one image, int [H, W], without ignored pixels.
 
     A cell found mostly on ignored pixels is left out: it is not known whether there is one.
     """
-    ignored = np.bincount(cells[example.labels == IGNORED], minlength=int(cells.max()) + 1)
-    left_out = 2 * ignored > np.bincount(cells.ravel())
-    return overlapping(example.instances, np.where(left_out[cells], 0, cells))
+    ignored = example.labels == IGNORED
+    on_ignored = np.bincount(cells[ignored], minlength=int(cells.max()) + 1)
+    left_out = 2 * on_ignored > np.bincount(cells.ravel())
+    return overlapping(example.instances, np.where(left_out[cells] | ignored, 0, cells))
 
 
 def class_scores(

@@ -103,6 +103,8 @@ def cross_validate(
     """
     if folds < 2:
         raise InputError(f"--folds must be at least 2, not {folds}.")
+    if checkpoint.saved_steps(Path(workdir)):
+        raise InputError(f"{workdir}: holds a run without --folds; give another --workdir.")
     runs: list[Run] = []
     for fold in range(folds):
         logger.info("Fold %d (of 0 to %d)", fold, folds - 1)
@@ -152,6 +154,8 @@ def fit(
         the last good step is intact.
     """
     workdir, configuration = Path(workdir), read_configuration(config)
+    if folds == 1 and checkpoint.saved_steps(workdir / "fold0"):
+        raise InputError(f"{workdir}: holds a cross-validation; give another --workdir.")
     settings, names = configuration.train, configuration.class_names
     colours = class_colours(configuration.model.classes, configuration.class_colours)
     with agreed() as same:

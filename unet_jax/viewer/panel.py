@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,8 @@ class Panel(Container):
         self._viewer.layers.selection.active = strokes
         strokes.mode = "paint"
         self._choose_brush()
-        self._teacher = self._start(work, self._show_learnt, self._forget_teacher)
+        forget = partial(self._forget_teacher, before)
+        self._teacher = self._start(work, self._show_learnt, forget)
         self._tell("Paint a stroke of each class.", is_problem=False)
 
     def _choose_brush(self, *_: Any) -> None:
@@ -344,8 +346,11 @@ class Panel(Container):
         if self._teacher and self._painting:
             self._painting.desk.close()
 
-    def _forget_teacher(self) -> None:
+    def _forget_teacher(self, before: _Painting | None) -> None:
         self._teacher = None
+        if self._painting and not self._painting.learnt:
+            self._painting = before or self._painting  # nothing that was learnt is lost
+            self._network.reset_choices()
         if self._painting and self._painting.learnt:
             self._network.value = _PAINTED  # with which one goes on
 

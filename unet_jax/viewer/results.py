@@ -1,5 +1,6 @@
 """The layers in which the viewer shows what a network says of an image."""
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from unet_jax.viewer.planes import Index, Planes
 
 # Of the classes, in strokes and results; of more than these, again from the first.
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22")
+
+_WRITTEN = "unet_jax checksums"  # of the cells that were found, by plane, in a layer's metadata
 
 
 def class_colours(classes: int) -> DirectLabelColormap:
@@ -35,10 +38,18 @@ def placed_like(image: Any) -> dict[str, Any]:
     return {name: getattr(image, name) for name in names}
 
 
+def _is_corrected(layer: Any, plane: Index) -> bool:
+    """Whether a plane of cells is no longer what was written to it."""
+    cells = np.ascontiguousarray(layer.data[plane])
+    written = layer.metadata.get(_WRITTEN, {}).get(plane)
+    return bool(cells.any()) if written is None else zlib.crc32(cells.data) != written
+
+
 class Results:
     """Probabilities, classes and cells of an image, in layers that are made when first needed.
 
-    The layers are named after the image; those that have been made before are written to.
+    The layers are named after the image; those that have been made before are written to. Cells
+    that have been corrected since stay, in a layer that is renamed.
 
     Attributes:
       image: its layer.
@@ -68,7 +79,11 @@ class Results:
         if self.image not in self._viewer.layers:
             return None
         layer = self._layer("cells", np.int32)
+        if _is_corrected(layer, plane):  # by hand, which stays, as a layer of the user's
+            layer.name, layer.metadata = f"{layer.name} corrected", {}
+            layer = self._layer("cells", np.int32)
         layer.data[plane] = cells
+        layer.metadata.setdefault(_WRITTEN, {})[plane] = zlib.crc32(cells.data)
         layer.refresh()
         self._layer("classes", np.uint8).visible = False  # the colours of both would mix
         return layer

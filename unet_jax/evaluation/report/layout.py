@@ -2,9 +2,7 @@
 
 from typing import NamedTuple
 
-from unet_jax.configuration import Configuration
 from unet_jax.evaluation.scoring import Scores
-from unet_jax.sources import CellTracking, Folder
 
 #: Of single cells.
 CELLS = ("seg", "ap_50", "ap", "f1", "panoptic_quality", "precision", "recall", "ap_75")
@@ -15,7 +13,7 @@ class Layout(NamedTuple):
     """What is shown, and how.
 
     Attributes:
-      single_cells: whether the training images say which cell is which.
+      single_cells: whether the masks say which cell is which.
       cells_first: whether the report leads with SEG and colours cells.
       classes_first: whether it leads with IoU.
       metrics: to show, the most important one first, by which images are ranked.
@@ -29,19 +27,18 @@ class Layout(NamedTuple):
     printed: list[str]
 
 
-def layout(scores: Scores, config: Configuration, sparse: bool) -> Layout:
+def layout(scores: Scores, *, classes: int, single_cells: bool, sparse: bool) -> Layout:
     """The layout of what is said of an evaluation.
 
     Args:
       scores: of all images together.
-      config: of the training run.
+      classes: how many there are, background included.
+      single_cells: whether the masks say which cell is which.
       sparse: whether only strokes are annotated, and no cells.
     """
-    of_folder = isinstance(config.data, Folder) and config.data.mask_rule == "instances"
-    single_cells = of_folder or isinstance(config.data, CellTracking)
     cells_first = single_cells and scores.seg is not None
     without_cells = scores.em["rand_error"] is None
-    several = config.model.classes > 2
+    several = classes > 2
     classes_first = (sparse or without_cells or several) and not cells_first
     if sparse:
         metrics = ["mean_iou", "mean_dice", "pixel_error"]
