@@ -12,12 +12,13 @@ import tifffile
 from unet_jax import load, predict_tiled
 from unet_jax.checked_settings import as_dict
 from unet_jax.checkpoint import load_members
+from unet_jax.configuration import read_configuration
 from unet_jax.data.splits import read_splits
 from unet_jax.data.synthetic_em import synthetic_em
 from unet_jax.errors import InputError
 from unet_jax.evaluation import images as images_module
 from unet_jax.evaluation.evaluate import evaluate
-from unet_jax.evaluation.images import Part, seen_before
+from unet_jax.evaluation.images import Part, seen_before, select
 from unet_jax.evaluation.instance_tuning import tune, tune_instances
 from unet_jax.evaluation.scoring import measure, score
 from unet_jax.instances import InstanceSettings, find_cells
@@ -324,6 +325,55 @@ def test_the_test_split_is_the_one_of_the_run(tiny_config, own_data, tmp_path):
     for folder in own_data:
         next(folder.glob(f"{names[0]}.*")).unlink()
     with pytest.raises(InputError, match=f"{names[0]} of the run's test split"):
+        evaluate(workdir)
+
+
+def test_files_that_come_later_do_not_change_how_two_files_were_cut(
+    tiny_config, own_data, tmp_path
+):
+    images, labels = own_data
+    for i in range(2):
+        picture, instances = synthetic_em(i, height=200, width=50)
+        tifffile.imwrite(images / f"{i}.tif", picture)
+        (labels / f"{i}.png").unlink()
+        tifffile.imwrite(labels / f"{i}.tif", (instances > 0).astype(np.uint8) * 255)
+    use_folder(tiny_config, images, labels, mask_rule="binary", ignore_value=-1)
+    workdir = tmp_path / "run"
+    fit(tiny_config, workdir)
+    before = evaluate(workdir)
+    assert [image.name for image in before.images] == ["0 rows 150 to 199", "1 rows 150 to 199"]
+    tifffile.imwrite(images / "2.tif", picture)
+    tifffile.imwrite(labels / "2.tif", (instances > 0).astype(np.uint8) * 255)
+    after = evaluate(workdir, overwrite=True)
+    assert after.scores["none"].values() == before.scores["none"].values()
+
+
+def test_other_masks_than_those_of_the_training(workdir, own_data, tiny_config, tmp_path):
+    """No number of theirs is ignored, and the report is about what they say."""
+    images, labels = own_data
+    use_folder(tiny_config, images, labels, mask_rule="classes", ignore_value=255)
+    for mask in labels.iterdir():
+        mask.unlink()
+    for i, size in enumerate([(50, 60), (70, 40)]):
+        cells = synthetic_em(i, height=size[0], width=size[1])[1].astype(np.uint8)
+        tifffile.imwrite(labels / f"{i}.tif", np.where(cells == 1, 255, cells))
+    training = load_members(workdir)[0].record.training
+    config = read_configuration(tiny_config)
+    model = load(workdir)
+    model = replace(model, record=replace(model.record, training=replace(training, config=config)))
+    given = dict(images=images, labels=labels)
+    (part,) = select([model], "held_out", **given, mask_rule="instances").parts
+    assert all((e.labels >= 0).all() and 255 in e.instances for e in part.examples)
+    found = evaluate(workdir, **given, mask_rule="instances", out=tmp_path / "out")
+    assert found.single_cells and found.layout.printed[0] == "seg"
+
+
+def test_more_images_than_fit_into_memory_are_refused(workdir, own_data, monkeypatch):
+    images, labels = own_data
+    monkeypatch.setattr("unet_jax.evaluation.images.host_memory_bytes", lambda: 100_000)
+    with pytest.raises(InputError, match=f"The images in {images} would take 0.0 GiB to be scored"):
+        evaluate(workdir, images=images, labels=labels)
+    with pytest.raises(InputError, match="images of the run's test split would take"):
         evaluate(workdir)
 
 

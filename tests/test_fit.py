@@ -12,7 +12,7 @@ from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED
 from unet_jax.files.untrusted import MAX_BYTES
 from unet_jax.run import fit as fit_module
-from unet_jax.run.fit import Run, fit
+from unet_jax.run.fit import Run, cross_validate, fit
 from unet_jax.run.log import RunLog, read_log
 
 
@@ -196,6 +196,16 @@ def test_bad_values_are_refused_before_anything_is_written(
         fit(tiny_config, tmp_path / "run")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_and_a_cross_validation_take_a_folder_each(tiny_config, tmp_path):
+    tiny_config.train.steps = tiny_config.train.validate_every = 4
+    fit(tiny_config, tmp_path / "run")
+    with pytest.raises(InputError, match="run: holds a run without --folds; give another --workd"):
+        cross_validate(tiny_config, tmp_path / "run", 2)
+    cross_validate(tiny_config, tmp_path / "folds", 2)
+    with pytest.raises(InputError, match="folds: holds a cross-validation; give another --workdir"):
+        fit(tiny_config, tmp_path / "folds")
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tiny_config, tmp_path):

@@ -477,6 +477,14 @@ def test_split_of_one_stack_is_three_blocks():
     assert split == {"train": names[:8], "validation": names[8:11], "test": names[11:]}
 
 
+def test_numbers_too_large_for_tables_are_numbered_anew(folders):
+    cells = np.array([[0, 7, 7, 2**31 - 1]], np.uint32)
+    write(folders[0] / "a.tif", IMAGE[:1, :4])
+    write(folders[1] / "a.tif", cells)
+    (example,) = read(folders, mask_rule="instances")
+    assert example.instances.tolist() == [[0, 1, 1, 2]]
+
+
 def with_cells(name, has_cells):
     labels = MASK.astype(np.int32) * has_cells
     return Example(name, IMAGE, labels, INSTANCES * has_cells)

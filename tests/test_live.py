@@ -8,7 +8,7 @@ from scipy import optimize, special
 import unet_jax
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError, RunFailed
-from unet_jax.example import IGNORED
+from unet_jax.example import IGNORED, image_sha256
 from unet_jax.live import learning
 from unet_jax.live.features import Features
 from unet_jax.live.last_layer import LastLayer, Pixels, entropy, fitted
@@ -311,6 +311,17 @@ def test_saved_network_predicts_the_same_and_is_opened_again(tmp_path, channels)
     found = tifffile.imread(tmp_path / "out" / "cells_probabilities.tif")
     expected = unet_jax.predict_tiled(model, image)
     np.testing.assert_array_equal(np.moveaxis(found, 0, -1), expected)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint64, np.float16, np.int16, np.float64])
+def test_images_of_any_numbers_are_saved(tmp_path, dtype):
+    image = np.arange(70 * 60).reshape(70, 60).astype(dtype)
+    strokes = np.zeros((70, 60), np.int32)
+    save_painted(tmp_path / "run", model_of(), {"a": Painted(image, strokes)}, ("a", "b"), step=0)
+    _, painted = open_painted(tmp_path / "run")
+    np.testing.assert_array_equal(painted["a"].image, image)
+    training = unet_jax.load(tmp_path / "run").record.training
+    assert training.images == {"a": image_sha256(painted["a"].image)}
 
 
 def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):

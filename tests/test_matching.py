@@ -122,6 +122,15 @@ def test_cells_on_ignored_pixels_are_neither_right_nor_wrong():
     assert list(counts.overlap) == [1]
 
 
+def test_ignored_pixels_around_a_cell_do_not_count():
+    labels = np.array([[1, 1, IGNORED, IGNORED, 0, 0, 0]])
+    example = Example("", np.zeros((1, 7), np.uint8), labels, np.array([[1, 1, 0, 0, 0, 0, 0]]))
+    counts = cell_overlaps(example, np.array([[1, 1, 1, 0, 0, 0, 0]]))
+    assert list(counts.overlap) == [1]
+    counts = cell_overlaps(example, np.array([[1, 1, 1, 1, 1, 1, 0]]))
+    assert list(counts.overlap) == [0.5]
+
+
 def test_ap_is_asked_for_at_ten_overlaps():
     assert OVERLAPS == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 

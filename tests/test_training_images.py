@@ -75,6 +75,14 @@ def test_strokes_on_some_of_the_images():
     assert places[1].shape == places[0].shape and (np.asarray(places[1]) < (40, 50)).all()
 
 
+def test_cells_in_a_small_part_of_an_image():
+    """Tiles are taken where something is annotated."""
+    examples, weights = examples_of((40, 50), sparse=True)
+    examples[0].instances[examples[0].labels > 0] = 1
+    places = np.asarray(annotated_images(examples, weights).places[0])
+    assert (examples[0].labels[tuple(places.T)] != IGNORED).all()
+
+
 @pytest.fixture(params=["device", "host"])
 def held_on(request, monkeypatch):
     """Where the pixels are; on the host if the device has too little memory."""

@@ -241,6 +241,18 @@ def test_what_is_known_is_forgotten_with_a_file_that_changes(folders, memory, fi
         assert facts() == changed
 
 
+def test_a_stack_is_not_read_again_for_each_page(folders, memory, files_read):
+    memory(LITTLE)
+    for folder in folders:
+        pages = [tifffile.imread(file) for file in sorted(folder.iterdir())]
+        for file in folder.iterdir():
+            file.unlink()
+        tifffile.imwrite(folder / "stack.tif", np.stack(pages), photometric="minisblack")
+    examples = read_folder(*folders, mask_rule="binary", classes=2, ignore_value=-1)
+    assert [example.image.shape for example in examples] == [(60, 70)] * 10
+    assert files_read == ["stack"] * 2  # what is in it, and then for all of its pages
+
+
 def test_an_image_that_is_gone_ends_the_run(folders, memory, tiny_config, tmp_path):
     memory(LITTLE)
     config = run_of(folders, tiny_config)

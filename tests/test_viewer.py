@@ -121,6 +121,20 @@ def test_nothing_is_shown_of_an_image_that_is_gone(viewer):
     assert not viewer.layers
 
 
+def test_corrected_cells_stay_when_the_image_is_segmented_again(viewer):
+    results = Results(viewer, viewer.add_image(np.zeros((2, 9, 9)), name="a"), ("a", "b"))
+    cells = np.zeros((9, 9), np.int32)
+    cells[2:5, 2:5] = 1
+    for plane in range(2):
+        layer = results.write_cells((plane,), cells)
+        assert layer is results.write_cells((plane,), cells)
+    layer.paint((0, 7, 7), 2)
+    again = results.write_cells((0,), cells)
+    assert layer.name == "a cells corrected" and again.name == "a cells" and layer in viewer.layers
+    assert layer.data[0, 7, 7] == 2 and again.data[0, 7, 7] == 0
+    assert results.write_cells((1,), cells) is again
+
+
 # 2. Paint
 
 
@@ -287,6 +301,22 @@ def test_strokes_of_another_shape(panel, viewer):
     viewer.add_labels(np.zeros((3, 4), int), name="cells strokes")
     start_painting(panel, viewer, np.zeros((60, 60)))
     assert "cells strokes is 3x4, expected labels of 60x60" in said(panel)
+
+
+def test_what_was_learnt_outlives_an_image_that_cannot_be_painted_on(
+    panel, viewer, pictures, tmp_path
+):
+    start_painting(panel, viewer, pictures[0].image)
+    paint(viewer, "cells strokes", pictures[0])
+    wait(lambda: panel._painting.learnt)
+    panel.stop()
+    wait(lambda: not panel._teacher)
+    panel._image.value = viewer.add_image(np.full((60, 60), np.nan), name="odd")
+    panel.paint()
+    wait(lambda: not panel._teacher)
+    assert "holds NaN" in said(panel) and "learnt from strokes" in panel._network.choices
+    panel.save(tmp_path / "run")
+    assert said(panel).startswith("Saved in"), said(panel)
 
 
 def test_strokes_of_one_class_alone(panel, viewer, pictures):

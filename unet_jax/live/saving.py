@@ -172,12 +172,14 @@ def _written(folder: Path) -> list[str]:
 
 def _storable(pixels: np.ndarray) -> np.ndarray:
     """The same numbers in a dtype that OME knows."""
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8)
     if pixels.dtype == np.float16:
         return pixels.astype(np.float32)
-    if pixels.dtype.kind not in "biu" or pixels.dtype.itemsize in (2, 4):
+    if pixels.dtype.kind == "f" or pixels.dtype.itemsize < 8:
         return pixels
     smallest = np.result_type(*map(np.min_scalar_type, (pixels.min(), pixels.max())))
-    return pixels.astype(smallest if smallest.itemsize <= 4 else np.float64)
+    return pixels.astype(smallest if smallest.itemsize < 8 else np.float64)
 
 
 def _write(file: Path, pixels: np.ndarray) -> None:
