@@ -45,7 +45,8 @@ def evaluate(
       split: one of `SPLITS`.
       images: folder of images to use instead of the run's own.
       labels: folder of their masks.
-      mask_rule: how to read the masks, see `read_folder`; by default as in training.
+      mask_rule: how to read the masks, see `read_folder`; by default as in training. With another
+        rule than in training no number is ignored.
       out: folder to write to, by default `evaluation` or `evaluation_SPLIT` in `workdir`; required,
         like `images`, for a network of the package.
       overwrite: whether an existing evaluation may be replaced.

@@ -62,7 +62,10 @@ _LABELS = flags.DEFINE_string(
     "labels", None, "Folder of their masks under the same names, such as my/masks."
 )
 _MASK_RULE = flags.DEFINE_string(
-    "mask_rule", None, "binary, classes or instances; default: as in training."
+    "mask_rule",
+    None,
+    "binary, classes or instances; default: as in training. With another rule than in training no "
+    "number is ignored.",
 )
 _OUT = flags.DEFINE_string(
     "out",
