@@ -136,7 +136,7 @@ def predict_files(
                 row = record.row(file)
                 missing = [kind for kind in KINDS if kind in kinds and kind not in row.kinds]
                 if missing:
-                    if not row.kinds:
+                    if overwrite and not row.kinds:
                         record.clear(file)
                     cells = settings if {*CELL_KINDS} & {*kinds} else None
                     written, failed = _predict_file(model, file, output, missing, cells, averaging)

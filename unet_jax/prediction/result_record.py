@@ -94,7 +94,7 @@ class ResultRecord:
         return Row(file_stem(image), digest, self._kinds(known) if known else [])
 
     def clear(self, image: Path) -> None:
-        """Removes what there is of an image that is not on record, or no longer."""
+        """Removes what there is of an image that is to be replaced."""
         for kind in KINDS:
             for file in existing_files(self._file.parent, file_stem(image), kind):
                 file.unlink()

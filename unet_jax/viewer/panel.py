@@ -348,8 +348,8 @@ class Panel(Container):
 
     def _forget_teacher(self, before: _Painting | None) -> None:
         self._teacher = None
-        if self._painting and not self._painting.learnt:
-            self._painting = before or self._painting  # nothing that was learnt is lost
+        if before and before.learnt and not (self._painting and self._painting.learnt):
+            self._painting = before  # nothing that was learnt is lost
             self._network.reset_choices()
         if self._painting and self._painting.learnt:
             self._network.value = _PAINTED  # with which one goes on
