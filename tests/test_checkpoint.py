@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from unet_jax import checkpoint, load
+from unet_jax.checkpoint import loading
 from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.network import UNet
@@ -225,6 +226,30 @@ def test_every_damaged_file_is_found(workdir, damage):
         assert "damaged" in message or "no step 4" in message, file
         file.write_bytes(content)
     assert load(workdir, 4).record.step == 4
+
+
+def test_what_file_managers_leave_is_no_damage(workdir):
+    folder = workdir / "checkpoints" / "000007"
+    for name in (".DS_Store", "params/._d", "Thumbs.db", "params/d/desktop.ini"):
+        (folder / name).write_bytes(b"\0")
+    (folder / ".AppleDouble").mkdir()
+    assert load(workdir, 7).record.step == 7
+    (folder / "new").write_bytes(b"")
+    assert "new was not saved" in refused(workdir, 7)
+
+
+@pytest.mark.parametrize("step", ["best", "latest"])
+def test_a_step_that_is_replaced_while_it_is_read(workdir, monkeypatch, step):
+    """By the run that goes on."""
+    expected, read = load(workdir, step).record.step, loading.describe
+
+    def replaced(folder, number):
+        checkpoint.save(folder, a_state(10), a_record(10, 0.0))
+        monkeypatch.setattr(loading, "describe", read)
+        return read(folder, number)
+
+    monkeypatch.setattr(loading, "describe", replaced)
+    assert load(workdir, step).record.step == 10 != expected
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_steps_before(workdir, monkeypatch):

@@ -110,6 +110,13 @@ def test_help(program):
         (["eval.py"], "--checkpoint"),
         (["eval.py", "--checkpoint=WORK"], "no checkpoint"),
         (["eval.py", "--checkpoint=WORK", "--averaging=mean"], "mean"),
+        (["eval.py", "--checkpoint=WORK", "--tune", "--images=here"], "leave out --images"),
+        (["eval.py", "--checkpoint=WORK", "--tune", "--split=test"], "leave out --split"),
+        (
+            ["eval.py", "--checkpoint=WORK", "--tune", "--averaging=none", "--averaging=none"],
+            "only once with --tune",
+        ),
+        (["train.py", "--config", "demo", "--workdir", "WORK", "--config.train.steps=-3"], "steps"),
         (["eval.py", "--checkpoint=WORK", "--chekpoint=x"], "chekpoint"),
     ],
 )

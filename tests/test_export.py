@@ -156,6 +156,25 @@ def test_channels_scale_and_a_small_example(tmp_path, no_network, monkeypatch):
     assert "resized to 0.5 times their height" in (tmp_path / "README.md").read_text()
 
 
+def test_the_example_is_of_the_precision_of_the_graph(tmp_path, no_network, monkeypatch):
+    """Whatever the network was trained in."""
+    model = recorded(random_model(depth=2))
+    model = dataclasses.replace(model, network=model.network.clone(dtype="bfloat16"))
+    package = unpack(io.BytesIO(packaged(model, picture(40, 40)[..., 0])), tmp_path)
+    result = np.load(tmp_path / "test_output.npy")
+    np.testing.assert_allclose(run_as_described(package, tmp_path), result, atol=1e-4)
+
+
+def test_a_few_cells_on_an_even_background_as_documented(tmp_path, no_network, monkeypatch):
+    model = recorded(random_model(depth=2))
+    image = np.zeros((40, 40), np.float32)
+    image[3:6, 4] = 150
+    unpack(io.BytesIO(packaged(model, image)), tmp_path)
+    documented = predict_as_documented(tmp_path, image, monkeypatch)
+    expected = predict_tiled(model, image).transpose(2, 0, 1)
+    np.testing.assert_allclose(documented, expected, atol=1e-4)
+
+
 def test_an_example_without_outliers_needs_no_gain(tmp_path):
     """More than 1 % of the pixels are black, as many white: all count."""
     model = recorded(random_model(depth=2))

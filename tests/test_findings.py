@@ -160,6 +160,8 @@ def test_grey_values_as_masks_and_masks_as_images():
     assert not any("fit" in doubt for doubt in doubts_about(noisy))
     masks = [e._replace(image=(e.instances * 10).astype(np.uint8)) for e in right]
     assert one(masks).startswith("8 of 8 images") and "are they masks, or empty?" in one(masks)
+    blue = [e._replace(image=np.stack([0 * e.image, 0 * e.image, e.image], -1)) for e in right]
+    assert doubts_about(blue) == doubts_about(right)
     empty = [right[0]._replace(image=np.zeros((100, 120), np.uint16)), *right[1:]]
     assert one(empty).startswith("1 of 8 images (disc 0)")
     same = right[0].image.astype(np.int32)  # without a 0

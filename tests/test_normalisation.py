@@ -111,6 +111,17 @@ def test_constant_and_tiny_images_become_finite(shape):
     assert np.isfinite(normalise(ramp, *grey_value_statistics(ramp))).all()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_few_cells_on_an_even_background_stay(dtype):
+    image = np.zeros((100, 100, 1), dtype)
+    image[10:13, 10:13] = 150
+    result = normalise(image, *grey_value_statistics(image))
+    np.testing.assert_allclose(result, (image - image.mean()) / image.std(), rtol=1e-5)
+    assert result.max() > 10
+    other = image + dtype(1)  # between the percentiles nothing changes but the background
+    np.testing.assert_allclose(normalise(other, *grey_value_statistics(other)), result, rtol=1e-5)
+
+
 def test_memory_does_not_grow_with_the_image():
     def peak(side):
         image = np.zeros((side, side, 1), np.float32)

@@ -152,6 +152,17 @@ def test_warnings_are_in_the_picture_and_in_the_text(tmp_path):
     assert contains(pixels(tmp_path / "run" / "preview.png"), (0xB0, 0, 0)) > 100
 
 
+def test_names_that_are_no_text_or_look_like_formulas(tmp_path):
+    config = folder_config(tmp_path, mask=inverted)
+    config.class_names = ("$a$ {", "a $b$ }")
+    for there in (tmp_path / "images", tmp_path / "masks"):
+        for number, file in enumerate(sorted(there.iterdir())):
+            name = [f"dose_$5_{{well_${number}", f"caf\udce9 {number}"][number % 2]
+            file.rename(there / f"{name}{file.suffix}")
+    found = preview(config, tmp_path / "run")
+    assert found.picture.exists() and (tmp_path / "run" / "preview.txt").exists()
+
+
 def test_training_tells_once_what_the_preview_doubts(tmp_path, caplog):
     config = folder_config(tmp_path, mask=inverted)
     picture = tmp_path / "images" / "again.tif"

@@ -53,6 +53,24 @@ def test_a_training_split_without_anything_to_learn_is_refused(run_of, source):
         )
 
 
+def test_folds_are_refused_before_the_first_one_is_trained(monkeypatch):
+    def example(number, label):
+        labels = np.array([[label, max(label - 1, IGNORED)]], np.int32)
+        return Example(f"{number}", labels, labels, np.maximum(labels, 0))
+
+    labels = 1, 1, 1, IGNORED
+    stored = {
+        "train": [example(number, label) for number, label in enumerate(labels)],
+        "validation": [example(4, 1)],
+        "test": [example(5, 1)],
+    }
+    monkeypatch.setattr(splits, "read_splits", lambda data, classes: dict(stored))
+    for fold in range(5):
+        with pytest.raises(InputError, match="All pixels of the validation split are ignored"):
+            read_run(read_data({"source": "folder"}), 2, fold=fold, folds=5)
+    assert len(read_run(read_data({"source": "folder"}), 2, fold=1, folds=2)[0]["train"]) == 3
+
+
 def test_other_splits_without_a_cell_are_noticed(run_of, caplog):
     stored, seen = run_of("folder", [0, 1], [0, 0], [0, IGNORED])
     assert [len(part) for part in stored.values()] == [len(part) for part in seen.values()]

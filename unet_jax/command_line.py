@@ -103,9 +103,9 @@ def _parse_flags() -> None:
     """Raises InputError for flags, or a --config, that cannot be understood."""
     try:
         # What comes with unet_jax is named; the library that reads a configuration wants its file.
-        rest = flags.FLAGS(
-            [re.sub(r"^(--?config=)(\w+)$", _with_file, argument) for argument in sys.argv]
-        )[1:]
+        arguments = "\0".join(sys.argv)
+        arguments = re.sub(r"(\0--?config[=\0])(\w+)(?=\0|$)", _with_file, arguments)
+        rest = flags.FLAGS(arguments.split("\0"))[1:]
         for name in flags.FLAGS:
             # A --config that could not be loaded raises when it is first looked into.
             getattr(flags.FLAGS[name].value, "items", None)

@@ -39,7 +39,8 @@ def grey_value_statistics(
       percentiles: the lower and the upper one, in percent.
 
     Returns:
-      Two float64 [C]; the standard deviation is 0 where all those pixels are equal.
+      Two float64 [C]. Where all those pixels are equal, they are of all pixels; the standard
+      deviation is 0 where these are equal, too.
 
     Raises:
       ValueError: a pixel is more than 1e6 standard deviations away from the mean.
@@ -55,22 +56,29 @@ def statistics_of_parts(
     Args:
       parts: gives the parts of the image, real [h, w, C] of one dtype, in any order; it is called
         once for the first part alone, and then for each channel once for integers of up to 16 bits,
-        three times for other numbers.
+        three times for other numbers; twice as often if nearly all pixels are equal.
       percentiles: as for `grey_value_statistics`.
     """
     first = next(iter(parts()))
     few_values = first.dtype.kind in "biu" and first.dtype.itemsize <= 2
     sums = _counted if few_values else _searched
-    statistics = [
-        _mean_and_std(*sums(lambda c=c: (part[..., c] for part in parts()), percentiles))
-        for c in range(first.shape[-1])
-    ]
-    means, stds = np.array(statistics).T
+
+    def statistics(channel):
+        def parts_of_channel():
+            return (part[..., channel] for part in parts())
+
+        found = sums(parts_of_channel, percentiles)
+        (least, largest), *_, squares = found
+        if squares == 0 and least < largest:  # a few cells on an even background
+            found = sums(parts_of_channel, (0.0, 100.0))
+        return _mean_and_std(*found)
+
+    means, stds = np.array([*map(statistics, range(first.shape[-1]))]).T
     return means, stds
 
 
 def _mean_and_std(extremes, low, count, total, squares):
-    if count == 0:  # an image of two pixels
+    if count == 0:  # two pixels, which are equal
         return low, 0.0
     mean = total / count
     std = np.sqrt(max(squares / count - mean**2, 0.0))

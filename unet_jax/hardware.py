@@ -1,8 +1,12 @@
 """The memory and the processors of this machine."""
 
+import contextlib
+import math
 import os
 import re
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import jax
 import psutil
@@ -15,8 +19,25 @@ _UNTOLD_BYTES = 8 * 2**30
 
 @cache
 def host_memory_bytes() -> int:
-    """The machine's total memory, in use or not."""
-    return psutil.virtual_memory().total
+    """The machine's total memory, in use or not, or what a container or a job may use of it."""
+    return min(psutil.virtual_memory().total, *_memory_limits(Path("/")))
+
+
+def _memory_limits(root: Path) -> Iterator[float]:
+    """Those that Linux sets to this process and to the groups that it is in, in bytes."""
+    yield math.inf
+    with contextlib.suppress(OSError, ValueError):  # another system
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            version_1 = "memory" in kinds.split(",")
+            if kinds and not version_1:
+                continue
+            groups = root / ("sys/fs/cgroup/memory" if version_1 else "sys/fs/cgroup")
+            name = "memory.limit_in_bytes" if version_1 else "memory.max"
+            for folder in (Path(group), *Path(group).parents):
+                # In a container the outer part of the path is missing, or "max" is the limit.
+                with contextlib.suppress(OSError, ValueError):
+                    yield int((groups / folder.relative_to("/") / name).read_text())
 
 
 @cache

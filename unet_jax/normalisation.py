@@ -2,7 +2,8 @@
 
 For each channel over the whole image, never per tile: subtract the mean and divide by the
 standard deviation of the pixels between two percentiles, so that a few hot or dead pixels change
-nothing. Nothing is clipped; a pixel too far from all others to be a grey value is refused.
+nothing; of all pixels, if those are equal. Nothing is clipped; a pixel too far from all others to
+be a grey value is refused.
 """
 
 import numpy as np

@@ -311,6 +311,9 @@ def _check(example: Example, first: Example, classes: int) -> None:
             f"{example.name}: has {example.channels} channel(s), expected "
             f"{first.channels} as in {first.name}"
         )
+    for dtype in (example.labels.dtype, example.instances.dtype):
+        if not np.issubdtype(dtype, np.integer):
+            raise InputError(f"{example.name}: labels or instances are {dtype}, expected integers")
     for label in (np.min(example.labels), np.max(example.labels)):
         if not IGNORED <= label < classes:
             raise InputError(f"{example.name}: holds class {label}, but the network has {classes}")

@@ -14,6 +14,7 @@ from unet_jax.files.untrusted import read_small
 # What comes of reading made-up JSON, or files that are not there.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
 _MOST_LEVELS = 20  # of folders in a step; Orbax makes three
+_LEFT_BY_WINDOWS = ("Thumbs.db", "desktop.ini")
 
 
 def write_manifest(folder: Path) -> None:
@@ -86,12 +87,19 @@ def damaged(workdir: Path, step: int, reason: Exception) -> InputError:
 def files_of(folder: Path) -> dict[str, Path]:
     """The files of a step by their path in it, without the manifest.
 
+    Those that file managers leave in a folder are not counted, and are never read.
+
     Raises:
       ValueError: a link, or folders nested deeper than any step is.
     """
     files, level = {}, [folder]
     for _ in range(_MOST_LEVELS):
-        below = sorted(path for there in level for path in there.iterdir())
+        below = sorted(
+            path
+            for there in level
+            for path in there.iterdir()
+            if not path.name.startswith(".") and path.name not in _LEFT_BY_WINDOWS
+        )
         for path in below:
             name = path.relative_to(folder).as_posix()
             if path.is_symlink() or not (path.is_file() or path.is_dir()):

@@ -77,6 +77,17 @@ def ensemble(members: list[Model]) -> Model:
 
 
 def _load_one(workdir: Path, step: str | int) -> Model:
+    while True:
+        number = _number_of(workdir, step)
+        try:
+            return _load_step(workdir, number)
+        except Exception:
+            # A run that goes on may have replaced it meanwhile by a better or later one.
+            if step not in ("best", "latest") or number in saved_steps(workdir):
+                raise
+
+
+def _number_of(workdir: Path, step: str | int) -> int:
     steps = saved_steps(workdir)
     if not steps:
         raise InputError(
@@ -84,14 +95,18 @@ def _load_one(workdir: Path, step: str | int) -> Model:
             f"network that comes with the package: {', '.join(NETWORKS)}."
         )
     if step == "best":
-        step = best_step(workdir)
-    elif step == "latest":
-        step = steps[-1]
-    elif not str(step).isdecimal() or int(step) not in steps:
+        return best_step(workdir)
+    if step == "latest":
+        return steps[-1]
+    if not str(step).isdecimal() or int(step) not in steps:
         kept = ", ".join(map(str, steps))
         raise InputError(f"{workdir}: has no step {step}; the steps are best, latest, {kept}.")
-    folder = verified(workdir, int(step))
-    record = describe(workdir, int(step))
+    return int(step)
+
+
+def _load_step(workdir: Path, step: int) -> Model:
+    folder = verified(workdir, step)
+    record = describe(workdir, step)
     network, channels = record.network, record.channels
     params = jax.eval_shape(lambda key: init_params(key, network, channels), jax.random.key(0))
     _check_plausible(folder / "params", params)

@@ -82,11 +82,15 @@ def finding(example: Example, classes: int) -> Finding:
 
 def _is_like_a_mask(example: Example) -> bool:
     _, image, labels, instances = example
-    grey = image.reshape(*labels.shape, -1)[..., 0]
-    between = (grey > grey.min()) & (grey < grey.max())
-    if not between.any() or np.array_equal(grey, labels) or np.array_equal(grey, instances):
-        return True
-    return bool((grey == 0).any() and np.array_equal(grey != 0, labels > 0))
+
+    def is_one(grey: np.ndarray) -> bool:
+        between = (grey > grey.min()) & (grey < grey.max())
+        if not between.any() or np.array_equal(grey, labels) or np.array_equal(grey, instances):
+            return True
+        return bool((grey == 0).any() and np.array_equal(grey != 0, labels > 0))
+
+    # Of RGB, two channels may be empty.
+    return all(map(is_one, np.moveaxis(image.reshape(*labels.shape, -1), -1, 0)))
 
 
 def _is_inverted(f: Finding) -> bool:

@@ -43,28 +43,12 @@ def read_run(
     """
     stored = read_splits(data, classes)
     if folds > 1:
-        stored |= split_folds(_joined(stored["train"], stored["validation"]), fold, folds)
-    remedy = {
-        "folder": "annotate more images, or try another config.data.split_seed",
-        "cell_tracking": "give another config.data.train_sequence",
-    }.get(data.source, "give other ranges for config.data.train and config.data.validation")
-    if folds > 1:
-        remedy = "annotate more images, or give another number of --folds"
-    classes_in = {
-        split: set(np.flatnonzero(pixels_of(examples, classes)[:, :-1].sum(0)))
-        for split, examples in stored.items()
-    }
-    for split in ("train", "validation"):
-        if not classes_in[split]:
-            raise InputError(
-                f"All pixels of the {split} split are ignored, expected some annotated ones; "
-                f"{remedy}."
-            )
-    if len(classes_in["train"]) == 1:
-        raise InputError(
-            f"All annotated pixels of the train split are of class {classes_in['train'].pop()}, so"
-            f" there is nothing to learn; {remedy}."
-        )
+        together = _joined(stored["train"], stored["validation"])
+        parts = [split_folds(together, each, folds) for each in range(folds)]
+        for part in parts:  # of all folds, before hours go into the first ones
+            _classes_in(part, data, classes, folds)
+        stored |= parts[fold]
+    classes_in = _classes_in(stored, data, classes, folds)
     for split in ("validation", "test"):
         if not any(label > 0 for label in classes_in[split]):
             logger.warning(
@@ -85,6 +69,34 @@ def read_run(
             "expected a larger scale."
         )
     return stored, seen
+
+
+def _classes_in(
+    splits: dict[str, Examples], data: Data, classes: int, folds: int
+) -> dict[str, set[int]]:
+    """The classes of each split; InputError if there is nothing to learn or to validate on."""
+    remedy = {
+        "folder": "annotate more images, or try another config.data.split_seed",
+        "cell_tracking": "give another config.data.train_sequence",
+    }.get(data.source, "give other ranges for config.data.train and config.data.validation")
+    if folds > 1:
+        remedy = "annotate more images, or give another number of --folds"
+    classes_in = {
+        split: {*np.flatnonzero(pixels_of(examples, classes)[:, :-1].sum(0)).tolist()}
+        for split, examples in splits.items()
+    }
+    for split in ("train", "validation"):
+        if not classes_in[split]:
+            raise InputError(
+                f"All pixels of the {split} split are ignored, expected some annotated ones; "
+                f"{remedy}."
+            )
+    if len(classes_in["train"]) == 1:
+        raise InputError(
+            f"All annotated pixels of the train split are of class {classes_in['train'].pop()}, so"
+            f" there is nothing to learn; {remedy}."
+        )
+    return classes_in
 
 
 def _seen(examples: Examples, scale: float) -> Examples:

@@ -71,8 +71,9 @@ def bioimage_package(
     _check(name, authors, licence)
     example = _example(model, image)
     preprocessing = _normalisation(model, example)
-    # The example is of the network's scale already.
-    probabilities = predict_tiled(dataclasses.replace(model, scale=1.0), example)
+    # Of the network's scale already; in float32, in which the graph computes.
+    network = model.network.clone(dtype="float32")
+    probabilities = predict_tiled(dataclasses.replace(model, scale=1.0, network=network), example)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "weights.onnx").write_bytes(graph)

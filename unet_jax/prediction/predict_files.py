@@ -267,10 +267,12 @@ def _read_pages(model: Model, file: Path) -> np.ndarray:
         raise InputError(
             f"{file}: has {channels} channel(s), expected {model.channels} as in training"
         )
-    most = device_memory_bytes() // 2 // _SCALE_BYTES
-    if model.scale != 1 and height * width > most:
+    # JAX resizes with a matrix along each side.
+    matrices = 4 * model.scale * (height**2 + width**2)
+    needed = height * width * _SCALE_BYTES + matrices
+    if model.scale != 1 and needed > device_memory_bytes() / 2:
         raise InputError(
-            f"{file}: has {height * width:,} pixels per page, expected at most {most:,} for"
-            f" a network of scale {model.scale:g}; cut it into parts"
+            f"{file}: has pages of {height} x {width} pixels, too large for a network of scale "
+            f"{model.scale:g} in the memory of this machine; cut it into parts"
         )
     return images

@@ -107,8 +107,15 @@ def main() -> Outcome:
         return _compare()
     workdir = Path(_CHECKPOINT.value)
     if _TUNE.value:
+        for flag in (_SPLIT, _IMAGES, _LABELS, _MASK_RULE, _OUT):
+            if flag.present:
+                raise InputError(
+                    f"--tune takes the validation images of the run; leave out --{flag.name}."
+                )
+        if len(_AVERAGING.value) > 1:
+            raise InputError("--averaging can be given only once with --tune.")
         tuning = unet_jax.tune_instances(
-            workdir, step=_STEP.value, averaging=_AVERAGING.value[-1], overwrite=_OVERWRITE.value
+            workdir, step=_STEP.value, averaging=_AVERAGING.value[0], overwrite=_OVERWRITE.value
         )
         return Outcome(str(tuning))
     evaluation = unet_jax.evaluate(

@@ -19,6 +19,7 @@ from unet_jax.augmentation import Tile, augment, tile_coordinates
 from unet_jax.configuration import Configuration, TrainSettings, read_configuration
 from unet_jax.data.findings import cell_diameters, doubts, finding, table
 from unet_jax.data.splits import read_run
+from unet_jax.errors import printable
 from unet_jax.example import IGNORED, Example
 from unet_jax.figures import (
     IGNORED_COLOUR,
@@ -28,10 +29,10 @@ from unet_jax.figures import (
     grey_values,
     numbered_picture,
 )
-from unet_jax.files.output import complete, probe
+from unet_jax.files.output import complete, complete_text, probe
 from unet_jax.network import context
 from unet_jax.train_step import tile_keys
-from unet_jax.training_images import AnnotatedImages, annotated_images, take
+from unet_jax.training_images import AnnotatedImages, annotated_images, batch_indices, take
 from unet_jax.training_loop import draw, training_key
 from unet_jax.unread import pixels_of
 from unet_jax.weight_map import balanced, weight_maps
@@ -101,8 +102,8 @@ def preview(config: Mapping[str, Any] | Configuration, workdir: str | Path) -> P
     picture = workdir / "preview.png"
     with complete(picture) as unfinished:
         figure.savefig(unfinished, dpi=110)
-    with complete(workdir / "preview.txt") as unfinished:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    with complete_text(workdir / "preview.txt") as opened:
+        opened.write(text + "\n")
     return Preview(text, found, picture)
 
 
@@ -115,9 +116,10 @@ def _first_tiles(
     step = 0
     while len(tiles) < count:
         step += 1
-        drawn = draw(key, step, examples, settings)
-        keys = tile_keys(drawn.key, settings.batch_size)
-        tiles += [(step, keys[i]) for i in np.flatnonzero(drawn.indices == chosen)]
+        places = batch_indices(step - 1, examples, settings.batch_size, settings.seed) == chosen
+        if places.any():
+            keys = tile_keys(draw(key, step, examples, settings).key, settings.batch_size)
+            tiles += [(step, keys[i]) for i in np.flatnonzero(places)]
     return tiles[:count]
 
 
@@ -145,14 +147,14 @@ def _figure(config, stored, seen, pixels, found):
     message = "\n".join(textwrap.fill(f"Warning: {w}", 190) for w in found)
     height = 3.9 * len(chosen) + 0.8 + 0.25 * message.count("\n")
     figure = Figure(figsize=(22, height), layout="constrained")
-    figure.suptitle(message, x=0.01, ha="left", color="#b00000", fontsize=13)
+    message = "\n".join(map(printable, message.split("\n")))
+    figure.suptitle(message, x=0.01, ha="left", color="#b00000", fontsize=13, parse_math=False)
     rows = figure.subplots(len(chosen), 4 + _TILES, squeeze=False)
     for axes, i, example, weight, own_tiles in zip(
         rows, chosen, seen_shown, weights, tiles, strict=True
     ):
-        axes[0].set_ylabel(
-            f"{example.name[:30]}\n{100 * background[i]:.1f} % {config.class_names[0]}"
-        )
+        shares = f"{100 * background[i]:.1f} % {config.class_names[0]}"
+        axes[0].set_ylabel(f"{printable(example.name[:30])}\n{shares}", parse_math=False)
         _draw_stored(axes[0], axes[1], stored[i])
         _draw(axes[2], _mask_picture(example, config))
         drawn = _draw(axes[3], weight, cmap="magma", vmin=0)
@@ -168,7 +170,11 @@ def _figure(config, stored, seen, pixels, found):
         strict=False,
     ):
         axis.set_title(title)
-    figure.legend(handles=_legend(config, pixels), loc="outside lower center", ncols=8, fontsize=12)
+    legend = figure.legend(
+        handles=_legend(config, pixels), loc="outside lower center", ncols=8, fontsize=12
+    )
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)  # a $ in a name is no formula
     return figure
 
 

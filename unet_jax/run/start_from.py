@@ -63,7 +63,7 @@ def first_state(
         name: layer if name in new else {key: x[0] for key, x in model.params[name].items()}
         for name, layer in state.params.items()
     }
-    step = checkpoint.best_step(source)
+    step = model.record.step if model.record else checkpoint.best_step(source)
     taken = len(params) - len(new)
     logger.info("Starting from %s, step %d: %d layers are taken over.", given, step, taken)
     for name, reason in new.items():
