@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,8 @@ from unet_jax.files.untrusted import read_small
 # What comes of reading made-up JSON, or files that are not there.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
 _MOST_LEVELS = 20  # of folders in a step; Orbax makes three
-_LEFT_BY_WINDOWS = ("Thumbs.db", "desktop.ini")
+# By the file managers of macOS and Windows.
+_LEFT_BEHIND = re.compile(r"\.DS_Store|\._.*|\.AppleDouble|Thumbs\.db|desktop\.ini")
 
 
 def write_manifest(folder: Path) -> None:
@@ -98,7 +100,7 @@ def files_of(folder: Path) -> dict[str, Path]:
             path
             for there in level
             for path in there.iterdir()
-            if not path.name.startswith(".") and path.name not in _LEFT_BY_WINDOWS
+            if not _LEFT_BEHIND.fullmatch(path.name)
         )
         for path in below:
             name = path.relative_to(folder).as_posix()
