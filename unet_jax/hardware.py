@@ -27,7 +27,7 @@ def _memory_limits(root: Path) -> Iterator[float]:
     """Those that Linux sets to this process and to the groups that it is in, in bytes."""
     yield math.inf
     with contextlib.suppress(OSError, ValueError):  # another system
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in (root / "proc/self/cgroup").read_text("utf-8").splitlines():
             _, kinds, group = line.split(":", 2)
             version_1 = "memory" in kinds.split(",")
             if kinds and not version_1:
@@ -37,7 +37,7 @@ def _memory_limits(root: Path) -> Iterator[float]:
             for folder in (Path(group), *Path(group).parents):
                 # In a container the outer part of the path is missing, or "max" is the limit.
                 with contextlib.suppress(OSError, ValueError):
-                    yield int((groups / folder.relative_to("/") / name).read_text())
+                    yield int((groups / folder.relative_to("/") / name).read_text("utf-8"))
 
 
 @cache
