@@ -567,12 +567,16 @@ def test_more_cells_than_imagej_holds(predict, images, tmp_path, monkeypatch, ma
     assert tifffile.imread(tmp_path / "out" / "b_cells.tif").max() == 180_000
 
 
-def test_another_scale_is_not_predicted_in_pieces(predict, workdir, images, monkeypatch):
+def test_another_scale_is_not_predicted_in_pieces(predict, workdir, images, tmp_path, monkeypatch):
     checkpoint.save(workdir, a_state(), a_record(9, scale=0.5))
     assert not predict(images / "b.tif", step="9").problems
-    monkeypatch.setattr(module, "device_memory_bytes", lambda: 2 * 32 * 3000)
-    (line,) = predict(images / "a.tif", step="9").problems
-    assert "expected at most 3,000 for a network of scale 0.5" in line
+    needed = 70 * 50 * 32 + 4 * 0.5 * (70**2 + 50**2)
+    for memory, is_enough in ((2 * needed, True), (2 * needed - 1, False)):
+        monkeypatch.setattr(module, "device_memory_bytes", lambda m=memory: m)
+        problems = predict(images / "a.tif", step="9").problems
+        assert is_enough == (not problems)
+        (tmp_path / "out" / "a_cells.tif").unlink(missing_ok=True)
+    assert "has pages of 70 x 50 pixels, too large for a network of scale 0.5" in problems[0]
 
 
 def test_large_images_are_neither_read_nor_written_as_a_whole(predict, images, monkeypatch):

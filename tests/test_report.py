@@ -114,6 +114,7 @@ def em_result(names):
         prediction_seconds={"none": 12.34, "rotations": 12.34, "symmetries": 12.34},
         annotated=1.0,
         sparse=False,
+        single_cells=False,
         duplicates=[],
         without_cells=0,
         with_one_cell=0,
@@ -147,7 +148,14 @@ def cell_result(names):
     result = em_result(names)
     training = replace(result.training, config=read_configuration(dic_hela.get_config()))
     settings = replace(result.instances, neck_ratio=0.75)
-    return replace(result, training=training, log=[], instances=settings, tuned=True)
+    return replace(
+        result,
+        training=training,
+        single_cells=True,
+        log=[],
+        instances=settings,
+        tuned=True,
+    )
 
 
 def with_config(result, **parts):

@@ -44,7 +44,8 @@ def test_a_mask_of_yes_and_no_has_numbers(tmp_path):
     ("names", "units", "expected"),
     [
         ("tczyx", {}, Frame("TZ", (2, 4), (4.5, 3.5), 2.5, 0.5, "um", 3)),
-        ("zyx", {"z": "nanometer"}, Frame("Z", (4,), (2.5, 1.5), None, None, "um")),
+        ("zyx", {"z": "nanometer"}, Frame("Z", (4,), (2.5, 1.5), 0.0005, None, "um")),
+        ("zyx", {"z": "parsec"}, Frame("Z", (4,), (2.5, 1.5), None, None, "um")),
         ("tyx", {"t": "minute", "x": None}, Frame("T", (2,), None, None, 30.0, "")),
         ("xy", {"x": "parsec", "y": "parsec"}, Frame("", (), (0.5, 1.5), None, None, "parsec")),
         ("yx", {"y": None}, Frame("", (), None, None, None, "um")),
