@@ -70,7 +70,7 @@ def measure(
     cells, _, numbered = relabel_sequential(cells)
     values = image.reshape(*cells.shape, -1)
     if values.dtype.kind == "f":
-        values = values.astype(np.float64)  # in which the sums for the means are taken
+        values = values.astype(np.float64, copy=False)  # in which the sums for the means are taken
     found = regionprops_table(
         cells,
         values,

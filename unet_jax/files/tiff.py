@@ -34,8 +34,8 @@ def decode_tiff(path: Path, mapped: bool, is_mask: bool) -> tuple[np.ndarray, bo
         _check_colours(path, first, is_mask)
         series = page_series(path, tif, pages)
         # Contiguous pages were seen to be in the file as a whole.
-        mapped = mapped and len(series) == 1 and series[0].dataoffset is not None
-        mapped = mapped and _is_in_order(series[0])
+        in_file = len(series) == 1 and series[0].dataoffset is not None
+        mapped = mapped and in_file and _is_in_order(series[0])
         if not mapped:
             check_declared(path, sum(part.nbytes for part in series))
         check_lzw(path, (tif.pages[index] for index in pages))

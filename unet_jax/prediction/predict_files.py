@@ -170,10 +170,9 @@ def _write_of_all(
     Returns the page of the ranking, and a line for each result that could not be written.
     """
     ranking, problems = None, []
-    tables = [output / f"{name}_table.csv" for name in record.images_with("table")]
     try:
         if has_table or not (output / "table.csv").exists():
-            join_tables(output, tables)
+            join_tables(output, record.files("table"))
     except (OSError, ValueError) as error:
         problems.append(f"{output / 'table.csv'}: cannot be written: {one_line(error)}")
     if rank:

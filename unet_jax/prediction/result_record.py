@@ -99,9 +99,10 @@ class ResultRecord:
             for file in existing_files(self._file.parent, file_stem(image), kind):
                 file.unlink()
 
-    def images_with(self, kind: str) -> list[str]:
-        """The names of all images, also of earlier calls, that have this kind of result."""
-        return sorted(row.name for row in self._rows.values() if kind in self._kinds(row))
+    def files(self, kind: str) -> list[Path]:
+        """Those of this kind of result, of all images, also of earlier calls, by name."""
+        names = sorted(row.name for row in self._rows.values() if kind in row.kinds)
+        return [file for name in names for file in existing_files(self._file.parent, name, kind)]
 
     def _kinds(self, row: Row) -> list[str]:
         """Those whose files have not been removed since."""

@@ -144,10 +144,9 @@ def _figure(config, stored, seen, pixels, found):
     weights = weight_maps(seen_shown, class_weight, config.weight_map)
     tiles = _tiles(config, len(seen), chosen, annotated_images(seen_shown, weights))
 
-    message = "\n".join(textwrap.fill(f"Warning: {w}", 190) for w in found)
+    message = "\n".join(textwrap.fill(f"Warning: {printable(w)}", 190) for w in found)
     height = 3.9 * len(chosen) + 0.8 + 0.25 * message.count("\n")
     figure = Figure(figsize=(22, height), layout="constrained")
-    message = "\n".join(map(printable, message.split("\n")))
     figure.suptitle(message, x=0.01, ha="left", color="#b00000", fontsize=13, parse_math=False)
     rows = figure.subplots(len(chosen), 4 + _TILES, squeeze=False)
     for axes, i, example, weight, own_tiles in zip(
