@@ -168,7 +168,7 @@ def test_what_is_shown_never_gets_worse_and_learns(picture, monkeypatch):
     before = error()
     live.paint({"a": Painted(picture.image, strokes_on(picture.labels, *LINES))})
     entropies, updates = [live.left_out_entropy()], 0
-    while live.steps < 60:
+    while live.steps < 80:
         updates += live.work()
         entropies.append(live.left_out_entropy())
     assert updates > 1
@@ -217,6 +217,36 @@ def test_other_classes_than_those_of_the_network_wait_for_strokes_of_each(pictur
     part = live.probabilities("a", picture.image, slice(0, 60), slice(0, 60))
     assert part.shape == (60, 60, 3)
     np.testing.assert_allclose(part.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_weights_half_way_from_a_trusted_network_are_tried(picture, monkeypatch, is_trusted):
+    monkeypatch.setattr(learning, "_TRUSTED", -1 if is_trusted else 1)
+    monkeypatch.setattr(learning, "_STEPS_TO_TRIAL", 10)
+    start, tried = model_of(), []
+    live = LiveTraining(start)
+    monkeypatch.setattr(live, "_improve", lambda body: tried.append(body.model.params))
+    live.paint({"a": Painted(picture.image, strokes_on(picture.labels, *LINES))})
+    while live.steps < 10:
+        live.work()
+    expected = jax.tree.map(lambda x: np.asarray(x)[None], live._state.average)
+    if is_trusted:
+        expected = jax.tree.map(lambda x, y: (x + y) / 2, start.params, expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), tried[-1], expected)
+
+
+def test_trials_are_rarer_the_longer_nothing_is_painted(picture, monkeypatch):
+    monkeypatch.setattr(learning, "_STEPS_TO_TRIAL", 10)
+    live, steps = LiveTraining(model_of()), []
+    monkeypatch.setattr(live, "_improve", lambda _: steps.append(live.steps))
+    painted = {"a": Painted(picture.image, strokes_on(picture.labels, *LINES))}
+    live.paint(painted)
+    while live.steps < 80:
+        live.work()
+    live.paint(painted)
+    while live.steps < 120:
+        live.work()
+    assert steps == [0, 10, 30, 70, 80, 90, 110]
 
 
 def test_strokes_that_are_removed_no_longer_count(picture):
