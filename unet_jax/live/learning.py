@@ -11,10 +11,11 @@ of it, and some of the unpainted pixels count as what that network takes them fo
 last layer, as what the network that is fitted takes them for); unless the network that it began
 with is wrong on the strokes too often, or knows other classes.
 
-Nor do few strokes say much about which network is the better one. So a network in training is tried
-after 50 steps, then after twice as many each time; and where the one that it began with is trusted,
-what is tried are the weights half way between the two, which are better on what was not painted
-than either (Wortsman et al. 2022, Robust fine-tuning of zero-shot models).
+Nor do few strokes say much about which network is the better one: the best of many is the luckiest.
+So the network in training is tried after 50 steps, then after twice as many each time. Where the
+one that it began with is trusted, what is tried are the weights half way between the two, which
+keep more of what that one knows of all that is not painted (Wortsman et al. 2022, Robust
+fine-tuning of zero-shot models).
 """
 
 import dataclasses
@@ -101,9 +102,10 @@ class LiveTraining:
         self._optimiser = optax.adam(
             optax.warmup_constant_schedule(0.0, _LEARNING_RATE, _WARMUP_STEPS)
         )
-        params = jax.tree.map(lambda x: jnp.array(x[0]), start.params)
-        average = jax.tree.map(jnp.copy, params)
-        self._state = TrainState(jnp.int32(0), params, self._optimiser.init(params), average)
+        # Copies, as training uses them up; in NumPy and compiled as a whole, as time counts here.
+        params, average = (jax.tree.map(lambda x: np.array(x[0]), start.params) for _ in range(2))
+        moments = jax.jit(self._optimiser.init)(params)
+        self._state = TrainState(jnp.int32(0), params, moments, average)
         self._training: Iterator[Progress] | None = None
         self._shares = np.full(classes, 1 / classes)
         self._is_new = self._trusts_start = False
