@@ -46,7 +46,7 @@ _MOST_PAINTED = 10_000
 _MOST_BLOCKS = 64
 # So many of them count for the last layer, together as much as one of these numbers of painted
 # pixels; and for the whole network this share of those of which a class is at least this probable.
-_UNPAINTED, _COUNT_AS = 2000, (300, 3000)
+_UNPAINTED, _COUNT_AS = 2000, (1000, 3000)
 _SHARE, _SURE = 0.4, 0.9
 # Of the strokes of each class, averaged, on which the first network must be right to be trusted.
 _TRUSTED = 0.7
