@@ -158,6 +158,7 @@ LINES = [(row, 4, 124) for row in range(4, 124, 12)]
 
 def test_what_is_shown_never_gets_worse_and_learns(picture, monkeypatch):
     monkeypatch.setattr(learning, "_STEPS_TO_TRIAL", 10)
+    monkeypatch.setattr(learning, "_LEARNING_RATE", 3e-3)
     live = LiveTraining(model_of())
     whole = slice(0, 128), slice(0, 128)
 
@@ -247,6 +248,18 @@ def test_trials_are_rarer_the_longer_nothing_is_painted(picture, monkeypatch):
     while live.steps < 120:
         live.work()
     assert steps == [0, 10, 30, 70, 80, 90, 110]
+
+
+def test_training_goes_on_when_strokes_show_that_the_network_can_be_trusted(picture, monkeypatch):
+    live = LiveTraining(model_of())
+    painted = {"a": Painted(picture.image, strokes_on(picture.labels, *LINES))}
+    for trusted, steps in ((1, 10), (-1, 20)):
+        monkeypatch.setattr(learning, "_TRUSTED", trusted)
+        live.paint(painted)
+        while live.steps < steps:
+            live.work()
+        assert live._trusts_start == (trusted < 0)
+    assert int(live._state.step) == 20
 
 
 def test_strokes_that_are_removed_no_longer_count(picture):

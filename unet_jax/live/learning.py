@@ -52,7 +52,8 @@ _SHARE, _SURE = 0.4, 0.9
 _TRUSTED = 0.7
 # No class counts for less than this share of the pixels.
 _LEAST_SHARE = 0.02
-_LEARNING_RATE, _WARMUP_STEPS = 3e-4, 50
+# A network that is trusted is changed with care.
+_LEARNING_RATE, _LEARNING_RATE_TRUSTED, _WARMUP_STEPS = 1e-3, 3e-4, 50
 _TILE_SIDE, _AVERAGE_OVER = 172, 0.3
 _TRAIN, _LEFT_OUT = 0, 1  # of the strokes
 
@@ -99,8 +100,10 @@ class LiveTraining:
         self._start = self._body = Features(start)
         self._layer = _last_layer(start)
         self._configuration = _configuration(start, seed)
-        self._optimiser = optax.adam(
-            optax.warmup_constant_schedule(0.0, _LEARNING_RATE, _WARMUP_STEPS)
+        # Their states are alike, so that either continues where the other has stopped.
+        self._optimiser, self._optimiser_trusted = (
+            optax.adam(optax.warmup_constant_schedule(0.0, rate, _WARMUP_STEPS))
+            for rate in (_LEARNING_RATE, _LEARNING_RATE_TRUSTED)
         )
         # Copies, as training uses them up; in NumPy and compiled as a whole, as time counts here.
         params, average = (jax.tree.map(lambda x: np.array(x[0]), start.params) for _ in range(2))
@@ -216,7 +219,7 @@ class LiveTraining:
         return train(
             examples,
             self._configuration,
-            optimiser=self._optimiser,
+            optimiser=self._optimiser_trusted if self._trusts_start else self._optimiser,
             state=self._state,
             class_weight=self._class_weights(_TRAIN),
         )
