@@ -44,9 +44,9 @@ _STEPS_TO_TRIAL = 50
 _MOST_PAINTED = 10_000
 # Blocks of an image around strokes whose unpainted pixels count.
 _MOST_BLOCKS = 64
-# So many of them count for the last layer, together as much as one of these numbers of painted
-# pixels; and for the whole network this share of those of which a class is at least this probable.
-_UNPAINTED, _COUNT_AS = 2000, (1000, 3000)
+# So many of them count for the last layer, together as much as this number of painted pixels; and
+# for the whole network this share of those of which a class is at least this probable.
+_UNPAINTED, _COUNT_AS = 2000, 3000
 _SHARE, _SURE = 0.4, 0.9
 # Of the strokes of each class, averaged, on which the first network must be right to be trusted.
 _TRUSTED = 0.7
@@ -189,9 +189,8 @@ class LiveTraining:
         if not len(painted.weights):
             return False
         if self._trusts_start:
-            unpainted = self._unpainted_pixels(body, own)
-            layers = [fitted(own, _together(painted, unpainted, count)) for count in _COUNT_AS]
-            layers.append(own)
+            every = _together(painted, self._unpainted_pixels(body, own))
+            layers = [fitted(own, every), own]
         elif self._has_all_classes(_TRAIN):
             layers = [fitted(own, painted)]
         else:
@@ -264,7 +263,7 @@ class LiveTraining:
                 )
             ]
         )
-        weights = np.full(len(features), 1 / max(len(features), 1), np.float32)
+        weights = np.full(len(features), _COUNT_AS / max(len(features), 1), np.float32)
         return Pixels(features, layer.probabilities(features), weights)
 
     def _taken_for(self, name: Hashable) -> np.ndarray:
@@ -334,10 +333,8 @@ def _sampled(strokes: np.ndarray) -> np.ndarray:
     )
 
 
-def _together(painted: Pixels, unpainted: Pixels, count_as: float) -> Pixels:
-    """Both, the unpainted ones counting as so many painted ones."""
-    scaled = unpainted._replace(weights=unpainted.weights * count_as)
-    return Pixels(*map(np.concatenate, zip(painted, scaled, strict=True)))
+def _together(*pixels: Pixels) -> Pixels:
+    return Pixels(*map(np.concatenate, zip(*pixels, strict=True)))
 
 
 def _last_layer(model: Model) -> LastLayer:
