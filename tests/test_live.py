@@ -319,6 +319,26 @@ def test_a_plane_that_is_annotated_as_a_whole(picture, monkeypatch):
     assert live.left_out_entropy() > 0
 
 
+def test_of_many_strokes_some_of_each_class_count(picture, monkeypatch):
+    monkeypatch.setattr(learning, "_MOST_BLOCKS", 8)
+    monkeypatch.setattr(learning, "_TRUSTED", -1)
+    live, painted = LiveTraining(model_of()), {}
+    for name in range(12):
+        strokes = np.full((128, 128), IGNORED, np.int32)
+        strokes[10:60:10, 10:50] = 1 if name == 7 else 0
+        painted[name] = Painted(picture.image, strokes)
+    live.paint(painted)
+    assert live.work()
+    assert 7 in live._blocks and 2 < len(live._blocks) <= 8
+    for role in (learning._TRAIN, learning._LEFT_OUT):
+        pixels = live._pixels(live._body, role)
+        assert {*pixels.targets.argmax(-1)} == {0, 1}
+        # The first class counts as much as the network finds of it, however much is painted.
+        share = pixels.weights[pixels.targets[:, 0] == 1].sum() / pixels.weights.sum()
+        assert share == pytest.approx(live._shares[0] / live._shares.sum(), abs=1e-5)
+    assert sum(map(len, live._sampled.values())) == pytest.approx(2000, abs=8)
+
+
 # Saving
 
 

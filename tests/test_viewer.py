@@ -52,6 +52,11 @@ def said(panel):
     return panel._status.value
 
 
+def save(panel, folder):
+    panel.save(folder)
+    wait(lambda: str(folder) in said(panel))
+
+
 def paint(viewer, name, picture, plane=()):
     """Strokes of both classes along some rows, as by hand."""
     layer = viewer.layers[name]
@@ -96,7 +101,31 @@ def test_segmentation_can_be_cancelled(panel, viewer, pictures):
     panel.cancel()
     wait(lambda: not panel._worker)
     cells = viewer.layers["cells cells"].data
-    assert cells[0].any() and not cells[-1].any()
+    assert cells.any() and not cells[-1].any()
+    assert said(panel) == "Cancelled; what has been segmented so far stays."
+
+
+def test_planes_that_cannot_be_segmented_are_named_and_left_out(panel, viewer, pictures):
+    stack = np.stack([picture.image for picture in pictures]).astype(np.float32)
+    stack[0, 3, 3] = np.nan
+    viewer.add_image(stack, name="cells")
+    viewer.dims.set_current_step(0, 0)
+    panel._network.value = "membranes"
+    panel.segment()
+    wait(lambda: "plane 0: holds NaN" in said(panel))
+    wait(lambda: not panel._worker)
+    assert viewer.layers["cells cells"].data[1].any()
+
+
+def test_layers_that_find_no_memory_are_one_sentence(panel, viewer, pictures, monkeypatch):
+    def no_memory(*_):
+        raise MemoryError("Unable to allocate 9.31 GiB")
+
+    monkeypatch.setattr(Results, "_layer", no_memory)
+    viewer.add_image(pictures[0].image, name="cells")
+    panel.segment()
+    wait(lambda: said(panel) == "Unable to allocate 9.31 GiB")
+    wait(lambda: not panel._worker)
 
 
 def test_of_a_large_plane_only_what_is_in_view_is_segmented(panel, viewer, pictures):
@@ -128,11 +157,21 @@ def test_corrected_cells_stay_when_the_image_is_segmented_again(viewer):
     for plane in range(2):
         layer = results.write_cells((plane,), cells)
         assert layer is results.write_cells((plane,), cells)
-    layer.paint((0, 7, 7), 2)
-    again = results.write_cells((0,), cells)
+    layer.paint((1, 7, 7), 2)
+    results = Results(viewer, results.image, ("a", "b"))
+    again = results.write_cells((0,), 2 * cells)  # not the plane that has been corrected
+    assert results.write_cells((1,), 2 * cells) is again
     assert layer.name == "a cells corrected" and again.name == "a cells" and layer in viewer.layers
-    assert layer.data[0, 7, 7] == 2 and again.data[0, 7, 7] == 0
-    assert results.write_cells((1,), cells) is again
+    assert layer.data[1, 7, 7] == 2 and layer.data[0].max() == 1
+    assert (again.data == 2 * cells).all()
+
+
+def test_a_class_more_has_a_colour(viewer):
+    image = viewer.add_image(np.zeros((9, 9)), name="a")
+    for names in ("ab", "abc"):
+        shown = np.eye(len(names), dtype=np.float32)[np.full((9, 9), len(names) - 1)]
+        Results(viewer, image, names).write((), slice(0, 9), slice(0, 9), shown)
+        assert viewer.layers["a classes"].get_color(len(names))[3] == 1
 
 
 # 2. Paint
@@ -203,11 +242,28 @@ def test_corrected_cells_become_strokes(panel, viewer, pictures):
     corrected = viewer.add_labels(cells, name="corrected")
     assert panel._cells.choices == (corrected,)  # and not the strokes
     panel._cells.value = corrected
+    viewer.layers["cells strokes"].selected_label = 9  # not what is chosen in the panel
     panel.annotate()
+    assert said(panel) == "The cells are strokes now."
     strokes = viewer.layers["cells strokes"].data
     assert strokes[20, 20] == 2 and strokes[20, 29] == 1 and strokes[60, 60] == 1
     viewer.layers["cells strokes"].undo()
     assert not strokes.any()
+
+
+def test_corrected_cells_of_a_stack_are_undone_at_once(panel, viewer, pictures):
+    start_painting(panel, viewer, np.stack([picture.image for picture in pictures]))
+    cells = np.zeros((2, 128, 128), np.int32)
+    cells[:, 10:30, 10:30] = 1
+    panel._cells.value = viewer.add_labels(cells, name="corrected")
+    panel.annotate()
+    strokes = viewer.layers["cells strokes"]
+    assert (strokes.data[:, 20, 20] == 2).all()
+    strokes.undo()
+    assert not strokes.data.any()
+    viewer.layers.remove(strokes)
+    panel.annotate()
+    assert "The layer of strokes was removed" in said(panel)
 
 
 # 4. Save, predict, measure
@@ -219,7 +275,7 @@ def test_saved_run_predicts_the_same_and_is_opened_again(panel, viewer, pictures
     wait(lambda: panel._painting.learnt and panel._painting.learnt.entropy > 0)
     panel.stop()
     wait(lambda: not panel._teacher)
-    panel.save(tmp_path / "run")
+    save(panel, tmp_path / "run")
     assert said(panel).startswith("Saved in"), said(panel)
     assert panel._network.value == str(tmp_path / "run")
     panel._network.value = "learnt from strokes"
@@ -229,30 +285,58 @@ def test_saved_run_predicts_the_same_and_is_opened_again(panel, viewer, pictures
     model = unet_jax.load(tmp_path / "run")
     np.testing.assert_array_equal(found, unet_jax.predict_tiled(model, pictures[0].image)[..., 1])
 
-    panel.save(tmp_path / "run")  # once more
+    panel._tell("")
+    save(panel, tmp_path / "run")  # once more
     assert said(panel).startswith("Saved in"), said(panel)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes").touch()
-    panel.save(tmp_path / "other")
+    save(panel, tmp_path / "other")
     assert "is not empty" in said(panel)
     strokes = viewer.layers["cells strokes"].data.copy()
     viewer.layers.clear()
     panel.add_run(tmp_path / "run")
+    wait(lambda: "cells strokes" in viewer.layers)
     np.testing.assert_array_equal(viewer.layers["cells"].data, pictures[0].image)
     np.testing.assert_array_equal(viewer.layers["cells strokes"].data, strokes)
     panel.paint()
     wait(lambda: panel._painting.learnt and panel._painting.learnt.entropy > 0)
 
 
+def test_strokes_of_a_stack_count_again_when_it_is_opened(panel, viewer, pictures, tmp_path):
+    start_painting(panel, viewer, np.stack([picture.image for picture in pictures]))
+    for plane, picture in enumerate(pictures):
+        paint(viewer, "cells strokes", picture, (plane,))
+    wait(lambda: panel._painting.learnt and panel._painting.learnt.entropy > 0)
+    panel.stop()
+    wait(lambda: not panel._teacher)
+    save(panel, tmp_path / "run")
+    strokes = viewer.layers["cells strokes"].data.copy()
+    viewer.layers.clear()
+    panel.add_run(tmp_path / "run")
+    wait(lambda: "run strokes" in viewer.layers)
+    np.testing.assert_array_equal(viewer.layers["run strokes"].data, strokes)
+    assert viewer.layers["run"].data.shape == (2, 128, 128)
+    panel.paint()
+    assert len(panel._painting.painted()) == 2
+
+
+def test_nothing_is_saved_without_strokes(panel, viewer, pictures, tmp_path):
+    start_painting(panel, viewer, pictures[0].image)
+    wait(lambda: panel._painting.learnt)
+    panel.save(tmp_path / "run")
+    assert "nothing to save yet" in said(panel) and not (tmp_path / "run").exists()
+
+
 def test_a_folder_is_segmented(panel, viewer, pictures, tmp_path):
     import tifffile
 
     (tmp_path / "images").mkdir()
-    for number, picture in enumerate(pictures):
-        tifffile.imwrite(tmp_path / "images" / f"{number}.tif", picture.image)
+    tifffile.imwrite(tmp_path / "images" / "1.tif", pictures[0].image)
+    (tmp_path / "images" / "0.tif").write_bytes(b"no image")
     panel.segment_folder(tmp_path / "images")
     wait(lambda: not panel._worker)
     assert (tmp_path / "images_results" / "1_cells.tif").exists()
+    assert "2 of 2 files" in said(panel) and "0.tif: " in said(panel)
 
 
 def test_cells_are_measured(panel, viewer):
@@ -261,6 +345,7 @@ def test_cells_are_measured(panel, viewer):
     panel._image.value = viewer.add_image(np.ones((60, 60)), name="image")
     panel._cells.value = viewer.add_labels(cells, name="cells")
     panel.measure()
+    wait(lambda: "index" in viewer.layers["cells"].features)
     table = viewer.layers["cells"].features
     assert table["area_px2"].tolist() == [200] and table["index"].tolist() == [3]
 
@@ -271,7 +356,7 @@ def test_cells_are_measured(panel, viewer):
 @pytest.mark.parametrize(
     ("image", "sentence"),
     [
-        (np.zeros((40, 40, 3), np.uint8), "is an RGB image, but this network takes 1 channel"),
+        (np.zeros((40, 40, 3), np.uint8), "takes 1 channel(s), not 3; Layer > Split RGB"),
         (np.full((40, 40), np.nan), "holds NaN"),
     ],
 )
@@ -300,7 +385,11 @@ def test_nothing_to_work_on(panel, viewer):
 def test_strokes_of_another_shape(panel, viewer):
     viewer.add_labels(np.zeros((3, 4), int), name="cells strokes")
     start_painting(panel, viewer, np.zeros((60, 60)))
-    assert "cells strokes is 3x4, expected labels of 60x60" in said(panel)
+    assert said(panel) == "cells strokes is 3x4, expected 60x60 like the image."
+    viewer.layers.clear()
+    viewer.add_points(name="cells strokes")
+    start_painting(panel, viewer, np.zeros((60, 60)))
+    assert "cells strokes is needed for strokes, but holds no labels" in said(panel)
 
 
 def test_what_was_learnt_outlives_an_image_that_cannot_be_painted_on(
@@ -315,7 +404,7 @@ def test_what_was_learnt_outlives_an_image_that_cannot_be_painted_on(
     panel.paint()
     wait(lambda: not panel._teacher)
     assert "holds NaN" in said(panel) and "learnt from strokes" in panel._network.choices
-    panel.save(tmp_path / "run")
+    save(panel, tmp_path / "run")
     assert said(panel).startswith("Saved in"), said(panel)
 
 

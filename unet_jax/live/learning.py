@@ -20,6 +20,7 @@ fine-tuning of zero-shot models).
 
 import dataclasses
 from collections.abc import Hashable, Iterator, Mapping
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,11 @@ from unet_jax.training_loop import Progress, train
 _STEPS_AT_A_TIME = 10
 # Steps to the first trial of the network in training after a stroke; twice as many to the next.
 _STEPS_TO_TRIAL = 50
-# So many painted pixels of an image count for the last layer, drawn at random.
-_MOST_PAINTED = 10_000
-# Blocks of an image around strokes whose unpainted pixels count.
-_MOST_BLOCKS = 64
-# So many of them count for the last layer, together as much as this number of painted pixels; and
-# for the whole network this share of those of which a class is at least this probable.
+# What counts for the last layer, of all images together: blocks, few enough that their features
+# are kept, and painted pixels of them, drawn at random.
+_MOST_BLOCKS, _MOST_PAINTED = 64, 10_000
+# So many of their unpainted pixels, together as much as this number of painted ones; and for the
+# whole network this share of those of which a class is at least this probable.
 _UNPAINTED, _COUNT_AS = 2000, 3000
 _SHARE, _SURE = 0.4, 0.9
 # Of the strokes of each class, averaged, on which the first network must be right to be trusted.
@@ -56,6 +56,7 @@ _LEAST_SHARE = 0.02
 _LEARNING_RATE, _LEARNING_RATE_TRUSTED, _WARMUP_STEPS = 1e-3, 3e-4, 50
 _TILE_SIDE, _AVERAGE_OVER = 172, 0.3
 _TRAIN, _LEFT_OUT = 0, 1  # of the strokes
+_Part = tuple[slice, slice]  # of an image: rows and columns
 
 
 class LiveTraining:
@@ -63,21 +64,21 @@ class LiveTraining:
 
         live = LiveTraining(unet_jax.load("nuclei"))
         live.paint({"first": Painted(image, strokes)})
-        while live.work():
-            shown = live.probabilities("first", image, rows, columns)
+        while live.steps < 1000:
+            if live.work():
+                shown = live.probabilities("first", image, rows, columns)
 
     Attributes:
       is_ready: whether it can say anything about the classes that are painted.
       steps: how many steps the network in the background has been trained for.
     """
 
-    def __init__(self, start: Model, classes: int | None = None, seed: int = 0):
+    def __init__(self, start: Model, classes: int | None = None):
         """Begins with a network, whose last layer is replaced if it has other classes.
 
         Args:
           start: a single network of scale 1.
           classes: how many there are; by default those of `start`.
-          seed: another one draws other tiles.
 
         Raises:
           InputError: an ensemble, or a network that sees images at another scale.
@@ -96,10 +97,11 @@ class LiveTraining:
             start = _with(start, LastLayer(kernel, np.zeros(classes, np.float32)))
         self._painted: dict[Hashable, Painted] = {}
         self._roles: dict[Hashable, np.ndarray] = {}
+        self._blocks: dict[Hashable, list[_Part]] = {}
         self._sampled: dict[Hashable, np.ndarray] = {}
         self._start = self._body = Features(start)
         self._layer = _last_layer(start)
-        self._configuration = _configuration(start, seed)
+        self._configuration = _configuration(start)
         # Their states are alike, so that either continues where the other has stopped.
         self._optimiser, self._optimiser_trusted = (
             optax.adam(optax.warmup_constant_schedule(0.0, rate, _WARMUP_STEPS))
@@ -152,7 +154,8 @@ class LiveTraining:
             self._next_trial = min(self._next_trial, self.steps + _STEPS_TO_TRIAL)
             if not self._painted:
                 return False
-            self._sampled = {n: _sampled(p.strokes) for n, p in self._painted.items()}
+            self._blocks = _blocks_that_count(self._painted, self._roles)
+            self._sampled = _sampled(self._blocks)
             self._trusts_start = self._knows_classes and self._start_is_right() > _TRUSTED
             self._shares = self._shares_found()
             return self._improve(self._body)
@@ -220,7 +223,7 @@ class LiveTraining:
             self._configuration,
             optimiser=self._optimiser_trusted if self._trusts_start else self._optimiser,
             state=self._state,
-            class_weight=self._class_weights(_TRAIN),
+            class_weight=self._class_weights(self._counts(_TRAIN)),
         )
 
     def _start_is_right(self) -> float:
@@ -234,10 +237,14 @@ class LiveTraining:
         """Features [N, width] and classes [N] of the pixels that are trained on, or left out."""
         features = [np.empty((0, body.model.network.width), np.float32)]
         classes = [np.empty(0, np.int32)]
-        for name, (image, strokes) in self._painted.items():
-            places = np.argwhere(self._roles[name][role])
-            if len(places) > _MOST_PAINTED:
-                places = np.random.default_rng(0).choice(places, _MOST_PAINTED, replace=False)
+        for name, parts in self._blocks.items():
+            image, strokes = self._painted[name]
+            counts = np.zeros(strokes.shape, bool)
+            for part in parts:
+                counts[part] = self._roles[name][role][part]
+            places, most = np.argwhere(counts), _MOST_PAINTED // len(self._blocks)
+            if len(places) > most:
+                places = np.random.default_rng(0).choice(places, most, replace=False)
             features.append(body.at(name, image, places))
             classes.append(strokes[tuple(places.T)])
         return np.concatenate(features), np.concatenate(classes)
@@ -246,7 +253,8 @@ class LiveTraining:
         """The same for a fit."""
         features, classes = self._strokes(body, role)
         targets = np.eye(body.model.network.classes, dtype=np.float32)[classes]
-        return Pixels(features, targets, self._class_weights(role)[classes])
+        count = np.bincount(classes, minlength=targets.shape[-1])
+        return Pixels(features, targets, self._class_weights(count)[classes])
 
     def _judged(self, body: Features) -> Pixels:
         """The pixels that are left out; none while they do not hold all classes."""
@@ -255,13 +263,12 @@ class LiveTraining:
 
     def _unpainted_pixels(self, body: Features, layer: LastLayer) -> Pixels:
         """Some of the pixels around the strokes, with what the layer takes them for."""
+        unpainted = {
+            name: at[self._painted[name].strokes[tuple(at.T)] == IGNORED]
+            for name, at in self._sampled.items()
+        }
         features = np.concatenate(
-            [
-                body.at(name, image, at[strokes[tuple(at.T)] == IGNORED])
-                for (name, (image, strokes)), at in zip(
-                    self._painted.items(), self._sampled.values(), strict=True
-                )
-            ]
+            [body.at(name, self._painted[name].image, at) for name, at in unpainted.items()]
         )
         weights = np.full(len(features), _COUNT_AS / max(len(features), 1), np.float32)
         return Pixels(features, layer.probabilities(features), weights)
@@ -271,16 +278,15 @@ class LiveTraining:
         image, strokes = self._painted[name]
         rng, layer = np.random.default_rng(0), _last_layer(self._start.model)
         labels = np.full(strokes.shape, IGNORED, np.int32)
-        for part in _around(strokes):
+        for part in self._blocks.get(name, ()):
             probabilities = layer.probabilities(self._start.part(name, image, *part))
             counts = rng.random(probabilities.shape[:2]) < _SHARE
             counts &= probabilities.max(-1) > _SURE
             labels[part] = np.where(counts, probabilities.argmax(-1), IGNORED)
         return labels
 
-    def _class_weights(self, role: int) -> np.ndarray:
+    def _class_weights(self, count: np.ndarray) -> np.ndarray:
         """How much a pixel of each class counts: its share of the images by that of the strokes."""
-        count = self._counts(role)
         weights = self._shares * count.sum() / np.maximum(count, 1)
         return weights.astype(np.float32)
 
@@ -307,30 +313,58 @@ class LiveTraining:
         return bool((self._counts(role) > 0).all())
 
 
-def _around(strokes: np.ndarray) -> list[tuple[slice, slice]]:
-    """The blocks that hold strokes, and those around them; some of them, if they are many."""
+def _blocks_that_count(
+    painted: Mapping[Hashable, Painted], roles: Mapping[Hashable, np.ndarray]
+) -> dict[Hashable, list[_Part]]:
+    """The blocks that hold strokes and those around them; some of the former, if they are many."""
+    blocks = [
+        (name, y, x) for name, (_, strokes) in painted.items() for y, x in _around(strokes).tolist()
+    ]
+    if len(blocks) > _MOST_BLOCKS:
+        blocks = _drawn_blocks(painted, roles)
+    parts: dict[Hashable, list[_Part]] = {}
+    for name, y, x in blocks:
+        height, width = painted[name].strokes.shape
+        rows = slice(y * BLOCK, min((y + 1) * BLOCK, height))
+        columns = slice(x * BLOCK, min((x + 1) * BLOCK, width))
+        parts.setdefault(name, []).append((rows, columns))
+    return parts
+
+
+def _around(strokes: np.ndarray) -> np.ndarray:
+    """Which blocks hold strokes or touch one that does, int [N, 2]."""
     blocks = np.unique(np.argwhere(strokes != IGNORED) // BLOCK, axis=0)
     neighbours = np.indices((3, 3)).reshape(2, -1).T - 1
     near = np.unique((blocks[:, None] + neighbours).reshape(-1, 2), axis=0)
     last = (np.array(strokes.shape) - 1) // BLOCK
-    near = near[((near >= 0) & (near <= last)).all(1)]
-    if len(near) > _MOST_BLOCKS:
-        near = np.random.default_rng(0).choice(near, _MOST_BLOCKS, replace=False)
-    height, width = strokes.shape
-    return [
-        (slice(y, min(y + BLOCK, height)), slice(x, min(x + BLOCK, width)))
-        for y, x in (near * BLOCK).tolist()
-    ]
+    return near[((near >= 0) & (near <= last)).all(1)]
 
 
-def _sampled(strokes: np.ndarray) -> np.ndarray:
-    """Pixels around the strokes at random, int [N, 2], painted or not."""
-    blocks = _around(strokes)
+def _drawn_blocks(
+    painted: Mapping[Hashable, Painted], roles: Mapping[Hashable, np.ndarray]
+) -> list[tuple[Hashable, int, int]]:
+    """At random, of each class equally many with strokes to train on, and with those left out."""
+    holding: dict[tuple[int, int], list[tuple[Hashable, int, int]]] = {}
+    for name, (_, strokes) in painted.items():
+        for role, label in product((_TRAIN, _LEFT_OUT), np.unique(strokes[strokes != IGNORED])):
+            there = np.argwhere(roles[name][role] & (strokes == label)) // BLOCK
+            found = [(name, y, x) for y, x in np.unique(there, axis=0).tolist()]
+            holding.setdefault((role, label), []).extend(found)
+    rng, most = np.random.default_rng(0), max(_MOST_BLOCKS // len(holding), 1)
+    drawn = [found[i] for found in holding.values() for i in rng.permutation(len(found))[:most]]
+    return list(dict.fromkeys(drawn))
+
+
+def _sampled(blocks: Mapping[Hashable, list[_Part]]) -> dict[Hashable, np.ndarray]:
+    """Pixels of the blocks at random, int [N, 2], painted or not."""
     rng = np.random.default_rng(0)
-    each = -(-_UNPAINTED // len(blocks))
-    return np.concatenate(
-        [np.stack([rng.integers(line.start, line.stop, each) for line in b], 1) for b in blocks]
-    )
+    each = -(-_UNPAINTED // sum(map(len, blocks.values())))
+    return {
+        name: np.concatenate(
+            [np.stack([rng.integers(line.start, line.stop, each) for line in p], 1) for p in parts]
+        )
+        for name, parts in blocks.items()
+    }
 
 
 def _together(*pixels: Pixels) -> Pixels:
@@ -351,13 +385,13 @@ def _with(model: Model, layer: LastLayer) -> Model:
     )
 
 
-def _configuration(start: Model, seed: int) -> Configuration:
+def _configuration(start: Model) -> Configuration:
     """For training on strokes, in the background."""
     network = start.network
     return Configuration(
         model=network,
         class_names=tuple(f"class {label}" for label in range(network.classes)),
-        train=TrainSettings(seed=seed, tile_side=tile_side(network), average_over=_AVERAGE_OVER),
+        train=TrainSettings(tile_side=tile_side(network), average_over=_AVERAGE_OVER),
     )
 
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from unet_jax import checkpoint
 from unet_jax.command_line import keep_compiled_code
-from unet_jax.errors import RunFailed
+from unet_jax.errors import InputError, RunFailed
+from unet_jax.example import IGNORED
 from unet_jax.live.learning import LiveTraining
 from unet_jax.live.strokes import Painted
 from unet_jax.model import Model
@@ -66,8 +67,9 @@ class Task(NamedTuple):
 
     Attributes:
       view: what is shown.
-      painted: the strokes by plane, int32 [H, W]; None = as before.
-      images: the planes, [H, W] or [H, W, C], that have not been sent before.
+      painted: see `Desk`; None = as before.
+      images: of the planes that are shown or painted on, [H, W] or [H, W, C], those that were not
+        for the last piece of work.
     """
 
     view: View
@@ -83,7 +85,7 @@ class Desk:
       planes: of the image.
       view: what is shown now.
       process: that learns, from `start_process`.
-      painted: the strokes by plane, int32 [H, W]; another dict for each change of them.
+      painted: the labels by plane, int [H, W], see `strokes_of`; another dict for each change.
       is_closed: whether it is to end.
     """
 
@@ -109,10 +111,17 @@ def start_process() -> subprocess.Popen:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
+def strokes_of(labels: np.ndarray, classes: int) -> np.ndarray:
+    """What is painted in a layer, where 1 is the first class: as in `Painted`, int32 [H, W]."""
+    is_class = (labels > 0) & (labels <= classes)
+    return np.where(is_class, labels.astype(np.int32) - 1, IGNORED)
+
+
+def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt | InputError]:
     """Has a process learn what lies on the desk, until that is closed; yields each change.
 
-    The process has ended afterwards.
+    The process has ended afterwards. A plane that cannot be used is an error among the results;
+    the others do.
 
     Args:
       network: the folder of a run, or a network of the package, or one in memory, to begin with.
@@ -120,30 +129,43 @@ def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt]:
       desk: where new strokes are put.
 
     Raises:
-      InputError: the network or the image cannot be used.
+      InputError: the network cannot be used, or the image, or the plane that is shown first.
       RunFailed: the process has ended otherwise, such as for lack of memory.
     """
-    sent: set[Index] = set()
+    known: set[Index] = set()  # planes that the process has
+    refused: set[Index] = set()
     taught: dict[Index, np.ndarray] | None = None
+    shown: View | None = None
     with desk.process as process:
         assert process.stdin
         try:
             model = checkpoint.load(network) if isinstance(network, str) else network
-            desk.planes.check(model.channels)
+            desk.planes.check(model)
             message: object = (_on_host(model), classes)
             while not desk.is_closed:
                 answer = _ask(process, message)
+                if isinstance(answer, ValueError):
+                    raise desk.planes.named(answer)
                 if isinstance(answer, Exception):
                     raise answer
                 if answer:
                     model = answer["model"] or model
                     yield Learnt(**answer | {"model": model})
                 view, painted = desk.view, desk.painted  # other ones a moment later
-                new = {view.plane, *painted} - sent
-                images = {index: desk.planes.read(index) for index in new}
-                sent |= new
-                message = Task(view, painted if painted is not taught else None, images)
-                taught = painted
+                images = {}
+                for index in {view.plane, *painted} - known - refused:
+                    try:
+                        images[index] = desk.planes.read(index)
+                    except InputError as error:
+                        if shown is None:
+                            raise
+                        refused.add(index)
+                        yield error
+                if shown is None or view.plane not in refused:
+                    shown = view
+                usable = {index: painted[index] for index in painted.keys() - refused}
+                message = Task(shown, usable if painted is not taught else None, images)
+                known, taught = {shown.plane, *usable}, painted
         except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:  # it is gone
             if not desk.is_closed:
                 raise RunFailed(
@@ -175,16 +197,21 @@ def teach(tasks: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
     images: dict[Index, np.ndarray] = {}
+    painted: dict[Index, np.ndarray] = {}
     shown = None
     with contextlib.suppress(EOFError, BrokenPipeError):
         try:
-            live = LiveTraining(*pickle.load(tasks))
+            model, classes = pickle.load(tasks)
+            live = LiveTraining(model, classes)
             answer(None)
             while True:
                 task = pickle.load(tasks)
+                painted = painted if task.painted is None else task.painted
                 images |= task.images
+                images = {index: images[index] for index in {task.view.plane, *painted}}
                 if task.painted is not None:
-                    live.paint({i: Painted(images[i], s) for i, s in task.painted.items()})
+                    strokes = {i: strokes_of(labels, classes) for i, labels in painted.items()}
+                    live.paint({i: Painted(images[i], s) for i, s in strokes.items()})
                 steps, has_changed = live.steps, live.work()
                 if live.is_ready and (has_changed or task.view != shown):
                     shown = task.view

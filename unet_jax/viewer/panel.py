@@ -1,6 +1,7 @@
 """The plugin's panel: it shows what its threads compute, and tells them what to do."""
 
 import contextlib
+import math
 import re
 import subprocess
 import threading
@@ -26,10 +27,11 @@ from unet_jax.instances import InstanceSettings
 from unet_jax.live.saving import is_painted, open_painted, save_painted
 from unet_jax.live.strokes import Painted
 from unet_jax.measurements import measure
+from unet_jax.model import Model
 from unet_jax.prediction.image_list import image_files
 from unet_jax.prediction.predict_files import predict_files
 from unet_jax.pretrained import NETWORKS
-from unet_jax.viewer.lessons import Desk, Learnt, View, learn, start_process
+from unet_jax.viewer.lessons import Desk, Learnt, View, learn, start_process, strokes_of
 from unet_jax.viewer.planes import Index, Planes, in_view, shown_index
 from unet_jax.viewer.results import Results, class_colours, kind_made_here, made_here, placed_like
 from unet_jax.viewer.segmentation import Found, Predicted, segment
@@ -37,6 +39,7 @@ from unet_jax.viewer.segmentation import Found, Predicted, segment
 _PAINTED = "learnt from strokes"
 # Errors that say in one sentence what to change.
 _EXPECTED = (ValueError, RuntimeError, MemoryError, OSError)  # ours and JAX's among them
+_MOST_PROBLEMS = 5  # of a folder, that are told
 _MOST_WAITED = 10  # seconds, for a viewer that shows nothing any more
 _LOOK_EVERY = 200  # milliseconds, at the strokes and at what is in view
 
@@ -68,14 +71,9 @@ class _Painting:
     saved_in: set[Path] = field(default_factory=set)
 
     def painted(self) -> dict[Index, np.ndarray]:
-        """The strokes on each plane that has any, int32 [H, W]; other labels do not count."""
-        data, classes = np.asarray(self.strokes.data), len(self.names)
-        planes = np.argwhere(data.any((-2, -1))) if data.ndim > 2 else [()]
-        painted = {}
-        for plane in (tuple(map(int, index)) for index in planes):
-            labels = data[plane].astype(np.int32)
-            painted[plane] = np.where((labels > 0) & (labels <= classes), labels - 1, IGNORED)
-        return painted
+        """The labels of each plane that has any, int [H, W]; 1 is the first class."""
+        data = np.asarray(self.strokes.data)
+        return {i: data[i].copy() for i in np.ndindex(data.shape[:-2]) if data[i].any()}
 
 
 class Panel(Container):
@@ -168,15 +166,18 @@ class Panel(Container):
         self._begin_to_segment(self._layers_of(napari.layers.Image)(None))
 
     def _begin_to_segment(self, layers: list[Any]) -> None:
-        if self._worker:
-            self._tell("A segmentation is already running; cancel it, or wait until it has ended.")
-        elif not layers or layers[0] is None:
+        if not layers or layers[0] is None:
             self._tell("There is no image to segment; open one first.")
-        else:
+        elif not self._is_segmenting():
             views = [(shown_index(self._viewer, layer), in_view(layer)) for layer in layers]
             work = self._segmented(layers, views)
             self._worker = self._start(work, self._show, self._forget_worker)
             self._tell("Segmenting...", is_problem=False)
+
+    def _is_segmenting(self) -> bool:
+        if self._worker:
+            self._tell("A segmentation is already running; cancel it, or wait until it has ended.")
+        return bool(self._worker)
 
     def _segmented(self, layers, views) -> Callable[[], Iterator[Any]]:
         name = self._network.value
@@ -189,32 +190,36 @@ class Panel(Container):
             else:
                 model, settings = checkpoint.load(name), cell_settings(name)
                 class_names = model.class_names
+            done, pixels = 0, sum(math.prod(Planes.of(layer).shape) for layer in layers)
             for layer, (first, view) in zip(layers, views, strict=True):
                 planes = Planes.of(layer)
                 indices = sorted(planes.indices(), key=lambda index: index != first)
                 results = Results(self._viewer, layer, class_names)
-                try:
-                    for result in segment(model, settings, planes, indices, view):
-                        yield results, result
-                except InputError as error:
-                    yield results, error  # the other layers may do
+                for result in segment(model, settings, planes, indices, view):
+                    if isinstance(result, Predicted):
+                        done += result.probabilities[..., 0].size
+                    yield results, result, done / pixels
 
         return work
 
-    def _show(self, shown: tuple[Results, Predicted | Found | InputError]) -> None:
-        results, result = shown
+    def _show(self, shown: tuple[Results, Predicted | Found | InputError, float]) -> None:
+        results, result, share = shown
+        planes = Planes.of(results.image)
         if isinstance(result, InputError):
             self._tell(str(result))
         elif isinstance(result, Found):
             layer = results.write_cells(*result)
             if layer is not None:
                 self._cells.value = layer
-            self._tell(f"{result.cells.max()} cells found.", is_problem=False)
+            found = f"{planes.title(result.plane)}: {result.cells.max()} cells found."
+            self._tell(found, is_problem=False)
         else:
             results.write(*result)
-            if Planes.of(results.image).are_large:
-                name = results.image.name
-                self._tell(f"{name} is large: only what is in view is segmented.", is_problem=False)
+            if planes.are_large:
+                text = f"{planes.name} is large: only what is in view is segmented."
+            else:
+                text = f"Segmenting {planes.title(result.plane)}: {share:.0%}"
+            self._tell(text, is_problem=False)
 
     def segment_folder(self, folder: Path) -> None:
         """Segments the image files of a folder into FOLDER_results, as `predict.py` does."""
@@ -222,24 +227,28 @@ class Panel(Container):
         if name == _PAINTED:
             self._tell("First save the network as a run; then choose that run.")
             return
-        if self._worker:
-            self._tell("A segmentation is already running; cancel it, or wait until it has ended.")
+        if self._is_segmenting():
             return
 
         def work():
             files = image_files(folder, output)
+            problems: list[str] = []
             for number, file in enumerate(files, 1):
-                done = predict_files(name, images=file, output=output)
-                yield "; ".join([f"{number} of {len(files)} files: {output}", *done.problems])
+                try:
+                    problems += predict_files(name, images=file, output=output).problems
+                except InputError as error:  # the other files may do
+                    problems += error.args
+                done = f"{number} of {len(files)} files: {output}"
+                is_problem = bool(problems) and number == len(files)
+                yield "; ".join([done, *problems[:_MOST_PROBLEMS]]), is_problem
 
-        self._worker = self._start(
-            work, lambda text: self._tell(text, is_problem=False), self._forget_worker
-        )
+        self._worker = self._start(work, lambda said: self._tell(*said), self._forget_worker)
 
     def cancel(self) -> None:
         """Ends a segmentation after the current piece; what has been segmented stays."""
         if self._worker:
             self._worker.quit()
+            self._tell("Cancelled; what has been segmented so far stays.", is_problem=False)
 
     def _forget_worker(self) -> None:
         self._worker = None
@@ -271,12 +280,19 @@ class Panel(Container):
             options = {"metadata": made_here(image, "strokes"), **placed_like(image)}
             self._viewer.add_labels(data, name=name, **options)
         layer = self._viewer.layers[name]
-        if not isinstance(layer, napari.layers.Labels) or layer.data.shape != shape:
-            found = "x".join(map(str, layer.data.shape))
-            self._tell(f"{name} is {found}, expected labels of {'x'.join(map(str, shape))}.")
-            return None
-        layer.colormap = class_colours(classes)
-        return layer
+        if not isinstance(layer, napari.layers.Labels):
+            self._tell(f"{name} is needed for strokes, but holds no labels; rename it first.")
+        elif self._fits(layer, shape):
+            layer.colormap = class_colours(classes)
+            return layer
+        return None
+
+    def _fits(self, labels: Any, shape: tuple[int, ...]) -> bool:
+        is_fit = labels.data.shape == shape
+        if not is_fit:
+            found, expected = ("x".join(map(str, s)) for s in (labels.data.shape, shape))
+            self._tell(f"{labels.name} is {found}, expected {expected} like the image.")
+        return is_fit
 
     def _begin_to_learn(self, image: Any, strokes: Any, names: list[str]) -> None:
         network, before = self._network.value, self._painting
@@ -291,15 +307,13 @@ class Panel(Container):
         self._painting = _Painting(image, strokes, desk, results, names, settings)
         self._network.reset_choices()
 
-        def work():
-            yield from learn(network, len(names), desk)
-
         for event in (strokes.events.paint, strokes.events.set_data, strokes.events.data):
             event.connect(self._strokes_changed)
         self._viewer.layers.selection.active = strokes
         strokes.mode = "paint"
         self._choose_brush()
         forget = partial(self._forget_teacher, before)
+        work = partial(learn, network, len(names), desk)
         self._teacher = self._start(work, self._show_learnt, forget)
         self._tell("Paint a stroke of each class.", is_problem=False)
 
@@ -357,25 +371,29 @@ class Panel(Container):
     def annotate(self) -> None:
         """Makes strokes of the cells, as they are after corrections, where nothing is painted yet.
 
-        They become strokes of the chosen class, and all around them of the first one.
+        They become strokes of the class chosen under Paint, of the second one if that is the first,
+        and all around them of the first one.
         """
         painting, cells = self._painting, self._cells.value
         if not painting or cells is None or cells is painting.strokes:
             self._tell("First press Paint and train, and choose a layer of cells.")
-        elif cells.data.shape != painting.strokes.data.shape:
-            found, expected = ("x".join(map(str, x.data.shape)) for x in (cells, painting.strokes))
-            self._tell(f"{cells.name} is {found}, expected {expected} like the image.")
-        else:
-            is_cell = max(painting.strokes.selected_label - 1, 1)
-            for index in Planes.of(painting.image).indices():
-                numbers = np.asarray(cells.data[index]).astype(np.int32)
-                if numbers.any():
-                    example = Example("", numbers, (numbers > 0).astype(np.int32), numbers)
-                    labels = separated(example).labels * is_cell + 1
-                    at = np.nonzero(np.asarray(painting.strokes.data[index]) == 0)
-                    there = (*(np.full(len(at[0]), i) for i in index), *at)
-                    painting.strokes.data_setitem(there, labels[at], refresh=False)
+        elif painting.strokes not in self._viewer.layers:
+            self._tell("The layer of strokes was removed; press Paint and train again.")
+        elif self._fits(cells, painting.strokes.data.shape):
+            names, chosen = painting.names, self._brush.value
+            is_cell = max(names.index(chosen), 1) if chosen in names else 1
+            with painting.strokes.block_history():  # one step for Undo
+                for index in Planes.of(painting.image).indices():
+                    numbers = np.asarray(cells.data[index]).astype(np.int32)
+                    if numbers.any():
+                        example = Example("", numbers, (numbers > 0).astype(np.int32), numbers)
+                        labels = separated(example).labels * is_cell + 1
+                        at = np.nonzero(np.asarray(painting.strokes.data[index]) == 0)
+                        there = (*(np.full(len(at[0]), i) for i in index), *at)
+                        painting.strokes.data_setitem(there, labels[at], refresh=False)
             painting.strokes.refresh()
+            then = "" if self._teacher else "; press Paint and train to learn from them"
+            self._tell(f"The cells are strokes now{then}.", is_problem=False)
 
     # What is carried away
 
@@ -385,63 +403,91 @@ class Panel(Container):
         if image is None or cells is None:
             self._tell("Choose an image and a layer of cells.")
             return
-        index = shown_index(self._viewer, image)
-        planes = Planes.of(image)
-        if cells.data.shape != planes.shape:
-            self._tell(f"{cells.name} does not have the shape of {image.name}.")
+        index, planes = shown_index(self._viewer, image), Planes.of(image)
+        if not self._fits(cells, planes.shape):
             return
         size = image.scale[-2:][::-1] if str(image.units[-1]) == "micrometer" else None
-        with self._one_sentence():
-            table = measure(planes.read(index), np.asarray(cells.data[index]), size)
+        numbers = np.array(cells.data[index])
+
+        def work():
+            yield measure(planes.read(index), numbers, size)
+
+        def show(table):
             cells.features = {"index": table["number"], **table}
             self._viewer.window.add_dock_widget(
                 Table(value={name: list(column) for name, column in table.items()}),
                 name=f"{cells.name}: table",
             )
 
+        self._start(work, show)
+
     def save(self, folder: Path) -> None:
         """Saves the network learnt, and the strokes, as a run that the programs take."""
         painting = self._painting
-        if not painting or not painting.learnt:
+        learnt = painting.learnt if painting else None
+        labels = painting.painted() if painting else {}
+        if not painting or not learnt or not labels:
             self._tell("There is nothing to save yet; paint a stroke of each class first.")
             return
         folder = Path(folder).absolute()
-        planes = painting.desk.planes
-        with self._one_sentence():
+        planes, names = painting.desk.planes, tuple(painting.names)
+
+        def work():
             painted = {
-                _file_name(planes.name, index): Painted(planes.read(index), labels)
-                for index, labels in painting.painted().items()
+                _file_name(planes.name, index): Painted(
+                    planes.read(index), strokes_of(labels[index], len(names))
+                )
+                for index in labels
             }
             save_painted(
                 folder,
-                painting.learnt.model,
+                learnt.model,
                 painted,
-                tuple(painting.names),
-                step=painting.learnt.steps,
+                names,
+                step=learnt.steps,
                 cells=painting.cells,
                 replace=folder in painting.saved_in,
             )
+            yield f"Saved in {folder}."
+
+        def show(text):
             painting.saved_in.add(folder)
             self._choose_run(folder)
-            self._tell(f"Saved in {folder}.", is_problem=False)
+            self._tell(text, is_problem=False)
+
+        self._start(work, show)
 
     def add_run(self, folder: Path) -> None:
         """Adds a run to the networks; of one that was painted, the images and strokes as well."""
-        with self._one_sentence():
+
+        def work():
             if is_painted(Path(folder)):
-                model, painted = open_painted(folder)
+                yield open_painted(folder)
             else:
-                model, painted = checkpoint.load(folder), {}
-            self._choose_run(folder)
-            self._names.value = ", ".join(model.class_names)
-            for name, (image, strokes) in painted.items():
-                layer = self._viewer.add_image(image, name=name, rgb=image.ndim == 3)
-                self._viewer.add_labels(
-                    np.where(strokes == IGNORED, 0, strokes + 1).astype(np.uint8),
-                    name=f"{layer.name} strokes",
-                    metadata=made_here(layer, "strokes"),
-                    colormap=class_colours(model.network.classes),
-                )
+                yield checkpoint.load(folder), {}
+
+        self._start(work, partial(self._show_run, Path(folder)))
+
+    def _show_run(self, folder: Path, opened: tuple[Model, dict[str, Painted]]) -> None:
+        model, painted = opened
+        self._choose_run(folder)
+        self._names.value = ", ".join(model.class_names)
+        alike: dict[Any, list[str]] = {}
+        for name, (image, _) in painted.items():
+            alike.setdefault((image.shape, image.dtype), []).append(name)
+        for names in alike.values():  # the planes of a stack again, so that all of them count
+            image, strokes = map(np.stack, zip(*(painted[name] for name in names), strict=True))
+            title = folder.name
+            if len(names) == 1:
+                image, strokes, title = image[0], strokes[0], names[0]
+            is_rgb = painted[names[0]].image.ndim == 3
+            layer = self._viewer.add_image(image, name=title, rgb=is_rgb)
+            self._viewer.add_labels(
+                np.where(strokes == IGNORED, 0, strokes + 1).astype(np.uint8),
+                name=f"{layer.name} strokes",
+                metadata=made_here(layer, "strokes"),
+                colormap=class_colours(model.network.classes),
+            )
 
     def _choose_run(self, folder: Path) -> None:
         if str(folder) not in self._runs:
@@ -455,7 +501,7 @@ class Panel(Container):
         self,
         work: Callable[[], Iterator[Any]],
         show: Callable[[Any], None],
-        end: Callable[[], None],
+        end: Callable[[], None] = lambda: None,
     ) -> Any:
         """Runs a generator in a thread, at most two results ahead of what is shown of it."""
         ahead = threading.Semaphore(2)
@@ -470,9 +516,12 @@ class Panel(Container):
 
         def shown(result):
             ahead.release()
+            if worker.abort_requested:
+                return
             if isinstance(result, Exception):
                 self._tell(str(result))
-            else:
+                return
+            with self._one_sentence():  # there may be no memory for the layers
                 show(result)
 
         worker = thread_worker(guarded, start_thread=False)()
@@ -507,7 +556,8 @@ class Panel(Container):
     def _end(self) -> None:
         """Ends the threads after their current piece of work, and a process that has none."""
         self._timer.stop()
-        self.cancel()
+        if self._worker:
+            self._worker.quit()
         self.stop()
         if self._process:
             with self._process as process:

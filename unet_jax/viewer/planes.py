@@ -9,6 +9,7 @@ import numpy as np
 
 from unet_jax.errors import InputError
 from unet_jax.grey_values import MAX_GREY_VALUE, are_grey_values
+from unet_jax.model import Model
 
 #: Which plane of a layer, by its leading axes.
 Index = tuple[int, ...]
@@ -47,39 +48,49 @@ class Planes:
         """Whether a plane is too large to be worked on as a whole."""
         return self.shape[-2] * self.shape[-1] > MOST_PIXELS
 
-    def indices(self) -> Iterator[tuple[int, ...]]:
+    def indices(self) -> Iterator[Index]:
         """Of all planes, in order."""
         return product(*map(range, self.shape[:-2]))
 
-    def check(self, channels: int) -> None:
-        """Raises InputError if a network for this many channels cannot take them."""
+    def check(self, model: Model) -> None:
+        """Raises InputError if a network cannot take them."""
         if len(self.shape) < 2 or not all(self.shape):
             raise InputError(f"{self.name}: has no planes of pixels.")
         if np.dtype(self.data.dtype).kind not in "biuf":
             raise InputError(f"{self.name}: holds {self.data.dtype}, expected real numbers.")
         own = self.data.shape[-1] if self.is_rgb else 1
-        if own != channels:
-            kind = "is an RGB image" if self.is_rgb else "has a single channel"
+        if own != model.channels:
+            split = self.is_rgb and model.channels == 1
             raise InputError(
-                f"{self.name}: {kind}, but this network takes {channels} channel(s). "
-                "Layer > Split RGB makes single channels of an RGB image."
+                f"{self.name}: this network takes {model.channels} channel(s), not {own}"
+                + ("; Layer > Split RGB makes single ones." if split else ".")
+            )
+        if self.are_large and model.scale != 1:
+            raise InputError(
+                f"{self.name}: is too large for a network that sees images at {model.scale:g} "
+                "times their resolution; crop it first."
             )
 
-    def read(self, index: tuple[int, ...]) -> np.ndarray:
-        """One plane in memory; InputError if its pixels cannot be grey values."""
-        return self.checked(np.asarray(self.data[index]))
+    def title(self, index: Index) -> str:
+        """Of a plane, numbered as by the viewer's sliders."""
+        return f"{self.name}, plane {', '.join(map(str, index))}" if index else self.name
 
-    def checked(self, pixels: np.ndarray) -> np.ndarray:
-        """The pixels; InputError if they cannot be grey values."""
+    def read(self, index: Index, part: tuple[slice, ...] = ()) -> np.ndarray:
+        """A plane, or a part of one, in memory; InputError if its pixels cannot be grey values."""
+        pixels = np.asarray(self.data[(*index, *part)])
         if not are_grey_values(pixels):
             raise InputError(
-                f"{self.name}: holds NaN, infinite or huge pixels, expected numbers up to "
+                f"{self.title(index)}: holds NaN, infinite or huge pixels, expected numbers up to "
                 f"{MAX_GREY_VALUE:g}."
             )
         return pixels
 
+    def named(self, error: ValueError) -> InputError:
+        """What the library says of the pixels, with the layer's name."""
+        return error if isinstance(error, InputError) else InputError(f"{self.name}: {error}")
 
-def shown_index(viewer: Any, layer: Any) -> tuple[int, ...]:
+
+def shown_index(viewer: Any, layer: Any) -> Index:
     """Which plane of a layer the viewer shows."""
     planes = Planes.of(layer).shape[:-2]
     at = np.round(np.asarray(layer.world_to_data(viewer.dims.point))[: len(planes)]).astype(int)

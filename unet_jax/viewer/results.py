@@ -59,7 +59,9 @@ class Results:
         """For an image layer, and the names of the classes, the background first."""
         self._viewer, self.image = viewer, image
         self._names = tuple(class_names)
+        self._colours = class_colours(len(class_names))
         self._shape = Planes.of(image).shape
+        self._has_cells = False
 
     def write(self, plane: Index, rows: slice, columns: slice, probabilities: np.ndarray) -> None:
         """Shows probabilities, float32 [h, w, classes], and the classes of a part of a plane."""
@@ -71,6 +73,8 @@ class Results:
             layer.data[part] = probabilities[..., label]
             layer.refresh()
         classes = self._layer("classes", np.uint8)
+        if classes.colormap is not self._colours:
+            classes.colormap = self._colours
         classes.data[part] = probabilities.argmax(-1) + 1
         classes.refresh()
 
@@ -79,9 +83,12 @@ class Results:
         if self.image not in self._viewer.layers:
             return None
         layer = self._layer("cells", np.int32)
-        if _is_corrected(layer, plane):  # by hand, which stays, as a layer of the user's
+        # Before anything of an earlier segmentation is overwritten, all of its planes are compared.
+        planes = [plane] if self._has_cells else np.ndindex(self._shape[:-2])
+        if any(_is_corrected(layer, p) for p in planes):  # which stays, as a layer of the user's
             layer.name, layer.metadata = f"{layer.name} corrected", {}
             layer = self._layer("cells", np.int32)
+        self._has_cells = True
         layer.data[plane] = cells
         layer.metadata.setdefault(_WRITTEN, {})[plane] = zlib.crc32(cells.data)
         layer.refresh()
@@ -102,8 +109,6 @@ class Results:
             layer = self._viewer.add_image(data, **options)
         else:
             layer = self._viewer.add_labels(data, opacity=0.35, **options)
-        if kind == "classes":
-            layer.colormap = class_colours(len(self._names))
         strokes = f"{self.image.name} strokes"
         if strokes in self._viewer.layers:  # they stay above
             self._viewer.layers.move(self._viewer.layers.index(strokes), -1)

@@ -13,8 +13,8 @@ from unet_jax.overlap_tile import predict_block, predict_tiled
 from unet_jax.tiles import choose_tile_side, tile_step
 from unet_jax.viewer.planes import Index, Planes
 
-# Along each axis, of the pixels of a large plane by which it is normalised.
-_SAMPLED = 2048
+# Squares of a large plane by which it is normalised: their number along each axis, and side.
+_SQUARES, _SQUARE_SIDE = 16, 128
 
 
 class Predicted(NamedTuple):
@@ -46,49 +46,60 @@ def segment(
     planes: Planes,
     indices: Sequence[Index],
     view: tuple[slice, slice],
-) -> Iterator[Predicted | Found]:
+) -> Iterator[Predicted | Found | InputError]:
     """The results of `predict_tiled` and `find_cells` for some planes, what is in view first.
 
-    Of planes that are too large, only what is in view is predicted, and no cells are found.
+    Of planes that are too large, only what is in view is predicted, and no cells are found. What
+    cannot be segmented is an error among the results.
     """
-    planes.check(model.channels)
-    if planes.are_large and model.scale != 1:
-        raise InputError(
-            f"{planes.name}: is too large for a network that sees images at {model.scale:g} times "
-            "their resolution; crop it first."
-        )
+    try:
+        planes.check(model)
+    except InputError as error:
+        yield error
+        return
     for index in indices:
-        if planes.are_large:
-            rows, columns = view
-            yield Predicted(index, rows, columns, _predict_view(model, planes, index, view))
-            continue
-        image = planes.read(index)
-        height, width = image.shape[:2]
-        probabilities = np.empty((height, width, model.network.classes), np.float32)
-        if model.scale != 1:
-            predict_tiled(model, image, out=probabilities)
-            yield Predicted(index, slice(0, height), slice(0, width), probabilities)
-        else:
-            # The tiles of `predict_tiled`, one at a time.
-            side = choose_tile_side(model.network, height, width)
-            pixels = image.reshape(height, width, -1)
-            statistics = grey_value_statistics(pixels, model.percentiles)
-            for part in _blocks(height, width, tile_step(side, model.network.depth), view):
-                rows, columns = part
-                block = predict_block(model, pixels, rows, columns, statistics, tile_side=side)
-                probabilities[part] = block
-                yield Predicted(index, rows, columns, block)
-        yield Found(index, find_cells(1 - probabilities[..., 0], settings))
+        try:
+            if planes.are_large:
+                yield _predict_view(model, planes, index, view)
+            else:
+                yield from _segment_plane(model, settings, planes, index, view)
+        except ValueError as error:  # the other planes may do
+            yield planes.named(error)
+
+
+def _segment_plane(model, settings, planes, index, view):
+    image = planes.read(index)
+    height, width = image.shape[:2]
+    probabilities = np.empty((height, width, model.network.classes), np.float32)
+    if model.scale != 1:
+        predict_tiled(model, image, out=probabilities)
+        yield Predicted(index, slice(0, height), slice(0, width), probabilities)
+    else:
+        # The tiles of `predict_tiled`, one at a time.
+        side = choose_tile_side(model.network, height, width)
+        pixels = image.reshape(height, width, -1)
+        statistics = grey_value_statistics(pixels, model.percentiles)
+        for part in _blocks(height, width, tile_step(side, model.network.depth), view):
+            rows, columns = part
+            block = predict_block(model, pixels, rows, columns, statistics, tile_side=side)
+            probabilities[part] = block
+            yield Predicted(index, rows, columns, block)
+    yield Found(index, find_cells(1 - probabilities[..., 0], settings))
 
 
 def _predict_view(model, planes, index, view):
     """Of a plane that is too large to be read as a whole, normalised by some of its pixels."""
     plane = _InStore(planes, index)
-    steps = [max(1, side // _SAMPLED) for side in plane.shape[:2]]
-    sample = plane[:: steps[0], :: steps[1]]
-    statistics = grey_value_statistics(sample, model.percentiles)
+    tops, lefts = (
+        np.unique(np.linspace(0, max(side - _SQUARE_SIDE, 0), _SQUARES, dtype=int))
+        for side in plane.shape[:2]
+    )
+    squares = [plane[y : y + _SQUARE_SIDE, x : x + _SQUARE_SIDE] for y in tops for x in lefts]
+    statistics = grey_value_statistics(np.concatenate(squares), model.percentiles)
     side = choose_tile_side(model.network, *(line.stop - line.start for line in view))
-    return predict_block(model, plane, view[0], view[1], statistics, tile_side=side)
+    rows, columns = view
+    block = predict_block(model, plane, rows, columns, statistics, tile_side=side)
+    return Predicted(index, rows, columns, block)
 
 
 class _InStore:
@@ -99,7 +110,7 @@ class _InStore:
         self.shape = (*planes.shape[-2:], planes.data.shape[-1] if planes.is_rgb else 1)
 
     def __getitem__(self, part):
-        pixels = self._planes.checked(np.asarray(self._planes.data[(*self._index, *part)]))
+        pixels = self._planes.read(self._index, part)
         return pixels.reshape(*pixels.shape[:2], -1)
 
 
