@@ -120,8 +120,8 @@ def strokes_of(labels: np.ndarray, classes: int) -> np.ndarray:
 def learn(network: str | Model, classes: int, desk: Desk) -> Iterator[Learnt | InputError]:
     """Has a process learn what lies on the desk, until that is closed; yields each change.
 
-    The process has ended afterwards. A plane that cannot be used is an error among the results;
-    the others do.
+    The process has ended afterwards. A plane that cannot be used is an error among the results, and
+    the lessons go on with the others.
 
     Args:
       network: the folder of a run, or a network of the package, or one in memory, to begin with.
