@@ -9,7 +9,7 @@ import unet_jax
 from unet_jax.data.synthetic_em import synthetic_examples
 from unet_jax.errors import InputError, RunFailed
 from unet_jax.example import IGNORED, image_sha256
-from unet_jax.live import learning
+from unet_jax.live import blocks, learning
 from unet_jax.live.features import Features
 from unet_jax.live.last_layer import LastLayer, Pixels, entropy, fitted
 from unet_jax.live.learning import LiveTraining
@@ -320,7 +320,7 @@ def test_a_plane_that_is_annotated_as_a_whole(picture, monkeypatch):
 
 
 def test_of_many_strokes_some_of_each_class_count(picture, monkeypatch):
-    monkeypatch.setattr(learning, "_MOST_BLOCKS", 8)
+    monkeypatch.setattr(blocks, "_MOST", 8)
     monkeypatch.setattr(learning, "_TRUSTED", -1)
     live, painted = LiveTraining(model_of()), {}
     for name in range(12):

@@ -20,7 +20,6 @@ fine-tuning of zero-shot models).
 
 import dataclasses
 from collections.abc import Hashable, Iterator, Mapping
-from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,8 @@ import optax
 from unet_jax.configuration import Configuration, TrainSettings
 from unet_jax.errors import InputError
 from unet_jax.example import IGNORED, Example
-from unet_jax.live.features import BLOCK, Features
+from unet_jax.live.blocks import Part, blocks_that_count, sampled_pixels
+from unet_jax.live.features import Features
 from unet_jax.live.last_layer import LastLayer, Pixels, entropy, fitted
 from unet_jax.live.strokes import Painted, left_out
 from unet_jax.model import Model
@@ -41,12 +41,11 @@ from unet_jax.training_loop import Progress, train
 _STEPS_AT_A_TIME = 10
 # Steps to the first trial of the network in training after a stroke; twice as many to the next.
 _STEPS_TO_TRIAL = 50
-# What counts for the last layer, of all images together: blocks, few enough that their features
-# are kept, and painted pixels of them, drawn at random.
-_MOST_BLOCKS, _MOST_PAINTED = 64, 10_000
-# So many of their unpainted pixels, together as much as this number of painted ones; and for the
-# whole network this share of those of which a class is at least this probable.
-_UNPAINTED, _COUNT_AS = 2000, 3000
+# So many painted pixels count for the last layer, of all images together, drawn at random.
+_MOST_PAINTED = 10_000
+# Unpainted pixels count together as much as this number of painted ones for the last layer; and for
+# the whole network this share of those of which a class is at least this probable.
+_COUNT_AS = 3000
 _SHARE, _SURE = 0.4, 0.9
 # Of the strokes of each class, averaged, on which the first network must be right to be trusted.
 _TRUSTED = 0.7
@@ -56,7 +55,6 @@ _LEAST_SHARE = 0.02
 _LEARNING_RATE, _LEARNING_RATE_TRUSTED, _WARMUP_STEPS = 1e-3, 3e-4, 50
 _TILE_SIDE, _AVERAGE_OVER = 172, 0.3
 _TRAIN, _LEFT_OUT = 0, 1  # of the strokes
-_Part = tuple[slice, slice]  # of an image: rows and columns
 
 
 class LiveTraining:
@@ -97,7 +95,7 @@ class LiveTraining:
             start = _with(start, LastLayer(kernel, np.zeros(classes, np.float32)))
         self._painted: dict[Hashable, Painted] = {}
         self._roles: dict[Hashable, np.ndarray] = {}
-        self._blocks: dict[Hashable, list[_Part]] = {}
+        self._blocks: dict[Hashable, list[Part]] = {}
         self._sampled: dict[Hashable, np.ndarray] = {}
         self._start = self._body = Features(start)
         self._layer = _last_layer(start)
@@ -154,8 +152,8 @@ class LiveTraining:
             self._next_trial = min(self._next_trial, self.steps + _STEPS_TO_TRIAL)
             if not self._painted:
                 return False
-            self._blocks = _blocks_that_count(self._painted, self._roles)
-            self._sampled = _sampled(self._blocks)
+            self._blocks = blocks_that_count(self._painted, self._roles)
+            self._sampled = sampled_pixels(self._blocks)
             self._trusts_start = self._knows_classes and self._start_is_right() > _TRUSTED
             self._shares = self._shares_found()
             return self._improve(self._body)
@@ -311,60 +309,6 @@ class LiveTraining:
 
     def _has_all_classes(self, role: int) -> bool:
         return bool((self._counts(role) > 0).all())
-
-
-def _blocks_that_count(
-    painted: Mapping[Hashable, Painted], roles: Mapping[Hashable, np.ndarray]
-) -> dict[Hashable, list[_Part]]:
-    """The blocks that hold strokes and those around them; some of the former, if they are many."""
-    blocks = [
-        (name, y, x) for name, (_, strokes) in painted.items() for y, x in _around(strokes).tolist()
-    ]
-    if len(blocks) > _MOST_BLOCKS:
-        blocks = _drawn_blocks(painted, roles)
-    parts: dict[Hashable, list[_Part]] = {}
-    for name, y, x in blocks:
-        height, width = painted[name].strokes.shape
-        rows = slice(y * BLOCK, min((y + 1) * BLOCK, height))
-        columns = slice(x * BLOCK, min((x + 1) * BLOCK, width))
-        parts.setdefault(name, []).append((rows, columns))
-    return parts
-
-
-def _around(strokes: np.ndarray) -> np.ndarray:
-    """Which blocks hold strokes or touch one that does, int [N, 2]."""
-    blocks = np.unique(np.argwhere(strokes != IGNORED) // BLOCK, axis=0)
-    neighbours = np.indices((3, 3)).reshape(2, -1).T - 1
-    near = np.unique((blocks[:, None] + neighbours).reshape(-1, 2), axis=0)
-    last = (np.array(strokes.shape) - 1) // BLOCK
-    return near[((near >= 0) & (near <= last)).all(1)]
-
-
-def _drawn_blocks(
-    painted: Mapping[Hashable, Painted], roles: Mapping[Hashable, np.ndarray]
-) -> list[tuple[Hashable, int, int]]:
-    """At random, of each class equally many with strokes to train on, and with those left out."""
-    holding: dict[tuple[int, int], list[tuple[Hashable, int, int]]] = {}
-    for name, (_, strokes) in painted.items():
-        for role, label in product((_TRAIN, _LEFT_OUT), np.unique(strokes[strokes != IGNORED])):
-            there = np.argwhere(roles[name][role] & (strokes == label)) // BLOCK
-            found = [(name, y, x) for y, x in np.unique(there, axis=0).tolist()]
-            holding.setdefault((role, label), []).extend(found)
-    rng, most = np.random.default_rng(0), max(_MOST_BLOCKS // len(holding), 1)
-    drawn = [found[i] for found in holding.values() for i in rng.permutation(len(found))[:most]]
-    return list(dict.fromkeys(drawn))
-
-
-def _sampled(blocks: Mapping[Hashable, list[_Part]]) -> dict[Hashable, np.ndarray]:
-    """Pixels of the blocks at random, int [N, 2], painted or not."""
-    rng = np.random.default_rng(0)
-    each = -(-_UNPAINTED // sum(map(len, blocks.values())))
-    return {
-        name: np.concatenate(
-            [np.stack([rng.integers(line.start, line.stop, each) for line in p], 1) for p in parts]
-        )
-        for name, parts in blocks.items()
-    }
 
 
 def _together(*pixels: Pixels) -> Pixels:
