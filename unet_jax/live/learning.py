@@ -141,6 +141,7 @@ class LiveTraining:
             name: left_out(strokes, self._roles.get(name, np.zeros((2, *strokes.shape), bool)))
             for name, (_, strokes) in self._painted.items()
         }
+        self._blocks = blocks_that_count(self._painted, self._roles)
         self._is_new = True
 
     def work(self) -> bool:
@@ -152,7 +153,6 @@ class LiveTraining:
             self._next_trial = min(self._next_trial, self.steps + _STEPS_TO_TRIAL)
             if not self._painted:
                 return False
-            self._blocks = blocks_that_count(self._painted, self._roles)
             self._sampled = sampled_pixels(self._blocks)
             self._trusts_start = self._knows_classes and self._start_is_right() > _TRUSTED
             self._shares = self._shares_found()
