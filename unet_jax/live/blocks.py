@@ -48,7 +48,7 @@ def blocks_that_count(
 
 def _around(strokes: np.ndarray) -> np.ndarray:
     """Which blocks hold strokes or touch one that does, int [N, 2]."""
-    blocks = np.unique(np.argwhere(strokes != IGNORED) // BLOCK, axis=0)
+    blocks = _holding(strokes != IGNORED)
     neighbours = np.indices((3, 3)).reshape(2, -1).T - 1
     near = np.unique((blocks[:, None] + neighbours).reshape(-1, 2), axis=0)
     last = (np.array(strokes.shape) - 1) // BLOCK
@@ -62,12 +62,16 @@ def _drawn_blocks(
     holding: dict[tuple[int, int], list[tuple[Hashable, int, int]]] = {}
     for name, (_, strokes) in painted.items():
         for role, label in product(range(2), np.unique(strokes[strokes != IGNORED])):
-            there = np.argwhere(roles[name][role] & (strokes == label)) // BLOCK
-            found = [(name, y, x) for y, x in np.unique(there, axis=0).tolist()]
-            holding.setdefault((role, label), []).extend(found)
+            there = _holding(roles[name][role] & (strokes == label)).tolist()
+            holding.setdefault((role, label), []).extend((name, y, x) for y, x in there)
     rng, most = np.random.default_rng(0), max(_MOST // len(holding), 1)
     drawn = [found[i] for found in holding.values() for i in rng.permutation(len(found))[:most]]
     return list(dict.fromkeys(drawn))
+
+
+def _holding(mask: np.ndarray) -> np.ndarray:
+    """Which blocks hold pixels of a mask, int [N, 2]."""
+    return np.unique(np.argwhere(mask) // BLOCK, axis=0)
 
 
 def sampled_pixels(blocks: Mapping[Hashable, list[Part]]) -> dict[Hashable, np.ndarray]:

@@ -96,6 +96,7 @@ class LiveTraining:
         self._painted: dict[Hashable, Painted] = {}
         self._roles: dict[Hashable, np.ndarray] = {}
         self._blocks: dict[Hashable, list[Part]] = {}
+        self._counts = np.zeros((2, classes), np.int64)
         self._sampled: dict[Hashable, np.ndarray] = {}
         self._start = self._body = Features(start)
         self._layer = _last_layer(start)
@@ -142,6 +143,7 @@ class LiveTraining:
             for name, (_, strokes) in self._painted.items()
         }
         self._blocks = blocks_that_count(self._painted, self._roles)
+        self._counts = self._counted()
         self._is_new = True
 
     def work(self) -> bool:
@@ -221,7 +223,7 @@ class LiveTraining:
             self._configuration,
             optimiser=self._optimiser_trusted if self._trusts_start else self._optimiser,
             state=self._state,
-            class_weight=self._class_weights(self._counts(_TRAIN)),
+            class_weight=self._class_weights(self._counts[_TRAIN]),
         )
 
     def _start_is_right(self) -> float:
@@ -299,16 +301,16 @@ class LiveTraining:
         ]
         return np.maximum(np.concatenate(found).mean(0), _LEAST_SHARE)
 
-    def _counts(self, role: int) -> np.ndarray:
-        """How many pixels of each class are trained on, or left out."""
-        count = np.zeros(self._configuration.model.classes, np.int64)
+    def _counted(self) -> np.ndarray:
+        """How many pixels of each class are trained on, and left out, int [2, classes]."""
+        counts = np.zeros_like(self._counts)
         for name, (_, strokes) in self._painted.items():
-            labels = strokes[self._roles[name][role]]
-            count += np.bincount(labels, minlength=len(count))
-        return count
+            for count, role in zip(counts, self._roles[name], strict=True):
+                count += np.bincount(strokes[role], minlength=len(count))
+        return counts
 
     def _has_all_classes(self, role: int) -> bool:
-        return bool((self._counts(role) > 0).all())
+        return bool((self._counts[role] > 0).all())
 
 
 def _together(*pixels: Pixels) -> Pixels:

@@ -71,9 +71,13 @@ class _Painting:
     saved_in: set[Path] = field(default_factory=set)
 
     def painted(self) -> dict[Index, np.ndarray]:
-        """The labels of each plane that has any, int [H, W]; 1 is the first class."""
-        data = np.asarray(self.strokes.data)
-        return {i: data[i].copy() for i in np.ndindex(data.shape[:-2]) if data[i].any()}
+        """The labels of each plane that has strokes, int [H, W]; 1 is the first class."""
+        data, classes = np.asarray(self.strokes.data), len(self.names)
+        return {
+            index: data[index].copy()
+            for index in np.ndindex(data.shape[:-2])
+            if ((data[index] > 0) & (data[index] <= classes)).any()
+        }
 
 
 class Panel(Container):
